@@ -1,0 +1,120 @@
+r"""The decision function: from the outputs of a model to the margin of a class.
+
+For outputs :math:`f(x)` with ``C >= 2`` columns and a class ``t``,
+
+.. math:: \mathrm{margin}_t(x) = f_t(x) - \max_{j \ne t} f_j(x).
+
+The region of ``t`` is where its margin is positive, the decision boundary is where it is zero. A model with one output
+is read as the two logits ``(0, score)``: class 1 is its positive side and class 0 its negative side, so that everything
+else needs to know only one kind of model.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_boundary._captum import TargetType
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+
+__all__ = ["class_scores", "margin_and_rival", "resolve_target", "rival_scores"]
+
+
+def class_scores(output: object, n_examples: int) -> Tensor:
+    """Return a model's output as ``(N, C)`` floating-point scores with ``C >= 2``, or say what is wrong with it.
+
+    A single output (``(N,)`` or ``(N, 1)``) becomes the two columns ``(0, score)``.
+    """
+    if not isinstance(output, Tensor):
+        raise BoundaryTypeError(
+            f"The model must return one Tensor of class scores, but it returned {type(output).__name__}. "
+            "Wrap it so that it returns the scores alone, for instance lambda x: model(x)[0]."
+        )
+    if not output.is_floating_point():
+        raise BoundaryTypeError(
+            f"The model must return floating-point class scores, but it returned {output.dtype}. "
+            "Return logits in place of predicted labels."
+        )
+    if output.ndim == 1:
+        output = output[:, None]
+    if output.ndim != 2 or output.shape[0] != n_examples or output.shape[1] == 0:
+        raise BoundaryValueError(
+            f"The model must return scores of shape (N, C), or (N,) or (N, 1) for a binary model, with N = {n_examples} "
+            f"examples, but it returned shape {tuple(output.shape)}. Wrap it in a function that returns such scores."
+        )
+    if not torch.isfinite(output).all():
+        raise BoundaryValueError(
+            "The model returned NaN or infinite scores. A decision boundary needs finite scores everywhere in the "
+            "search region: look for overflow, log(0) or masked classes, or restrict the region with bounds."
+        )
+    if output.shape[1] == 1:
+        output = torch.cat([torch.zeros_like(output), output], dim=1)
+    return output if output.dtype in (torch.float32, torch.float64) else output.float()
+
+
+def rival_scores(scores: Tensor, target: Tensor) -> Tensor:
+    """``scores`` with the column of each example's target class at minus infinity."""
+    return scores.scatter(1, target[:, None], -torch.inf)
+
+
+def margin_and_rival(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Margin ``(N,)`` of ``target`` and the strongest other class ``(N,)``, from ``(N, C)`` scores."""
+    rival_score, rival = rival_scores(scores, target).max(dim=1)
+    return scores.gather(1, target[:, None]).squeeze(1) - rival_score, rival
+
+
+def resolve_target(target: TargetType, scores: Tensor, is_binary: bool) -> Tensor:
+    """Turn any of Captum's forms of ``target`` for 2-D outputs into class indices ``(N,)``.
+
+    ``None`` means the predicted class of each example. For a model with one output, ``target`` can only be ``None`` or
+    0 (Captum's index of the only output) and the class is the side on which the example lies.
+    """
+    predicted = scores.argmax(dim=1)
+    if target is None:
+        return predicted
+    n_examples, n_classes = scores.shape
+    indices = _target_indices(target, n_examples)
+    n_outputs = 1 if is_binary else n_classes
+    wrong = (indices < 0) | (indices >= n_outputs)
+    if wrong.any():
+        allowed = "None or 0, as the model has one output" if is_binary else f"between 0 and {n_outputs - 1}"
+        raise BoundaryValueError(
+            f"target must be {allowed}, but it contains {int(indices[wrong][0])} for a model with {n_outputs} output(s)."
+        )
+    return predicted if is_binary else indices.to(scores.device)
+
+
+def _target_indices(target: TargetType, n_examples: int) -> Tensor:
+    if isinstance(target, Tensor):
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise BoundaryTypeError(f"target must hold integer class indices, but its dtype is {target.dtype}.")
+        if target.numel() == 1 and target.ndim <= 1:
+            return target.detach().reshape(1).long().expand(n_examples)
+        if target.ndim != 1 or target.numel() != n_examples:
+            raise BoundaryValueError(
+                f"A target tensor must have shape ({n_examples},), one class for each example, or one element, "
+                f"but it has shape {tuple(target.shape)}."
+            )
+        return target.detach().long()
+    if isinstance(target, list):
+        if len(target) != n_examples:
+            raise BoundaryValueError(
+                f"A list of targets needs one entry for each of the {n_examples} examples, but it has {len(target)}."
+            )
+        return torch.tensor([_class_index(entry) for entry in target], dtype=torch.long)
+    return torch.full((n_examples,), _class_index(target), dtype=torch.long)
+
+
+def _class_index(entry: object) -> int:
+    """One class from an integer, or from the one-element tuple that Captum allows for 2-D outputs."""
+    if isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 1:
+        entry = entry[0]
+    if isinstance(entry, numbers.Integral) and not isinstance(entry, bool):
+        return int(entry)
+    raise BoundaryTypeError(
+        "target must be None, an int, a list of ints, a tensor of integer class indices, or one-element tuples of ints "
+        f"(the model has 2-D outputs), but it contains {entry!r} of type {type(entry).__name__}."
+    )

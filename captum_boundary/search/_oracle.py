@@ -1,0 +1,191 @@
+"""The model as an optimiser sees it: flat points in, depths and slopes out, every evaluation counted.
+
+The *depth* of a point is the margin of the target class, with the sign that makes it positive on the input's side of
+the boundary: ``depth(x) >= 0``, and a boundary is crossed where the depth becomes negative. A search needs no other
+knowledge of the model, so that leaving a region and entering one are the same problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_boundary._captum import TargetType, format_additional_forward_args, run_forward
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._margin import class_scores, margin_and_rival, resolve_target, rival_scores
+
+__all__ = ["Linearization", "MarginOracle", "check_inputs"]
+
+
+class Linearization(NamedTuple):
+    """First-order model of the decision at ``n`` points: ``value + slope . (y - point)`` is near 0 on the boundary."""
+
+    depth: Tensor  # (n,) true depth of the points
+    value: Tensor  # (n,) value of the linearised function: the depth, or the margin over one chosen class
+    slope: Tensor  # (n, D) its gradient
+
+
+def check_inputs(inputs: object) -> tuple[Tensor, ...]:
+    """Return ``inputs`` as a tuple of tensors that share their number of examples, or say what is wrong with them."""
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not tensors:
+        raise BoundaryValueError("inputs must hold at least one Tensor, but it is an empty tuple.")
+    for index, tensor in enumerate(tensors):
+        name = f"inputs[{index}]" if isinstance(inputs, tuple) else "inputs"
+        if not isinstance(tensor, Tensor):
+            raise BoundaryTypeError(f"{name} must be a Tensor or a tuple of Tensors, but it is {type(tensor).__name__}.")
+        if not tensor.is_floating_point():
+            raise BoundaryTypeError(
+                f"{name} must be floating point to be moved towards a boundary, but its dtype is {tensor.dtype}. "
+                "Convert it with .float(); for token indices, search in the space of embeddings."
+            )
+        if tensor.ndim == 0 or tensor.shape[0] == 0:
+            raise BoundaryValueError(f"{name} must hold at least one example, but its shape is {tuple(tensor.shape)}.")
+        if tensor.shape[0] != tensors[0].shape[0]:
+            raise BoundaryValueError(
+                f"All inputs must hold the same number of examples, but inputs[0] has {tensors[0].shape[0]} "
+                f"and {name} has {tensor.shape[0]}."
+            )
+        if not torch.isfinite(tensor).all():
+            rows = (~torch.isfinite(tensor)).flatten(1).any(dim=1) if tensor.ndim > 1 else ~torch.isfinite(tensor)
+            raise BoundaryValueError(f"{name} contains NaN or infinity in row(s) {rows.nonzero().flatten().tolist()}.")
+    return tensors
+
+
+class MarginOracle:
+    """Depths and slopes of a model at flat points ``(n, D)``, for chosen rows of a batch of ``N`` examples.
+
+    Points are rounded to the inputs' own dtype before the model sees them, so that what is measured is what is
+    returned to the user; all geometry is done in float32 or better.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        internal_batch_size: int | None = None,
+    ) -> None:
+        self._forward_func = forward_func
+        self._templates = tuple(tensor.detach() for tensor in inputs)
+        self._arguments = format_additional_forward_args(additional_forward_args)
+        self._chunk = internal_batch_size
+        double = any(tensor.dtype == torch.float64 for tensor in inputs)
+        self.dtype = torch.float64 if double else torch.float32
+        self.resolution = max(torch.finfo(tensor.dtype).eps for tensor in inputs)
+        self.device = inputs[0].device
+        self.x = self.pack(self._templates)
+        self.n_examples = len(self.x)
+        self.n_forward = torch.zeros(self.n_examples, dtype=torch.long, device=self.device)
+        self.n_gradient = torch.zeros_like(self.n_forward)
+        self.all_rows = torch.arange(self.n_examples, device=self.device)
+
+        with torch.no_grad():
+            scores = torch.cat([self._scores(self.x[rows], rows)[0] for rows in self._chunks(self.all_rows)])
+        self.n_classes = scores.shape[1]
+        self.target = resolve_target(target, scores, self._is_binary)
+        margin, self.rival = margin_and_rival(scores, self.target)
+        self.sign = torch.where(margin < 0, -1.0, 1.0).to(margin.dtype)
+        self.start_scores = scores
+        self.start_depth = (self.sign * margin).to(self.dtype)
+
+    def pack(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        """Flatten a tuple of ``(N, ...)`` tensors to one ``(N, D)`` tensor in the dtype of the geometry."""
+        return torch.cat([tensor.reshape(len(tensor), -1).to(self.device, self.dtype) for tensor in tensors], dim=1)
+
+    def unpack(self, points: Tensor) -> tuple[Tensor, ...]:
+        """Undo :meth:`pack`: shapes, dtypes and devices of the inputs, for any number of points."""
+        sizes = [tensor[0].numel() for tensor in self._templates]
+        return tuple(
+            part.reshape(len(points), *template.shape[1:]).to(template)
+            for part, template in zip(points.split(sizes, dim=1), self._templates, strict=True)
+        )
+
+    def round(self, points: Tensor) -> Tensor:
+        """The points as the model sees them, after rounding to the dtype of the inputs."""
+        return self.pack(self.unpack(points))
+
+    def depth(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Depth ``(n,)`` and strongest rival class ``(n,)`` at ``points`` ``(n, D)`` of the examples ``rows``."""
+        depths, rivals = [], []
+        with torch.no_grad():
+            for part, part_rows in self._pairs(points, rows):
+                margin, rival = margin_and_rival(self._scores(part, part_rows)[0], self.target[part_rows])
+                depths.append((self.sign[part_rows] * margin).to(self.dtype))
+                rivals.append(rival)
+        return torch.cat(depths), torch.cat(rivals)
+
+    def linearize(
+        self, points: Tensor, rows: Tensor, temperature: Tensor | None = None, rival: Tensor | None = None
+    ) -> Linearization:
+        """Linearise the decision at ``points``.
+
+        By default the margin itself, against the strongest rival. With ``temperature`` ``(n,)`` the maximum over
+        rivals is smoothed to a log-sum-exp, so that the slope heeds several rivals at once; with ``rival`` ``(n,)``
+        it is the margin over that class alone, where that is not -1.
+        """
+        parts = []
+        for part, part_rows, index in self._pairs(points, rows, with_index=True):
+            with torch.inference_mode(False), torch.enable_grad():
+                scores, leaves = self._scores(part, part_rows, with_grad=True)
+                target, sign = self.target[part_rows], self.sign[part_rows]
+                margin, strongest = margin_and_rival(scores.detach(), target)
+                weights = torch.zeros_like(scores)
+                if temperature is not None:
+                    others = rival_scores(scores.detach(), target)
+                    scale = temperature[index, None].to(scores).clamp_min(torch.finfo(scores.dtype).tiny)
+                    weights = torch.softmax((others - others.amax(dim=1, keepdim=True)) / scale, dim=1)
+                else:
+                    if rival is not None:
+                        strongest = torch.where(rival[index] < 0, strongest, rival[index])
+                    weights.scatter_(1, strongest[:, None], 1.0)
+                weights = -weights
+                weights.scatter_(1, target[:, None], 1.0)
+                weights *= sign[:, None]
+                value = sign * margin if rival is None else (weights * scores.detach()).sum(dim=1)
+                slope = self._slope(scores, leaves, weights)
+            self.n_gradient[part_rows] += 1
+            parts.append(((sign * margin).to(self.dtype), value.to(self.dtype), slope))
+        return Linearization(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def _slope(self, scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+        if not scores.requires_grad:  # a model that does not look at its inputs
+            return torch.zeros_like(self.pack(leaves))
+        gradients = torch.autograd.grad(scores, leaves, weights, allow_unused=True)
+        filled = tuple(
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for gradient, leaf in zip(gradients, leaves, strict=True)
+        )
+        return torch.nan_to_num(self.pack(filled))
+
+    def _scores(self, points: Tensor, rows: Tensor, with_grad: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+        leaves = tuple(tensor.requires_grad_(with_grad) for tensor in self.unpack(points.clone()))
+        output = run_forward(self._forward_func, leaves, None, self._arguments_of(rows))
+        self.n_forward[rows] += 1
+        scores = class_scores(output, len(points))
+        self._is_binary = isinstance(output, Tensor) and (output.ndim == 1 or output.shape[1] == 1)
+        return scores, leaves
+
+    def _arguments_of(self, rows: Tensor) -> tuple[Any, ...] | None:
+        """Captum's rule: tensors with one entry an example follow their examples, everything else is passed as it is."""
+        if self._arguments is None or len(rows) == self.n_examples:
+            return self._arguments
+        return tuple(
+            argument[rows.to(argument.device)]
+            if isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == self.n_examples
+            else argument
+            for argument in self._arguments
+        )
+
+    def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(self._chunk or max(len(rows), 1))
+
+    def _pairs(self, points: Tensor, rows: Tensor, with_index: bool = False) -> Iterator[Any]:
+        index = torch.arange(len(rows), device=rows.device)
+        for chunk in self._chunks(index):
+            pair = (points[chunk], rows[chunk])
+            yield (*pair, chunk) if with_index else pair
