@@ -7,17 +7,31 @@ from captum_boundary._errors import (
     BoundaryTypeError,
     BoundaryValueError,
 )
-from captum_boundary.search import BoundaryPoints, BoundarySearch, NearestBoundary
+from captum_boundary.attr import BoundaryAttribution, BoundaryIntegratedGradients, BoundarySaliency
+from captum_boundary.search import (
+    BoundaryPoints,
+    BoundarySearch,
+    ClosestBoundary,
+    FoolboxBoundary,
+    NearestBoundary,
+    PGDBoundary,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BoundaryAttribution",
     "BoundaryError",
+    "BoundaryIntegratedGradients",
     "BoundaryNotFoundError",
     "BoundaryNotFoundWarning",
     "BoundaryPoints",
+    "BoundarySaliency",
     "BoundarySearch",
     "BoundaryTypeError",
     "BoundaryValueError",
+    "ClosestBoundary",
+    "FoolboxBoundary",
     "NearestBoundary",
+    "PGDBoundary",
 ]

@@ -1,6 +1,16 @@
 """Where is the decision boundary? Searches for the closest point at which the decision of a model changes."""
 
 from captum_boundary.search.boundary_search import BoundaryPoints, BoundarySearch
+from captum_boundary.search.closest import ClosestBoundary
+from captum_boundary.search.foolbox import FoolboxBoundary
 from captum_boundary.search.nearest import NearestBoundary
+from captum_boundary.search.pgd import PGDBoundary
 
-__all__ = ["BoundaryPoints", "BoundarySearch", "NearestBoundary"]
+__all__ = [
+    "BoundaryPoints",
+    "BoundarySearch",
+    "ClosestBoundary",
+    "FoolboxBoundary",
+    "NearestBoundary",
+    "PGDBoundary",
+]

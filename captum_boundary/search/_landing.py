@@ -12,7 +12,7 @@ __all__ = ["land", "landing_band"]
 
 # How far beyond the boundary a final point lies, relative to the depth of its input: near enough to *be* the boundary
 # (distances are right to the larger number), far enough to keep its label when it is evaluated in another batch.
-_BAND = {torch.float64: (1e-10, 4e-9), torch.float32: (2e-5, 8e-5)}
+_BAND = {torch.float64: (1e-10, 4e-9), torch.float32: (1.5e-5, 6e-5)}
 # Rounding errors of scores, in units of the resolution times the largest score, that a label must survive.
 _NOISE = 1.0
 # A coarse landing stops at this fraction of the input's depth.

@@ -55,6 +55,16 @@ def check_inputs(inputs: object) -> tuple[Tensor, ...]:
     return tensors
 
 
+def _differentiable(arguments: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    """The arguments, with copies of tensors made in inference mode, through which gradients cannot pass."""
+    if arguments is None:
+        return None
+    return tuple(
+        argument.clone() if isinstance(argument, Tensor) and argument.is_inference() else argument
+        for argument in arguments
+    )
+
+
 class MarginOracle:
     """Depths and slopes of a model at flat points ``(n, D)``, for chosen rows of a batch of ``N`` examples.
 
@@ -72,7 +82,7 @@ class MarginOracle:
     ) -> None:
         self._forward_func = forward_func
         self._templates = tuple(tensor.detach() for tensor in inputs)
-        self._arguments = format_additional_forward_args(additional_forward_args)
+        self._arguments = _differentiable(format_additional_forward_args(additional_forward_args))
         self._chunk = internal_batch_size
         double = any(tensor.dtype == torch.float64 for tensor in inputs)
         self.dtype = torch.float64 if double else torch.float32
@@ -151,6 +161,17 @@ class MarginOracle:
             self.n_gradient[part_rows] += 1
             parts.append(((sign * margin).to(self.dtype), value.to(self.dtype), slope))
         return Linearization(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def scores(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Class scores ``(n, C)`` at ``points``, and what pulls weights ``(n, C)`` of them back to slopes ``(n, D)``."""
+        with torch.inference_mode(False), torch.enable_grad():
+            scores, leaves = self._scores(points, rows, with_grad=True)
+
+        def pull_back(weights: Tensor) -> Tensor:
+            self.n_gradient[rows] += 1
+            return self._slope(scores, leaves, weights)
+
+        return scores.detach(), pull_back
 
     def _slope(self, scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor) -> Tensor:
         if not scores.requires_grad:  # a model that does not look at its inputs

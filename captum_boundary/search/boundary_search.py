@@ -160,7 +160,8 @@ class BoundarySearch(Perturbation, ABC):
                 out of range, and outputs of the wrong shape.
             BoundaryNotFoundError: If ``strict`` and some example has no boundary point.
         """
-        boundary = self._find(inputs, target, additional_forward_args)
+        with torch.inference_mode(False), torch.no_grad():
+            boundary = self._find(inputs, target, additional_forward_args)
         missing = (~boundary.found).nonzero().flatten().tolist()
         if missing:
             message = _not_found_message(missing, len(boundary), self.max_distance)
@@ -185,6 +186,12 @@ class BoundarySearch(Perturbation, ABC):
     @abstractmethod
     def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
         """Points ``(N, D)`` inside ``box``, beyond the boundary wherever the search succeeded."""
+
+    def _seed(self) -> int:
+        """A seed for this call: drawn from the user's generator, or always the same."""
+        if self.generator is None:
+            return 0
+        return int(torch.randint(2**31, (1,), generator=self.generator, device=self.generator.device))
 
     def _find(self, inputs: Any, target: TargetType, additional_forward_args: object) -> BoundaryPoints:
         tensors = check_inputs(inputs)

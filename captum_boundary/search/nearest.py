@@ -10,12 +10,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from captum_boundary.search._bounds import Bounds
-from captum_boundary.search._descent import Descent
+from captum_boundary.search._approach import approach, scan
+from captum_boundary.search._descent import descend
+from captum_boundary.search._incumbents import Incumbents
+from captum_boundary.search._refinement import explore, refine
+
 from captum_boundary.search._geometry import Box
 from captum_boundary.search._oracle import MarginOracle
 from captum_boundary.search.boundary_search import BoundarySearch, check_count
 
 __all__ = ["NearestBoundary"]
+
+_FIRST_REFINEMENT = 4
+_LAST_REFINEMENT = 3
 
 
 class NearestBoundary(BoundarySearch):
@@ -46,6 +53,15 @@ class NearestBoundary(BoundarySearch):
         self.budget = budget
 
     def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
-        with tqdm(total=self.budget, desc="Nearest boundary", unit="gradient", disable=not self.show_progress) as bar:
-            descent = Descent(oracle, box, self.norm, self.budget, 0, bar)
-            return descent.run()
+        search = Incumbents(oracle, box, self.norm, self.budget, self._seed())
+        rows = oracle.all_rows
+        approach(search, rows)
+        scan(search, rows[torch.isinf(search.distance)])
+        rows = rows[torch.isfinite(search.distance)]
+        settled = refine(search, rows, search.points[rows], _FIRST_REFINEMENT)
+
+        jagged = rows[~settled]
+        descend(search, jagged, (search.left(jagged) - _LAST_REFINEMENT).clamp_min(0))
+        settled[~settled] = refine(search, jagged, search.points[jagged], _LAST_REFINEMENT)
+        explore(search, torch.cat([rows[settled], oracle.all_rows[torch.isinf(search.distance)]]).sort().values)
+        return search.points

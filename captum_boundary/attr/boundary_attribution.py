@@ -1,0 +1,367 @@
+"""Any Captum attribution, told from the decision boundary: boundary points as baselines or as the place to look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from captum.attr import GradientAttribution, IntegratedGradients, Saliency
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_boundary._captum import (
+    TargetType,
+    TensorOrTupleOfTensorsGeneric,
+    format_additional_forward_args,
+    is_tuple,
+    run_forward,
+)
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._margin import class_scores, resolve_target
+from captum_boundary.attr._calls import MethodCall, ask, ask_one_by_one, undisturbed_randomness
+from captum_boundary.attr._methods import (
+    build_method,
+    check_arguments,
+    has_delta,
+    hookable_copy,
+    hooks_modules,
+    mixes_examples,
+    takes_baselines,
+)
+from captum_boundary.attr._score import MarginScore
+from captum_boundary.search import BoundaryPoints, BoundarySearch, NearestBoundary
+from captum_boundary.search._oracle import check_inputs
+
+__all__ = ["BoundaryAttribution", "BoundaryIntegratedGradients", "BoundarySaliency"]
+
+
+class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
+    r"""Any Captum method, made to explain an input from its nearest decision boundary.
+
+    Attributions compare an input with a baseline, or look at the slope of the model at some point. The choice of either
+    is usually arbitrary. "Robust Models Are More Interpretable Because Attributions Look Normal"
+    (https://arxiv.org/abs/2103.11257) takes it from the model itself: the closest point where its decision changes.
+
+    If the method's ``attribute`` takes ``baselines``, the boundary points are its baselines (IntegratedGradients,
+    DeepLift, DeepLiftShap, GradientShap, FeatureAblation, Occlusion, ShapleyValueSampling, ShapleyValues, Lime,
+    KernelShap). If not, the method is evaluated at the boundary points in place of the inputs (Saliency,
+    InputXGradient, GuidedBackprop, Deconvolution, LRP, GuidedGradCam). NoiseTunnel does as the method that it wraps.
+    Where Captum would share baselines or gradients between examples, each is treated alone with its own boundary point.
+
+    Methods that hook the layers of a model work on a copy of it, in which every activation is a module of its own, so
+    that DeepLift runs on models with shared or in-place activations, such as torchvision's ResNets, as they are.
+
+    For a model with one output, ``score="output"`` attributes that raw output, whichever side the example lies on, and
+    ``score="margin"`` attributes it with the sign of the example's side.
+
+    Args:
+
+        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
+            ``(N, 1)`` for a binary model. Logits are best.
+        method (Callable, optional): Whatever builds a Captum attribution from a forward function: a class, a
+            ``functools.partial``, or ``lambda f: NoiseTunnel(Saliency(f))``. Default: IntegratedGradients
+        search (BoundarySearch, optional): How boundary points are found. Default: None, which means
+            ``NearestBoundary(forward_func)``
+        score (str, optional): ``"output"`` attributes the output of the target class, as the paper does; ``"margin"``
+            attributes its difference to the output of the class on the other side of the boundary, whose gradient is
+            the true normal of the boundary. Default: ``"output"``
+
+    Raises:
+
+        BoundaryTypeError: If ``method`` cannot be built or used in this way, or ``search`` is no BoundarySearch.
+        BoundaryValueError: If ``score`` is neither ``"output"`` nor ``"margin"``, or ``"margin"`` with LRP, which
+            redistributes the value of one output.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum.attr import DeepLift
+        >>> from captum_boundary import BoundaryAttribution
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+        >>> inputs = torch.randn(2, 4)
+        >>> attributions = BoundaryAttribution(model).attribute(inputs)
+        >>> attributions.shape
+        torch.Size([2, 4])
+        >>> deep_lift = BoundaryAttribution(model, DeepLift)
+        >>> attributions, delta, boundary = deep_lift.attribute(
+        ...     inputs, return_convergence_delta=True, return_boundary=True
+        ... )
+        >>> delta.abs().max().item() < 1e-4
+        True
+    """
+
+    _default_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        method: Callable[..., Any] = IntegratedGradients,
+        search: BoundarySearch | None = None,
+        score: str = "output",
+    ) -> None:
+        super().__init__(forward_func)
+        if score not in ("output", "margin"):
+            raise BoundaryValueError(f'score must be "output" or "margin", but it is {score!r}.')
+        if search is not None and not isinstance(search, BoundarySearch):
+            raise BoundaryTypeError(
+                f"search must be a BoundarySearch, such as NearestBoundary(model), but it is {type(search).__name__}."
+            )
+        self.search = NearestBoundary(forward_func) if search is None else search
+        self.method = method
+        self.score = score
+        self._prototype = build_method(method, forward_func, score)
+
+    @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        boundary: BoundaryPoints | None = None,
+        return_boundary: bool = False,
+        return_convergence_delta: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        r"""Attribute the score of the target class to every input feature, from the boundary's point of view.
+
+        Methods that draw random numbers take them from the global random states as they stand and leave these as they
+        were: the same seed gives the same attributions, and so do two calls without anything in between.
+
+        Args:
+
+            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
+                examples N, which all inputs of a tuple share.
+            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs; 0
+                or None for a model with one output. Default: None, the predicted class of each example.
+            additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
+                Tensors with N entries follow their examples. Default: None
+            boundary (BoundaryPoints, optional): Boundary points of these inputs, found before, so that several methods
+                share one search. Leave it out inside NoiseTunnel and ``sensitivity_max``, which move the inputs.
+                Default: None, search for them.
+            return_boundary (bool, optional): Return the boundary points as well. Default: False
+            return_convergence_delta (bool, optional): Return the convergence delta as well. Default: False
+            **kwargs (Any, optional): Arguments of the method's own ``attribute``, such as ``n_steps``,
+                ``internal_batch_size``, ``sliding_window_shapes`` or ``nt_samples``.
+
+        Returns:
+            **attributions**, or a tuple of **attributions** and what else was asked for, in this order:
+
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Attributions, shaped like ``inputs``. Rows without a
+              boundary point are NaN.
+            - **delta** (*Tensor*, returned if return_convergence_delta=True): For methods with baselines,
+              ``sum(attributions) - (f(inputs) - f(points))`` of the score ``f`` for each example, shape ``(N,)``; for
+              others, the method's own definition.
+            - **boundary** (*BoundaryPoints*, returned if return_boundary=True): The boundary points.
+
+        Raises:
+
+            BoundaryTypeError: For arguments of the wrong type, and unknown or missing arguments of the method.
+            BoundaryValueError: For inputs, targets and outputs of the wrong shape or value, a ``boundary`` of other
+                inputs or targets, a convergence delta that the method does not have, and ``baselines``, whose place is
+                taken.
+            BoundaryNotFoundError: If the search is strict and some example has no boundary point.
+        """
+        options = {**self._default_options, **kwargs}
+        self._check_options(options, return_convergence_delta)
+        tensors = check_inputs(inputs)
+        with undisturbed_randomness(tensors[0].device), torch.inference_mode(False), torch.enable_grad():
+            if boundary is None:
+                boundary = self.search.find(inputs, target, additional_forward_args)
+                target = None  # what it means is known from here on
+            else:
+                _check_boundary(boundary, tensors)
+            if boundary.found.any():
+                arguments = format_additional_forward_args(additional_forward_args)
+                attributions, delta = self._attribute(
+                    tensors, is_tuple(inputs), target, arguments, boundary, return_convergence_delta, options
+                )
+            else:
+                attributions, delta = inputs, boundary.margin
+        results: tuple[Any, ...] = (_nan_where_missing(attributions, boundary.found),)
+        if return_convergence_delta:
+            results += (_nan_where_missing(delta, boundary.found),)
+        if return_boundary:
+            results += (boundary,)
+        return results if len(results) > 1 else results[0]
+
+    def attribute_future(self) -> None:
+        r"""This method is not implemented for boundary attributions."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        r"""Whether the method multiplies by the difference of input and baseline (or by the input)."""
+        return bool(self._prototype.multiplies_by_inputs)
+
+    def has_convergence_delta(self) -> bool:
+        r"""Whether the method has a convergence delta for each example."""
+        return has_delta(self._prototype)
+
+    def _attribute(
+        self,
+        inputs: tuple[Tensor, ...],
+        as_tuple: bool,
+        target: TargetType,
+        arguments: tuple[Any, ...] | None,
+        boundary: BoundaryPoints,
+        with_delta: bool,
+        options: Mapping[str, Any],
+    ) -> tuple[Any, Any]:
+        """Attributions and, if asked for, delta of all examples; those of examples without a point mean nothing."""
+        points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
+        function, score_target, score_arguments = self._score_of(inputs, target, arguments, boundary)
+        method = self.method(function)
+        uses_baselines = takes_baselines(method)
+        call = MethodCall(
+            inputs=inputs if uses_baselines else points,
+            baselines=points if uses_baselines else None,
+            target=score_target,
+            arguments=score_arguments,
+        )
+        if with_delta and not uses_baselines:
+            attributions, delta = ask(method, call, as_tuple, {**options, "return_convergence_delta": True})
+            return attributions, delta
+        ask_all = ask_one_by_one if mixes_examples(method, function) else ask
+        attributions = ask_all(method, call, as_tuple, options)
+        if not with_delta:
+            return attributions, None
+        delta = GradientAttribution(function).compute_convergence_delta(
+            attributions, points, inputs, score_target, score_arguments
+        )
+        return attributions, delta
+
+    def _score_of(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: TargetType,
+        arguments: tuple[Any, ...] | None,
+        boundary: BoundaryPoints,
+    ) -> tuple[Callable[..., Any], Tensor | int | None, tuple[Any, ...] | None]:
+        """The function to attribute, with its target and additional arguments. A ``target`` of None needs no check."""
+        with torch.no_grad():
+            output = run_forward(self.forward_func, inputs, None, arguments)
+        scores = class_scores(output, len(boundary))
+        has_one_output = output.ndim == 1 or output.shape[1] == 1
+        if target is not None and not torch.equal(resolve_target(target, scores, has_one_output), boundary.target):
+            raise BoundaryValueError(
+                f"target asks for the classes {target}, but the given boundary is that of the classes "
+                f"{boundary.target.tolist()}. Leave target out, or search the boundary of the classes to explain."
+            )
+        function = self.forward_func
+        if hooks_modules(self._prototype):
+            function = hookable_copy(function, self._prototype, (*inputs, *(arguments or ())))
+        if self.score == "margin":
+            adversarial = torch.where(boundary.found, boundary.adversarial, boundary.target)
+            return MarginScore(function), None, (*(arguments or ()), boundary.target, adversarial)
+        if has_one_output:
+            return function, None if output.ndim == 1 else 0, arguments
+        return function, boundary.target, arguments
+
+    def _check_options(self, options: dict[str, Any], return_convergence_delta: bool) -> None:
+        if options.pop("baselines", None) is not None:
+            raise BoundaryValueError(
+                "baselines cannot be given, since the boundary points take their place. Points found before can be "
+                "given as boundary; for any other baseline, call the Captum method itself."
+            )
+        check_arguments(self._prototype, options)
+        if return_convergence_delta and not self.has_convergence_delta():
+            raise BoundaryValueError(
+                f"{self._prototype.get_name()} has no convergence delta for each example. Leave out "
+                "return_convergence_delta, or compare sums of attributions with compute_convergence_delta."
+            )
+
+
+class BoundarySaliency(BoundaryAttribution):
+    r"""The gradient of the model at the nearest boundary point, with its sign: a boundary-based saliency map (BSM).
+
+    The saliency map of "Robust Models Are More Interpretable Because Attributions Look Normal"
+    (https://arxiv.org/abs/2103.11257). It is a normal vector of the decision boundary for a binary model and with
+    ``score="margin"``; with the default score, it is the gradient of the target's output alone, as in the paper.
+    ``attribute(..., abs=True)`` returns magnitudes.
+
+    Args:
+
+        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
+            ``(N, 1)`` for a binary model.
+        search (BoundarySearch, optional): How boundary points are found. Default: None, which means
+            ``NearestBoundary(forward_func)``
+        score (str, optional): ``"output"`` or ``"margin"``, as for :class:`BoundaryAttribution`. Default: ``"output"``
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_boundary import BoundarySaliency
+        >>> model = torch.nn.Linear(3, 2)
+        >>> saliency = BoundarySaliency(model).attribute(torch.randn(5, 3), target=1)
+        >>> bool(torch.allclose(saliency, model.weight[1].expand(5, 3)))
+        True
+    """
+
+    _default_options = MappingProxyType({"abs": False})
+
+    def __init__(
+        self, forward_func: Callable[..., Any], search: BoundarySearch | None = None, score: str = "output"
+    ) -> None:
+        super().__init__(forward_func, Saliency, search, score)
+
+
+class BoundaryIntegratedGradients(BoundaryAttribution):
+    r"""Integrated gradients on the straight line from the nearest boundary point to the input (BIG).
+
+    The method of "Robust Models Are More Interpretable Because Attributions Look Normal"
+    (https://arxiv.org/abs/2103.11257). Attributions sum to ``f(inputs) - f(points)`` up to the convergence delta, which
+    falls as ``n_steps`` grows.
+
+    Args:
+
+        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
+            ``(N, 1)`` for a binary model.
+        search (BoundarySearch, optional): How boundary points are found. Default: None, which means
+            ``NearestBoundary(forward_func)``
+        score (str, optional): ``"output"`` or ``"margin"``, as for :class:`BoundaryAttribution`. Default: ``"output"``
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_boundary import BoundaryIntegratedGradients
+        >>> model = torch.nn.Linear(3, 2)
+        >>> inputs = torch.randn(5, 3)
+        >>> big = BoundaryIntegratedGradients(model)
+        >>> attributions, boundary = big.attribute(inputs, target=1, return_boundary=True)
+        >>> bool(torch.allclose(attributions, (inputs - boundary.points) * model.weight[1], atol=1e-5))
+        True
+    """
+
+    def __init__(
+        self, forward_func: Callable[..., Any], search: BoundarySearch | None = None, score: str = "output"
+    ) -> None:
+        super().__init__(forward_func, IntegratedGradients, search, score)
+
+
+def _check_boundary(boundary: object, inputs: tuple[Tensor, ...]) -> None:
+    if not isinstance(boundary, BoundaryPoints):
+        raise BoundaryTypeError(
+            f"boundary must be BoundaryPoints, as a search's find returns them, but it is {type(boundary).__name__}."
+        )
+    points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
+    given, needed = ([(tuple(t.shape), t.dtype, t.device) for t in tensors] for tensors in (points, inputs))
+    if given != needed:
+        raise BoundaryValueError(
+            f"boundary must hold one point for each input, of shapes, dtypes and devices {needed}, but it holds "
+            f"{given}. Search the boundary of these very inputs, or leave boundary out, as one must where NoiseTunnel "
+            "or sensitivity_max move the inputs."
+        )
+
+
+def _nan_where_missing(values: Any, found: Tensor) -> Any:
+    """``values`` without their graph, NaN in the rows of examples without a boundary point."""
+    if isinstance(values, tuple):
+        return tuple(_nan_where_missing(value, found) for value in values)
+    values = values.detach()
+    if found.all():
+        return values
+    return values.masked_fill(~found.to(values.device).view(-1, *[1] * (values.ndim - 1)), torch.nan)

@@ -1,0 +1,239 @@
+"""Any attack of Foolbox as a search for the boundary."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from tqdm.auto import tqdm
+
+from captum_boundary._errors import BoundaryError, BoundaryTypeError, BoundaryValueError
+from captum_boundary.search._geometry import Box
+from captum_boundary.search._oracle import MarginOracle
+from captum_boundary.search.boundary_search import BoundarySearch
+from captum_boundary.search.pgd import increasing_radii
+
+__all__ = ["FoolboxBoundary"]
+
+
+class FoolboxBoundary(BoundarySearch):
+    r"""Boundary points from any attack of Foolbox 3.
+
+    The attack only has to get across: its points are moved back along the straight lines to the inputs until they lie
+    on the boundary, and their labels are checked again. Examples inside the region of their target are attacked with
+    the criterion ``Misclassification``, examples outside it with ``TargetedMisclassification``, which not every attack
+    supports. Inputs of a tuple are attacked as one flat vector.
+
+    Attacks that draw random numbers, or stop all examples at once, treat an example differently in another batch. With
+    ``internal_batch_size=1`` every example is attacked alone and nothing depends on the batch.
+
+    Needs the package foolbox: ``pip install captum-boundary[foolbox]``. More details regarding Foolbox can be found in
+    its paper: https://doi.org/10.21105/joss.02607
+
+    Args:
+
+        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
+            ``(N, 1)`` for a binary model. Most attacks expect logits.
+        attack (foolbox.attacks.Attack): The attack, for example ``foolbox.attacks.DDNAttack()``. Choose one that
+            measures distance in ``norm``.
+        bounds (tuple, optional): Limits that no point leaves, two finite numbers. Foolbox knows no others.
+            Default: (0, 1)
+        epsilons (Sequence[float], optional): Increasing radii, for attacks that need a fixed one: each example keeps
+            the smallest that succeeds. Default: None, for attacks that minimise the distance themselves.
+        norm (float, optional): Norm of the distance, 2, ``math.inf`` or 1. Default: 2
+        max_distance (float, optional): Boundary points further away count as not found. Default: None
+        strict (bool, optional): Raise an error where some example has no boundary point. Default: False
+        generator (torch.Generator, optional): Source of a seed for attacks that draw random numbers. The global random
+            state is left as it was. Default: None, the same seed on every call.
+        show_progress (bool, optional): Show a progress bar of the examples that are done. Default: False
+        internal_batch_size (int, optional): Examples that are attacked at once. Default: None, all of them.
+
+    Raises:
+
+        ImportError: Where foolbox is not installed.
+        BoundaryValueError: For bounds, radii and numbers that make no sense.
+        BoundaryTypeError: For arguments of the wrong type.
+
+    Examples::
+
+        >>> from foolbox.attacks import DDNAttack
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> model.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> search = FoolboxBoundary(model, DDNAttack(steps=50))
+        >>> boundary = search.find(torch.tensor([[0.8, 0.2]]))
+        >>> boundary.found, boundary.adversarial
+        (tensor([True]), tensor([1]))
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        attack: Any,
+        *,
+        bounds: tuple[float, float] = (0, 1),
+        epsilons: Sequence[float] | None = None,
+        norm: float = 2,
+        max_distance: float | None = None,
+        strict: bool = False,
+        generator: torch.Generator | None = None,
+        show_progress: bool = False,
+        internal_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            forward_func,
+            bounds=bounds,
+            norm=norm,
+            max_distance=max_distance,
+            strict=strict,
+            generator=generator,
+            show_progress=show_progress,
+            internal_batch_size=internal_batch_size,
+        )
+        _check_attack(attack, epsilons)
+        self.limits = _two_numbers(bounds)
+        self.attack = attack
+        self.epsilons = None if epsilons is None else increasing_radii(epsilons)
+
+    def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
+        points = oracle.x.clone()
+        generator = self.generator or torch.Generator().manual_seed(0)
+        seed = int(torch.randint(2**32, (1,), generator=generator, device=generator.device))
+        inside = oracle.sign > 0
+        with tqdm(total=len(points), desc="Foolbox", unit="example", disable=not self.show_progress) as bar:
+            for group in (inside, ~inside):
+                for rows in torch.split(oracle.all_rows[group], self.internal_batch_size or len(points)):
+                    if len(rows) == 0:
+                        continue
+                    with _seeded(seed, oracle.device), torch.inference_mode(False), torch.enable_grad():
+                        points[rows] = self._attack(oracle, rows, bool(inside[rows[0]]))
+                    bar.update(len(rows))
+        return torch.where(torch.isfinite(points), points, oracle.x)
+
+    def _attack(self, oracle: MarginOracle, rows: Tensor, leave: bool) -> Tensor:
+        """The attack's points ``(n, D)`` for ``rows``, from the smallest radius that succeeds where radii are given."""
+        from foolbox.criteria import Misclassification, TargetedMisclassification
+        from foolbox.models.pytorch import PyTorchModel
+
+        criterion = Misclassification if leave else TargetedMisclassification
+        points = oracle.x[rows].clamp(*self.limits)
+        start = _shaped(oracle, points.clone())
+        todo = torch.arange(len(rows), device=rows.device)
+        for epsilon in self.epsilons or (None,):
+            active = rows[todo]
+            model = PyTorchModel(_ClassScores(oracle, active).eval(), bounds=self.limits, device=oracle.device)
+            try:
+                _, clipped, success = self.attack(
+                    model, start[todo], criterion(oracle.target[active]), epsilons=epsilon
+                )
+            except ValueError as error:
+                if isinstance(error, BoundaryError) or "unsupported criterion" not in str(error):
+                    raise
+                raise BoundaryValueError(
+                    f"{type(self.attack).__name__} cannot be used for examples {'in' if leave else 'out'}side the "
+                    f"region of their target, rows {active.tolist()}: it does not support {criterion.__name__}. "
+                    f"{'Choose another attack.' if leave else 'Choose an attack that does, or leave target=None.'}"
+                ) from error
+            points[todo[success]] = clipped.detach().flatten(1)[success]
+            todo = todo[~success]
+            if len(todo) == 0:
+                break
+        return points
+
+
+def _shaped(oracle: MarginOracle, points: Tensor) -> Tensor:
+    """Flat points in the shape of the inputs where there is one, for attacks that look for channels or pixels."""
+    inputs = oracle.unpack(points)
+    return points.reshape(inputs[0].shape) if len(inputs) == 1 and inputs[0].ndim > 1 else points
+
+
+class _ClassScores(torch.nn.Module):
+    """The model as Foolbox wants it: one tensor of points of the examples ``rows`` in, class scores ``(n, C)`` out."""
+
+    def __init__(self, oracle: MarginOracle, rows: Tensor) -> None:
+        super().__init__()
+        self.oracle, self.rows = oracle, rows
+
+    def forward(self, points: Tensor) -> Tensor:
+        if len(points) != len(self.rows):
+            raise BoundaryValueError(
+                f"The attack asked for the scores of {len(points)} points for {len(self.rows)} examples, "
+                "which cannot be told apart. Choose an attack that evaluates one point for each example."
+            )
+        scores: Tensor = _PullBack.apply(points.flatten(1), self.oracle, self.rows)
+        return scores
+
+
+class _PullBack(torch.autograd.Function):
+    """Scores that can be differentiated by the points alone.
+
+    Foolbox calls ``backward``, which would otherwise add to the gradients of the model's own parameters.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, oracle: MarginOracle, rows: Tensor) -> Tensor:
+        # Some attacks divide by the length of a vanishing gradient. The input stands in for what comes of it.
+        points = torch.where(torch.isfinite(points), points, oracle.x[rows])
+        scores, ctx.pull_back = oracle.scores(points, rows)
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.pull_back(weights), None, None
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global random states that attacks draw from, and put them back in the end."""
+    on_cuda = device.type == "cuda"
+    numpy_state = np.random.get_state()  # noqa: NPY002 (the state that attacks use)
+    with torch.random.fork_rng([device] if on_cuda else []):
+        try:
+            np.random.seed(seed)  # noqa: NPY002
+            # Not torch.manual_seed, which reaches the generators of every device.
+            torch.default_generator.manual_seed(seed)
+            if on_cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def _check_attack(attack: Any, epsilons: object) -> None:
+    try:
+        from foolbox.attacks import base
+    except ImportError as error:
+        raise ImportError(
+            "FoolboxBoundary needs the package foolbox: pip install captum-boundary[foolbox]. "
+            "NearestBoundary needs nothing more and mostly finds closer points."
+        ) from error
+    if not isinstance(attack, base.Attack):
+        raise BoundaryTypeError(
+            f"attack must be an attack of Foolbox 3, for example foolbox.attacks.DDNAttack(), but it is {attack!r}."
+        )
+    innermost = attack
+    while isinstance(innermost, base.Repeated):
+        innermost = innermost.attack
+    if epsilons is None and isinstance(innermost, base.FixedEpsilonAttack):
+        raise BoundaryValueError(
+            f"{type(innermost).__name__} needs a fixed radius: give epsilons, for example (0.1, 0.3, 1.0), of which "
+            "each example keeps the smallest that succeeds."
+        )
+
+
+def _two_numbers(bounds: Any) -> tuple[float, float]:
+    numeric = isinstance(bounds, (tuple, list)) and all(isinstance(side, numbers.Real) for side in bounds)
+    if not numeric or len(bounds) != 2 or not -math.inf < bounds[0] < bounds[1] < math.inf:
+        raise BoundaryValueError(
+            f"Foolbox needs bounds of two finite numbers, lower < upper, but they are {bounds!r}. For bounds that "
+            "differ between channels, put the normalisation inside the model and give inputs in [0, 1]."
+        )
+    return float(bounds[0]), float(bounds[1])

@@ -1,0 +1,189 @@
+"""The closest boundary by projected gradient descent in balls of growing radii."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.search._bounds import Bounds
+from captum_boundary.search._geometry import Box, length, project_onto_ball
+from captum_boundary.search._oracle import MarginOracle
+from captum_boundary.search.boundary_search import BoundarySearch, check_count
+
+__all__ = ["PGDBoundary"]
+
+
+class PGDBoundary(BoundarySearch):
+    r"""Boundary points by projected gradient descent, the search of the boundary attribution paper.
+
+    The cross-entropy of the target class is raised (lowered, where the input lies outside the region of its target) by
+    normalised gradient steps, projected onto a ball around the input and onto the bounds. Balls of growing radii are
+    tried; the first that holds a point of another class ends the search of that example, and the last such point met in
+    it is moved back along the straight line to the input until it lies on the boundary.
+
+    :class:`NearestBoundary` mostly finds closer points for fewer gradients. This search is here to reproduce the paper
+    and as a second opinion in :class:`ClosestBoundary`.
+
+    More details regarding the pipeline can be found in the original paper: https://arxiv.org/abs/2103.11257. Descent
+    within a ball is that of https://arxiv.org/abs/1706.06083.
+
+    Args:
+
+        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
+            ``(N, 1)`` for a binary model.
+        epsilons (Sequence[float], optional): Radii of the balls, increasing, in the norm of the search and the units of
+            the inputs. Default: (36/255, 64/255, 0.3, 0.5, 0.7, 0.9, 1.1), for images in [0, 1]
+        n_steps (int, optional): Steps within each ball, each of one gradient. Default: 40
+        step_size (float, optional): Length of a step, in the same units as ``epsilons`` and not relative to them.
+            Default: None, twice the radius divided by ``n_steps``
+        random_start (bool, optional): Start each ball at a random point, which lies in the same direction from every
+            example. Default: True
+        bounds (tuple, optional): Limits that no point leaves, as in :class:`BoundarySearch`. Default: None
+        norm (float, optional): Norm of the balls, the steps and the distance. A step follows the gradient for 2, its
+            sign for ``math.inf``, and the one coordinate with the steepest slope among those that the bounds leave
+            free for 1. Default: 2
+        max_distance (float, optional): Boundary points further away count as not found. Default: None
+        strict (bool, optional): Raise an error where some example has no boundary point. Default: False
+        generator (torch.Generator, optional): Source of the random start. Default: None, the same one on every call.
+        show_progress (bool, optional): Show a progress bar. Default: False
+        internal_batch_size (int, optional): Examples that pass through the model at once. Default: None, all of them.
+
+    Raises:
+
+        BoundaryValueError: For radii, steps, bounds and numbers that make no sense.
+        BoundaryTypeError: For arguments of the wrong type.
+
+    Examples::
+
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> model.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> search = PGDBoundary(model, epsilons=(0.5, 1.0), random_start=False)
+        >>> boundary = search.find(torch.tensor([[1.0, 0.0]]))
+        >>> boundary.found, boundary.adversarial
+        (tensor([True]), tensor([1]))
+        >>> bool((boundary.distance - 0.5**0.5).abs() < 1e-3)
+        True
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        epsilons: Sequence[float] = (36 / 255, 64 / 255, 0.3, 0.5, 0.7, 0.9, 1.1),
+        n_steps: int = 40,
+        step_size: float | None = None,
+        random_start: bool = True,
+        bounds: Bounds = None,
+        norm: float = 2,
+        max_distance: float | None = None,
+        strict: bool = False,
+        generator: torch.Generator | None = None,
+        show_progress: bool = False,
+        internal_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            forward_func,
+            bounds=bounds,
+            norm=norm,
+            max_distance=max_distance,
+            strict=strict,
+            generator=generator,
+            show_progress=show_progress,
+            internal_batch_size=internal_batch_size,
+        )
+        check_count("n_steps", n_steps)
+        if step_size is not None and not 0 < step_size < math.inf:
+            raise BoundaryValueError(f"step_size must be positive and finite, or None, but it is {step_size!r}.")
+        self.epsilons = increasing_radii(epsilons)
+        self.n_steps = n_steps
+        self.step_size = step_size
+        self.random_start = random_start
+
+    def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
+        points = oracle.x.clone()
+        rows = oracle.all_rows
+        start = self._start(oracle)
+        n_steps = len(self.epsilons) * self.n_steps
+        with tqdm(total=n_steps, desc="PGD boundary", unit="step", disable=not self.show_progress) as bar:
+            for radius in self.epsilons:
+                ends, crossed = self._descend(oracle, box.of(rows), rows, radius, start, bar)
+                points[rows[crossed]] = ends[crossed]
+                rows = rows[~crossed]
+                if len(rows) == 0:
+                    break
+        return points
+
+    def _start(self, oracle: MarginOracle) -> Tensor:
+        """A point ``(1, D)`` of the unit ball: one for all examples, so that none depends on its place in the batch."""
+        size = (1, oracle.x.shape[1])
+        if not self.random_start:
+            return torch.zeros(size, dtype=oracle.dtype, device=oracle.device)
+        generator = self.generator or torch.Generator().manual_seed(0)
+        options: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": torch.float64}
+        if self.norm == math.inf:
+            start = 2 * torch.rand(size, **options) - 1
+        else:
+            direction = torch.randn(size, **options)
+            start = direction / length(direction, self.norm) * torch.rand(1, **options) ** (1 / size[1])
+        return start.to(oracle.x)
+
+    def _descend(
+        self, oracle: MarginOracle, box: Box, rows: Tensor, radius: float, start: Tensor, bar: tqdm[Any]
+    ) -> tuple[Tensor, Tensor]:
+        """The last iterates of ``rows`` beyond the boundary within one ball, and for which rows there is one."""
+        x = oracle.x[rows]
+        radii = torch.full_like(x[:, 0], radius)
+        step_size = 2 * radius / self.n_steps if self.step_size is None else self.step_size
+        ends, crossed = x.clone(), torch.zeros_like(rows, dtype=torch.bool)
+
+        def keep(points: Tensor, depth: Tensor) -> None:
+            beyond = depth < 0
+            ends[beyond] = points[beyond]
+            crossed.logical_or_(beyond)
+
+        points = box.clamp(x + radius * start)
+        for _ in range(self.n_steps):
+            # The gradient of the cross-entropy, -log p_t, is that of the log-odds of t times -(1 - p_t). Steps are
+            # normalised, so both make the same ones, but the log-odds do not vanish where the model is confident.
+            slope = oracle.linearize(points, rows, temperature=torch.ones_like(radii))
+            keep(points, slope.depth)
+            points = points - step_size * _steepest(slope.slope, points, box, self.norm)
+            points = box.clamp(x + project_onto_ball(points - x, radii, self.norm))
+            bar.update()
+        keep(points, oracle.depth(points, rows)[0])
+        return ends, crossed
+
+
+def increasing_radii(epsilons: Sequence[float]) -> tuple[float, ...]:
+    """Return radii as a tuple, or say what is wrong with them."""
+    if isinstance(epsilons, str) or not isinstance(epsilons, Sequence):
+        raise BoundaryTypeError(f"epsilons must be a sequence of numbers, but it is {type(epsilons).__name__}.")
+    if not all(isinstance(radius, numbers.Real) for radius in epsilons):
+        raise BoundaryTypeError(f"epsilons must be a sequence of numbers, but it is {epsilons!r}.")
+    radii = tuple(float(radius) for radius in epsilons)
+    positive = all(0 < radius < math.inf for radius in radii)
+    if not radii or not positive or any(a >= b for a, b in pairwise(radii)):
+        raise BoundaryValueError(
+            f"epsilons must hold positive, finite radii, each larger than the one before, but it is {epsilons!r}."
+        )
+    return radii
+
+
+def _steepest(slope: Tensor, points: Tensor, box: Box, norm: float) -> Tensor:
+    """Vectors ``(n, D)`` of unit norm (zero for a zero slope) along which the depth rises fastest."""
+    if norm == math.inf:
+        return slope.sign()
+    if norm == 2:
+        return torch.nn.functional.normalize(slope, dim=1, eps=torch.finfo(slope.dtype).tiny)
+    # A coordinate that already lies at its bound would use up the whole step and move nothing.
+    free = torch.where(slope > 0, points > box.lower, points < box.upper)
+    index = (slope.abs() * free).argmax(dim=1, keepdim=True)
+    return torch.zeros_like(slope).scatter_(1, index, slope.gather(1, index).sign())

@@ -1,0 +1,112 @@
+"""The nearest of several searches, example by example."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from captum_boundary import (
+    BoundaryNotFoundError,
+    BoundaryNotFoundWarning,
+    BoundarySearch,
+    BoundaryTypeError,
+    BoundaryValueError,
+    ClosestBoundary,
+    PGDBoundary,
+)
+
+
+class Detour(BoundarySearch):
+    """Crosses the boundary along one fixed direction."""
+
+    def __init__(self, forward_func, direction, **options):
+        super().__init__(forward_func, **options)
+        self.direction = torch.tensor(direction, dtype=torch.float64)
+
+    def _cross(self, oracle, box):
+        return oracle.x + 10 * self.direction
+
+
+def corner(x):
+    """Class 1 where either coordinate exceeds 1."""
+    return x.amax(dim=1) - 1
+
+
+INPUTS = torch.tensor([[0.5, 0.0], [0.0, 0.8], [-1.0, -3.0]], dtype=torch.float64)
+ACROSS, UP = Detour(corner, (1.0, 0.0)), Detour(corner, (0.0, 1.0))
+
+
+def test_every_example_gets_its_nearest_point():
+    boundary = ClosestBoundary([ACROSS, UP]).find(INPUTS)
+    expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -3.0]], dtype=torch.float64)
+    torch.testing.assert_close(boundary.points, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(boundary.distance, torch.tensor([0.5, 0.2, 2.0]).double(), rtol=0, atol=1e-6)
+    assert boundary.target.tolist() == [0, 0, 0]
+    assert boundary.adversarial.tolist() == [1, 1, 1]
+
+
+def test_a_row_is_taken_whole_from_one_search():
+    closest, across, up = (search.find(INPUTS) for search in (ClosestBoundary([ACROSS, UP]), ACROSS, UP))
+    for row, chosen in enumerate([across, up, across]):
+        for name in ("points", "target", "adversarial", "distance", "margin", "found"):
+            assert torch.equal(getattr(closest, name)[row], getattr(chosen, name)[row])
+
+
+def test_evaluations_add_up():
+    closest, across, up = (search.find(INPUTS) for search in (ClosestBoundary([ACROSS, UP, UP]), ACROSS, UP))
+    assert torch.equal(closest.n_forward, across.n_forward + 2 * up.n_forward)
+    assert torch.equal(closest.n_gradient, across.n_gradient + 2 * up.n_gradient)
+
+
+def test_the_earlier_search_wins_a_tie():
+    inputs = torch.zeros(1, 2, dtype=torch.float64)
+    assert torch.equal(ClosestBoundary([UP, ACROSS]).perturb(inputs), UP.perturb(inputs))
+
+
+def test_it_can_be_nested_and_holds_one_search():
+    expected = ClosestBoundary([ACROSS, UP]).perturb(INPUTS)
+    assert torch.equal(ClosestBoundary([ClosestBoundary([ACROSS]), UP]).perturb(INPUTS), expected)
+
+
+def test_inputs_of_a_tuple_stay_together():
+    def model(first, second):
+        return corner(torch.cat([first, second], dim=1))
+
+    searches = [Detour(model, (1.0, 0.0)), Detour(model, (0.0, 1.0))]
+    first, second = ClosestBoundary(searches).find((INPUTS[:, :1], INPUTS[:, 1:])).points
+    assert torch.equal(torch.cat([first, second], dim=1), ClosestBoundary([ACROSS, UP]).perturb(INPUTS))
+
+
+def test_only_what_no_search_finds_is_reported():
+    searches = [Detour(corner, direction, max_distance=1.0, strict=True) for direction in [(1.0, 0.0), (0.0, 1.0)]]
+    with pytest.warns(BoundaryNotFoundWarning, match=r"1 of 3 examples, row\(s\) 2") as caught:
+        boundary = ClosestBoundary(searches).find(INPUTS)
+    assert len(caught) == 1
+    assert boundary.found.tolist() == [True, True, False]
+    assert torch.equal(boundary.points[2], INPUTS[2])
+    assert boundary.distance[2] == math.inf
+    assert boundary.adversarial[2] == -1
+    with pytest.raises(BoundaryNotFoundError, match=r"row\(s\) 2"):
+        ClosestBoundary(searches, strict=True).find(INPUTS)
+
+
+def test_its_model_and_norm_are_those_of_the_searches():
+    model = nn.Linear(2, 2)
+    searches = [PGDBoundary(model, norm=math.inf), PGDBoundary(model, norm=math.inf)]
+    closest = ClosestBoundary(searches)
+    assert closest.forward_func is model
+    assert closest.norm == math.inf
+
+
+def test_bad_searches_are_refused():
+    with pytest.raises(BoundaryValueError, match="at least one BoundarySearch"):
+        ClosestBoundary([])
+    with pytest.raises(BoundaryTypeError, match="must be a list of searches, but it is Detour"):
+        ClosestBoundary(UP)
+    with pytest.raises(BoundaryTypeError, match=r"searches\[1\] must be a BoundarySearch, but it is function"):
+        ClosestBoundary([UP, corner])
+    with pytest.raises(BoundaryValueError, match=r"share their norm.* but their norms are \[2, inf\]"):
+        ClosestBoundary([UP, Detour(corner, (1.0, 0.0), norm=math.inf)])

@@ -1,0 +1,240 @@
+"""Projections against SciPy's solvers, and the crossing of a boundary on a segment."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog, minimize
+
+from captum_boundary.search._geometry import (
+    Box,
+    find_crossing,
+    length,
+    project_onto_ball,
+    project_onto_hyperplane,
+    row_dot,
+)
+
+NORMS = [1, 2, math.inf]
+DUAL = {1: math.inf, 2: 2, math.inf: 1}
+every_norm = pytest.mark.parametrize("norm", NORMS)
+thorough = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+def vectors(size, low=-3.0, high=3.0):
+    return st.lists(st.integers(int(low * 100), int(high * 100)).map(lambda n: n / 100), min_size=size, max_size=size)
+
+
+@st.composite
+def problems(draw, bounded=True):
+    """A point, a normal, and the box around the point, all as float64 arrays of one size."""
+    size = draw(st.integers(1, 6))
+    x, normal = np.array(draw(vectors(size))), np.array(draw(vectors(size)))
+    if not bounded:
+        return x, normal, np.full(size, -np.inf), np.full(size, np.inf)
+    below, above = np.array(draw(vectors(size, 0.0, 2.0))), np.array(draw(vectors(size, 0.0, 2.0)))
+    open_ = np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    return x, normal, np.where(open_, -np.inf, x - below), x + above
+
+
+def largest_drop(x, normal, lower, upper):
+    """The furthest that the box reaches along the normal (3, where it has no end)."""
+    gains = np.where(normal > 0, normal * (x - lower), 0.0) + np.where(normal < 0, normal * (x - upper), 0.0)
+    total = float(np.where(normal == 0, 0.0, gains).sum())
+    return min(total, 3.0)
+
+
+def project(x, normal, lower, upper, drop, norm):
+    batch = (torch.tensor(array)[None] for array in (x, normal, lower, upper))
+    point, slope, *sides = batch
+    return project_onto_hyperplane(point, slope, torch.tensor([drop], dtype=torch.float64), Box(*sides), norm)[
+        0
+    ].numpy()
+
+
+def shortest_move(x, normal, lower, upper, drop, norm):
+    """Length of the shortest move ``m`` with ``normal . m = drop`` and ``x - m`` in the box, by a general solver."""
+    size = len(x)
+    limits = list(zip(x - upper, x - lower, strict=True))
+    if norm == 2:
+        start = x - project(x, normal, lower, upper, drop, 1)  # a feasible start that the l2 code has no part in
+        solution = minimize(
+            lambda move: move @ move,
+            start,
+            jac=lambda move: 2 * move,
+            bounds=limits,
+            constraints={"type": "eq", "fun": lambda move: normal @ move - drop, "jac": lambda move: normal},
+            method="SLSQP",
+            options={"ftol": 1e-14, "maxiter": 500},
+        )
+        return float(np.linalg.norm(solution.x))
+    # Linear programmes in (move, size of the move): one bound for all coordinates, or one for each.
+    n_sizes = 1 if norm == math.inf else size
+    spread = np.ones((size, 1)) if norm == math.inf else np.eye(size)
+    solution = linprog(
+        np.concatenate([np.zeros(size), np.ones(n_sizes)]),
+        A_ub=np.block([[np.eye(size), -spread], [-np.eye(size), -spread]]),
+        b_ub=np.zeros(2 * size),
+        A_eq=np.concatenate([normal, np.zeros(n_sizes)])[None],
+        b_eq=[drop],
+        bounds=[*limits, *[(0, None)] * n_sizes],
+    )
+    assert solution.status == 0
+    return float(solution.fun)
+
+
+@every_norm
+@thorough
+@given(problem=problems(), share=st.floats(0.0, 0.99))
+def test_the_projection_is_the_nearest_point_of_plane_and_box(norm, problem, share):
+    x, normal, lower, upper = problem
+    drop = share * largest_drop(*problem)
+    point = project(*problem, drop, norm)
+    assert (point >= lower).all()
+    assert (point <= upper).all()
+    assert normal @ (x - point) == pytest.approx(drop, abs=1e-9)
+    moved = float(np.linalg.norm(x - point, ord=norm))
+    assert moved == pytest.approx(shortest_move(*problem, drop, norm), abs=2e-5)
+
+
+@every_norm
+@thorough
+@given(problem=problems(bounded=False), drop=st.floats(0.0, 3.0))
+def test_without_limits_the_distance_is_the_drop_over_the_dual_norm(norm, problem, drop):
+    x, normal, _, _ = problem
+    point = project(*problem, drop, norm)
+    slope = np.linalg.norm(normal, ord=DUAL[norm])
+    expected = drop / slope if slope > 0 else 0.0
+    assert np.linalg.norm(x - point, ord=norm) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@every_norm
+@thorough
+@given(problem=problems(), excess=st.floats(0.01, 10.0))
+def test_a_plane_out_of_reach_is_approached(norm, problem, excess):
+    x, normal, lower, upper = problem
+    if not np.isfinite(lower[normal > 0]).all():
+        return
+    reach = float((normal * np.where(normal > 0, x - lower, np.where(normal < 0, x - upper, 0.0))).sum())
+    point = project(*problem, reach + excess, norm)
+    assert (point >= lower).all()
+    assert (point <= upper).all()
+    assert normal @ (x - point) == pytest.approx(reach, abs=1e-9)
+
+
+@every_norm
+def test_rows_are_projected_independently(norm):
+    generator = torch.Generator().manual_seed(0)
+    x, normal = torch.rand(2, 8, 5, generator=generator, dtype=torch.float64)
+    normal = normal - 0.5
+    drop = torch.linspace(0, 1, 8, dtype=torch.float64)
+    box = Box(torch.zeros(1, 5, dtype=torch.float64), torch.ones(8, 5, dtype=torch.float64))
+    together = project_onto_hyperplane(x, normal, drop, box, norm)
+    for row in range(8):
+        index = torch.tensor([row])
+        alone = project_onto_hyperplane(x[index], normal[index], drop[index], box.of(index), norm)
+        torch.testing.assert_close(alone[0], together[row])
+
+
+@every_norm
+@thorough
+@given(vector=st.integers(1, 7).flatmap(vectors), radius=st.floats(0.01, 5.0))
+def test_the_projection_onto_a_ball_is_the_nearest_point_of_it(norm, vector, radius):
+    vector = torch.tensor([vector], dtype=torch.float64)
+    point = project_onto_ball(vector, torch.tensor([radius], dtype=torch.float64), norm)
+    assert length(point, norm).item() <= radius * (1 + 1e-12)
+    if length(vector, norm).item() <= radius:
+        torch.testing.assert_close(point, vector)
+    # The variational inequality: no point of the ball lies further along what the projection took away.
+    removed = vector - point
+    furthest = radius * length(removed, DUAL[norm])
+    assert furthest.item() <= row_dot(removed, point).item() + 1e-9
+
+
+def test_a_box_limits_rows_of_a_batch():
+    box = Box(torch.zeros(1, 2), torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
+    rows = box.of(torch.tensor([1]))
+    assert rows.clamp(torch.tensor([[3.0, -1.0]])).tolist() == [[2.0, 0.0]]
+    assert rows.lower.shape == (1, 2)
+
+
+def crossing(function, shallow=2e-5, deep=8e-5, n_rows=1, resolution=1e-16):
+    """The crossing of ``function`` on [0, 1], and how often the function was evaluated for the slowest row."""
+    calls = torch.zeros(n_rows, dtype=torch.long)
+
+    def depth(t, rows):
+        calls[rows] += 1
+        return function(t, rows)
+
+    rows = torch.arange(n_rows)
+    ends = [function(torch.full((n_rows,), float(end), dtype=torch.float64), rows) for end in (0, 1)]
+    band = [torch.full((n_rows,), side, dtype=torch.float64) for side in (shallow, deep)]
+    fraction, value = find_crossing(depth, *ends, *band, resolution)
+    assert torch.equal(value, function(fraction, rows))
+    assert (value < 0).all()
+    assert (fraction > 0).all()
+    assert (fraction <= 1).all()
+    return fraction, value, int(calls.max())
+
+
+@thorough
+@given(power=st.floats(0.2, 6.0), outside=st.floats(1e-3, 1e3))
+def test_a_monotone_function_is_crossed_in_few_evaluations(power, outside):
+    _, value, calls = crossing(lambda t, rows: 1 - (1 + outside) * t**power)
+    assert -8e-5 <= value.item() <= -2e-5
+    assert calls <= 30
+
+
+def test_a_line_is_crossed_at_once():
+    fraction, _, calls = crossing(lambda t, rows: 1 - 4 * t)
+    assert fraction.item() == pytest.approx(0.25, abs=2e-5)
+    assert calls == 1
+
+
+@thorough
+@given(edge=st.floats(0.001, 0.999), inside=st.floats(1e-3, 1e2), outside=st.floats(1e-3, 1e2))
+def test_a_jump_is_closed_in_upon(edge, inside, outside):
+    def jump(t, rows):
+        return torch.where(t < edge, t.new_tensor(inside), t.new_tensor(-outside))
+
+    fraction, value, calls = crossing(jump, resolution=1e-9)
+    # One evaluation in three halves the bracket, whatever the function does: 20 times for 60 evaluations.
+    assert edge <= fraction.item() <= edge + 2**-20
+    assert value.item() == -outside
+    assert calls <= 60
+
+
+@thorough
+@given(frequency=st.floats(1.0, 40.0), phase=st.floats(0.0, 6.0), size=st.floats(0.1, 3.0))
+def test_a_wavy_function_is_crossed_somewhere(frequency, phase, size):
+    def wave(t, rows):
+        ripple = torch.sin(frequency * t + phase) * t * (1 - t) * size
+        return 1 - 2 * t + ripple
+
+    _, value, calls = crossing(wave)
+    assert -8e-5 <= value.item() <= -2e-5
+    assert calls <= 60
+
+
+def test_a_point_already_in_the_band_stays():
+    fraction, _, calls = crossing(lambda t, rows: 1 - (1 + 5e-5) * t)
+    assert fraction.item() == 1
+    assert calls == 0
+
+
+def test_rows_cross_independently():
+    edges = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+
+    def curves(t, rows):
+        return edges[rows] ** 3 - t**3
+
+    together, _, _ = crossing(curves, n_rows=9, shallow=1e-10, deep=4e-9)
+    torch.testing.assert_close(together, edges, rtol=0, atol=1e-6)
+    for row in range(9):
+        alone, _, _ = crossing(lambda t, rows, row=row: curves(t, rows + row), shallow=1e-10, deep=4e-9)
+        assert alone.item() == together[row].item()
