@@ -12,7 +12,7 @@ from captum_boundary.search._oracle import Linearization
 __all__ = ["Bundle"]
 
 # Linearisations kept: enough for the corners that a few pieces of the boundary make.
-_CAPACITY = 4
+_CAPACITY = 6
 # A linearisation that, where it is put to the test, promises less of a crossing than there is (by this fraction of the
 # input's depth) belongs to another piece of the boundary.
 _SLACK = 0.05

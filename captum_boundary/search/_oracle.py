@@ -158,7 +158,7 @@ class MarginOracle:
                 weights *= sign[:, None]
                 value = sign * margin if rival is None else (weights * scores.detach()).sum(dim=1)
                 slope = self._slope(scores, leaves, weights)
-            self.n_gradient[part_rows] += 1
+            self._count(self.n_gradient, part_rows)
             parts.append(((sign * margin).to(self.dtype), value.to(self.dtype), slope))
         return Linearization(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
@@ -168,7 +168,7 @@ class MarginOracle:
             scores, leaves = self._scores(points, rows, with_grad=True)
 
         def pull_back(weights: Tensor) -> Tensor:
-            self.n_gradient[rows] += 1
+            self._count(self.n_gradient, rows)
             return self._slope(scores, leaves, weights)
 
         return scores.detach(), pull_back
@@ -186,14 +186,18 @@ class MarginOracle:
     def _scores(self, points: Tensor, rows: Tensor, with_grad: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
         leaves = tuple(tensor.requires_grad_(with_grad) for tensor in self.unpack(points.clone()))
         output = run_forward(self._forward_func, leaves, None, self._arguments_of(rows))
-        self.n_forward[rows] += 1
+        self._count(self.n_forward, rows)
         scores = class_scores(output, len(points))
         self._is_binary = isinstance(output, Tensor) and (output.ndim == 1 or output.shape[1] == 1)
         return scores, leaves
 
+    @staticmethod
+    def _count(counter: Tensor, rows: Tensor) -> None:
+        counter.index_add_(0, rows, torch.ones_like(rows))
+
     def _arguments_of(self, rows: Tensor) -> tuple[Any, ...] | None:
         """Captum's rule: tensors with one entry an example follow their examples, everything else is passed as it is."""
-        if self._arguments is None or len(rows) == self.n_examples:
+        if self._arguments is None or torch.equal(rows, self.all_rows):
             return self._arguments
         return tuple(
             argument[rows.to(argument.device)]

@@ -14,11 +14,11 @@ __all__ = ["explore", "refine"]
 
 # A point this near to the boundary, relative to the depth of the input, is taken to lie on it.
 _ON_BOUNDARY = 0.05
-_TRIAL_STEPS = 5
-# Random directions looked along, by forwards alone, before a restart spends a gradient.
-_DIRECTIONS = 8
-# Radii of restarts relative to the best distance known.
-_RADII = (1.3, 1.0, 1.6, 2.0)
+_TRIAL_STEPS = 8
+# Random lines looked along, by forwards alone, before a restart spends a gradient: many in a few dimensions, where they
+# often cross the boundary, one in many dimensions, where they hardly ever do.
+_MAX_LINES = 32
+_LINES_TIMES_DIMENSION = 1024
 
 
 def refine(
@@ -90,21 +90,21 @@ def explore(search: Incumbents, rows: Tensor) -> None:
 
 def _random_starts(search: Incumbents, rows: Tensor, trial: int) -> Tensor:
     """Points around the inputs at about the best distance, on the boundary where a random line happens to cross it."""
-    starts = torch.empty_like(search.x[rows])
-    pending = torch.arange(len(rows), device=rows.device)
-    for attempt in range(_DIRECTIONS):
-        here = rows[pending]
-        if len(here) == 0:
-            break
-        generator = search.random(trial * _DIRECTIONS + attempt)
-        direction = torch.randn(search.x.shape[1], generator=generator, dtype=torch.float64).to(search.x)
-        direction = direction / length(direction[None], search.norm)
-        known = search.distance[here]
-        guess = (1 + length(search.x[here], search.norm)) * 2.0 ** (trial % 5)
-        radius = _RADII[attempt % len(_RADII)] * torch.where(torch.isinf(known), guess, known)
-        points = search.box.of(here).clamp(search.x[here] + radius[:, None] * direction)
-        crossed = search.oracle.depth(points, here)[0] < 0
-        points[crossed] = search.land(points[crossed], here[crossed])
-        starts[pending] = points
-        pending = pending[~crossed]
-    return starts
+    n_inputs = search.x.shape[1]
+    n_lines = max(1, min(_MAX_LINES, _LINES_TIMES_DIMENSION // n_inputs))
+    lines = torch.randn(n_lines, n_inputs, generator=search.random(trial), dtype=torch.float64).to(search.x)
+    lines = lines / length(lines, search.norm)[:, None]
+
+    known = search.distance[rows]
+    guess = (1 + length(search.x[rows], search.norm)) * 2.0 ** (trial % 5)  # for those without a boundary point yet
+    reach = torch.where(torch.isinf(known), guess, known)
+    repeated = rows.repeat_interleave(n_lines)  # example-major: the lines of one example stand together
+    moves = (reach[:, None, None] * lines).flatten(0, 1)
+    points = search.box.of(repeated).clamp(search.x[repeated] + moves)
+    depth = search.oracle.depth(points, repeated)[0].view(len(rows), n_lines)
+    # Any line that crosses is a sure gain. Always to take the deepest would always lead to the same part of the boundary.
+    chosen = torch.where(depth < 0, -1.0, depth).argmin(dim=1)
+    points = points.view(len(rows), n_lines, -1)[torch.arange(len(rows), device=rows.device), chosen]
+    crossed = depth.amin(dim=1) < 0
+    points[crossed] = search.land(points[crossed], rows[crossed])
+    return points

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,13 @@ from captum_boundary.search.boundary_search import BoundarySearch, check_count
 
 __all__ = ["NearestBoundary"]
 
-_FIRST_REFINEMENT = 4
-_LAST_REFINEMENT = 3
+# Gradients for the exact local search before the descent, and again after it, as a share of the budget and at most.
+_REFINEMENT_SHARE = 0.1
+_MAX_REFINEMENT = 4
+# Restarts find other parts of the boundary in few dimensions. There the descent leaves them a share of the budget; in
+# many dimensions it is the better use of all of it.
+_FEW_DIMENSIONS = 512
+_DESCENT_SHARE = 0.5
 
 
 class NearestBoundary(BoundarySearch):
@@ -54,14 +60,21 @@ class NearestBoundary(BoundarySearch):
 
     def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
         search = Incumbents(oracle, box, self.norm, self.budget, self._seed())
-        rows = oracle.all_rows
-        approach(search, rows)
-        scan(search, rows[torch.isinf(search.distance)])
-        rows = rows[torch.isfinite(search.distance)]
-        settled = refine(search, rows, search.points[rows], _FIRST_REFINEMENT)
+        approach(search, oracle.all_rows)
+        lost = torch.isinf(search.distance)
+        scan(search, oracle.all_rows[lost])
 
+        rows = oracle.all_rows[torch.isfinite(search.distance)]
+        n_refinements = min(_MAX_REFINEMENT, math.ceil(_REFINEMENT_SHARE * self.budget))
+        settled = refine(search, rows, search.points[rows], n_refinements)
         jagged = rows[~settled]
-        descend(search, jagged, (search.left(jagged) - _LAST_REFINEMENT).clamp_min(0))
-        settled[~settled] = refine(search, jagged, search.points[jagged], _LAST_REFINEMENT)
-        explore(search, torch.cat([rows[settled], oracle.all_rows[torch.isinf(search.distance)]]).sort().values)
+        few_dimensions = search.x.shape[1] <= _FEW_DIMENSIONS
+        left = search.left(jagged)
+        n_steps = (_DESCENT_SHARE * left).long() if few_dimensions else (left - n_refinements).clamp_min(0)
+        descend(search, jagged, n_steps)
+        settled[~settled] = refine(search, jagged, search.points[jagged], n_refinements)
+
+        hopeless = torch.zeros_like(lost)
+        hopeless[rows[~settled]] = not few_dimensions
+        explore(search, oracle.all_rows[~hopeless])
         return search.points

@@ -1,0 +1,82 @@
+"""One search for boundary points, and six maps that explain the same decisions with and without them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from captum.attr import DeepLift, IntegratedGradients, Saliency
+from torch import Tensor, nn
+
+from captum_boundary._demo.digits import Digits
+from captum_boundary._margin import margin_and_rival
+from captum_boundary.attr import BoundaryAttribution, BoundaryIntegratedGradients, BoundarySaliency
+from captum_boundary.search import BoundaryPoints, NearestBoundary
+
+__all__ = ["HEADINGS", "Explanation", "explain"]
+
+HEADINGS = (
+    "example",
+    "true class",
+    "predicted",
+    "other side",
+    "distance",
+    "margin at input",
+    "margin at boundary",
+    "delta of BIG",
+)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the boundary says about some digits."""
+
+    digits: Digits
+    boundary: BoundaryPoints
+    margin: Tensor
+    delta: Tensor
+    maps: Mapping[str, Tensor]
+
+    @property
+    def points(self) -> Tensor:
+        """The boundary points, images like the digits."""
+        points = self.boundary.points
+        return points if isinstance(points, Tensor) else points[0]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table under ``HEADINGS``, one row for each example."""
+        boundary = self.boundary
+        return [
+            (
+                str(row),
+                str(int(self.digits.labels[row])),
+                str(int(boundary.target[row])),
+                str(int(boundary.adversarial[row])) if boundary.found[row] else "not found",
+                f"{boundary.distance[row]:.3f}",
+                f"{self.margin[row]:.2f}",
+                f"{boundary.margin[row]:.1e}",
+                f"{self.delta[row]:.1e}",
+            )
+            for row in range(len(boundary))
+        ]
+
+
+def explain(model: nn.Module, digits: Digits, budget: int) -> Explanation:
+    """Find the nearest boundary points of ``digits`` once and draw all maps of the predicted classes from them."""
+    images = digits.images
+    boundary = NearestBoundary(model, bounds=(0, 1), budget=budget, show_progress=True).find(images)
+    big, delta = BoundaryIntegratedGradients(model).attribute(images, boundary=boundary, return_convergence_delta=True)
+    target, leaves = boundary.target, images.clone().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Setting forward, backward hooks")  # DeepLift takes them off again
+        maps = {
+            "Saliency": Saliency(model).attribute(leaves, target, abs=False),
+            "IG": IntegratedGradients(model).attribute(leaves, target=target),
+            "DeepLift": DeepLift(model).attribute(leaves, target=target),
+            "BSM": BoundarySaliency(model).attribute(images, boundary=boundary),
+            "BIG": big,
+            "Boundary DeepLift": BoundaryAttribution(model, DeepLift).attribute(images, boundary=boundary),
+        }
+    margin, _ = margin_and_rival(model(images).detach(), target)
+    return Explanation(digits, boundary, margin, delta, {name: each.detach() for name, each in maps.items()})

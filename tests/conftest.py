@@ -1,0 +1,23 @@
+"""What several tests share."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def zoo() -> ModuleType:
+    """The real networks and images of the benchmarks. Without the data, tests are skipped."""
+    path = Path(__file__).parent / "benchmarks" / "zoo.py"
+    spec = importlib.util.spec_from_file_location("zoo", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        module.data_folder()
+    except module.DataNotSetError as error:
+        pytest.skip(str(error))
+    return module

@@ -1,0 +1,185 @@
+"""How near NearestBoundary comes: closed forms, exact solutions of tiny networks, and what it spends."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog, nnls
+from torch import Tensor
+
+from captum_boundary import BoundaryNotFoundWarning, BoundaryPoints, NearestBoundary
+
+DUAL = {2: 2, math.inf: 1, 1: math.inf}
+# Below this margin, relative to the largest score, float32 itself no longer resolves distances to 1e-4.
+RESOLVED = 5e-3
+
+
+def random_linear(n_classes: int, dtype: torch.dtype, n_inputs: int = 7, seed: int = 0):
+    generator = torch.Generator().manual_seed(100 * seed + n_classes)
+    weight = torch.randn(n_classes, n_inputs, generator=generator, dtype=torch.float64).to(dtype)
+    bias = torch.randn(n_classes, generator=generator, dtype=torch.float64).to(dtype)
+    inputs = torch.randn(40, n_inputs, generator=generator, dtype=torch.float64).to(dtype)
+    return weight, bias, inputs
+
+
+def linear_distances(weight: Tensor, bias: Tensor, inputs: Tensor, norm: float) -> Tensor:
+    """Distance of every input to the hyperplane of every other class, by the dual norm, in float64."""
+    weight, bias, inputs = weight.double(), bias.double(), inputs.double()
+    scores = inputs @ weight.T + bias
+    target = scores.argmax(dim=1)
+    margins = scores.gather(1, target[:, None]) - scores
+    widths = torch.linalg.vector_norm(weight[target][:, None] - weight, ord=DUAL[norm], dim=2)
+    return torch.where(widths > 0, margins / widths, torch.inf)
+
+
+@pytest.mark.parametrize("norm", [2, math.inf, 1])
+@pytest.mark.parametrize("n_classes", range(2, 11))
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-8)])
+def test_linear_models_have_the_closed_form(n_classes, norm, dtype, tolerance):
+    weight, bias, inputs = random_linear(n_classes, dtype)
+    scores = inputs @ weight.T + bias
+    top = scores.topk(2, dim=1).values
+    inputs = inputs[(top[:, 0] - top[:, 1]) > RESOLVED * scores.abs().amax(dim=1)]
+    exact = linear_distances(weight, bias, inputs, norm)
+
+    boundary = NearestBoundary(lambda x: x @ weight.T + bias, norm=norm).find(inputs)
+
+    assert boundary.found.all()
+    torch.testing.assert_close(boundary.distance.double(), exact.amin(dim=1), rtol=tolerance, atol=0)
+    chosen = exact.gather(1, boundary.adversarial[:, None]).squeeze(1)
+    torch.testing.assert_close(chosen, exact.amin(dim=1), rtol=tolerance, atol=0)
+
+
+def distance_in_box(x: np.ndarray, slope: np.ndarray, drop: float, norm: float, low: float, high: float) -> float:
+    """Distance from x to ``{y in box : slope . (x - y) >= drop}`` by linear programming or least distance programming."""
+    n = len(x)
+    if norm == 2:
+        move = least_distance(
+            np.vstack([-slope, np.eye(n), -np.eye(n)]), np.concatenate([[drop], low - x, x - high])
+        )
+        return math.inf if move is None else float(np.linalg.norm(move))
+    n_bounds = 1 if norm == math.inf else n
+    limit = np.ones((n, 1)) if norm == math.inf else np.eye(n)
+    solution = linprog(
+        np.concatenate([np.zeros(n), np.ones(n_bounds)]),
+        A_ub=np.block([[np.eye(n), -limit], [-np.eye(n), -limit], [slope[None], np.zeros((1, n_bounds))]]),
+        b_ub=np.concatenate([np.zeros(2 * n), [-drop]]),
+        bounds=[(low - value, high - value) for value in x] + [(0, None)] * n_bounds,
+    )
+    return solution.fun if solution.success else math.inf
+
+
+def least_distance(rows: np.ndarray, limits: np.ndarray) -> np.ndarray | None:
+    """Shortest u with ``rows @ u >= limits``, exactly (Lawson and Hanson's reduction to non-negative least squares)."""
+    system = np.vstack([rows.T, limits])
+    goal = np.zeros(len(system))
+    goal[-1] = 1.0
+    residual = system @ nnls(system, goal)[0] - goal
+    return None if -residual[-1] < 1e-12 else -residual[:-1] / residual[-1]
+
+
+@pytest.mark.parametrize("norm", [2, math.inf, 1])
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_linear_models_in_a_box_equal_a_programme(n_classes, norm):
+    weight, bias, inputs = random_linear(n_classes, torch.float64, seed=1)
+    low, high = -0.8, 0.8
+    inputs = inputs.clamp(low, high)
+    target = (inputs @ weight.T + bias).argmax(dim=1)
+    exact = []
+    for x, t in zip(inputs, target.tolist(), strict=True):
+        margins = (weight[t] - weight) @ x + bias[t] - bias
+        exact.append(
+            min(
+                distance_in_box(x.numpy(), (weight[t] - weight[j]).numpy(), margins[j].item(), norm, low, high)
+                for j in range(n_classes)
+                if j != t
+            )
+        )
+    exact = torch.tensor(exact)
+    search = NearestBoundary(lambda x: x @ weight.T + bias, bounds=(low, high), norm=norm)
+    if torch.isfinite(exact).all():
+        boundary = search.find(inputs)
+    else:
+        with pytest.warns(BoundaryNotFoundWarning):
+            boundary = search.find(inputs)
+    assert torch.equal(boundary.found, torch.isfinite(exact))
+    found = boundary.found
+    assert found.sum() > 20
+    torch.testing.assert_close(boundary.distance[found], exact[found], rtol=1e-3, atol=0)
+    assert (boundary.points >= low).all()
+    assert (boundary.points <= high).all()
+
+
+def relu_scores(x: Tensor, first: Tensor, first_bias: Tensor, last: Tensor, last_bias: Tensor) -> Tensor:
+    """One ReLU network for every example, all in one batch."""
+    hidden = torch.relu(torch.einsum("nhd,nd->nh", first, x) + first_bias)
+    return torch.einsum("nch,nh->nc", last, hidden) + last_bias
+
+
+def exact_relu_distance(first, first_bias, last, last_bias, x, target, limit) -> float:
+    """Distance to the decision boundary: a quadratic programme in every activation region and for every other class."""
+    n_hidden, n_inputs = first.shape
+    before = first @ x + first_bias
+    box = np.vstack([np.eye(n_inputs), -np.eye(n_inputs)])
+    room = np.concatenate([-limit - x, x - limit])
+    best = math.inf
+    for pattern in itertools.product([0.0, 1.0], repeat=n_hidden):
+        active = np.array(pattern)
+        sides = np.where(active > 0, 1.0, -1.0)
+        slopes = (last * active) @ first
+        scores = slopes @ x + (last * active) @ first_bias + last_bias
+        for other in set(range(len(last_bias))) - {target}:
+            region = np.vstack([sides[:, None] * first, slopes[other] - slopes[target], box])
+            limits = np.concatenate([-sides * before, [scores[target] - scores[other]], room])
+            move = least_distance(region, limits)
+            if move is not None:
+                best = min(best, float(np.linalg.norm(move)))
+    return best
+
+
+def tiny_networks(n_cases: int, seed: int, limit: float):
+    """Random networks of equal shape in batches, with inputs and exact distances; networks without boundary left out."""
+    random = np.random.default_rng(seed)
+    for n_inputs, n_classes in itertools.product(range(1, 7), (2, 3)):
+        cases = []
+        while len(cases) < n_cases:
+            n_hidden = random.integers(1, 9)
+            first, last = random.normal(size=(8, n_inputs)), random.normal(size=(n_classes, 8))
+            first_bias, last_bias = random.normal(size=8), random.normal(size=n_classes)
+            # Unused hidden units are cut off, so that all networks of a batch have one shape.
+            last[:, n_hidden:] = 0.0
+            x = random.normal(size=n_inputs).clip(-limit, limit)
+            used = first[:n_hidden], first_bias[:n_hidden], last[:, :n_hidden], last_bias
+            target = int((used[2] @ np.maximum(used[0] @ x + used[1], 0) + last_bias).argmax())
+            distance = exact_relu_distance(*used, x, target, limit)
+            if math.isfinite(distance):
+                cases.append((x, first, first_bias, last, last_bias, distance))
+        yield [torch.tensor(np.stack(column)) for column in zip(*cases, strict=True)]
+
+
+LIMIT = 3.0
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return list(tiny_networks(n_cases=20, seed=0, limit=LIMIT))
+
+
+@pytest.mark.parametrize(("budget", "share"), [(40, 0.95), (200, 0.99)])
+def test_tiny_relu_networks_against_enumeration(networks, budget, share):
+    ratios = []
+    for x, *parameters, exact in networks:
+        boundary = NearestBoundary(relu_scores, bounds=(-LIMIT, LIMIT), budget=budget).find(x, None, tuple(parameters))
+        start, end = (relu_scores(points, *parameters) for points in (x, boundary.points))
+        assert boundary.found.all()
+        assert (end.argmax(dim=1) != start.argmax(dim=1)).all()
+        assert (boundary.n_gradient <= budget).all()
+        ratios.append(boundary.distance / exact)
+    ratios = torch.cat(ratios)
+    assert len(ratios) >= 200
+    assert ratios.min() > 1 - 1e-6
+    assert (ratios < 1.01).double().mean() >= share
