@@ -7,7 +7,12 @@ from captum_boundary._errors import (
     BoundaryTypeError,
     BoundaryValueError,
 )
-from captum_boundary.attr import BoundaryAttribution, BoundaryIntegratedGradients, BoundarySaliency
+from captum_boundary.attr import (
+    BoundaryAttribution,
+    BoundaryIntegratedGradients,
+    BoundarySaliency,
+    separate_activations,
+)
 from captum_boundary.search import (
     BoundaryPoints,
     BoundarySearch,
@@ -34,4 +39,5 @@ __all__ = [
     "FoolboxBoundary",
     "NearestBoundary",
     "PGDBoundary",
+    "separate_activations",
 ]

@@ -10,46 +10,17 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-import math
-from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 
 from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.attr._activation_table import FUNCTIONAL_FORMS, SETTINGS
+from captum_boundary.attr._hook_safe import prepare_for_hooks
+from captum_boundary.attr._separation_check import verify
 
 __all__ = ["separate_activations"]
-
-# The modules for which DeepLift has a rule, and their settings, which are arguments of the functional forms as well.
-_POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-_SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.ReLU: (),
-    nn.ELU: ("alpha",),
-    nn.LeakyReLU: ("negative_slope",),
-    nn.Sigmoid: (),
-    nn.Tanh: (),
-    nn.Softplus: ("beta", "threshold"),
-    nn.MaxPool1d: _POOLING,
-    nn.MaxPool2d: _POOLING,
-    nn.MaxPool3d: _POOLING,
-    nn.Softmax: ("dim",),
-}
-_FUNCTIONAL_FORMS: dict[object, type[nn.Module]] = {
-    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), nn.ReLU),
-    **dict.fromkeys((F.elu, F.elu_), nn.ELU),
-    **dict.fromkeys((F.leaky_relu, F.leaky_relu_), nn.LeakyReLU),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"), nn.Sigmoid),
-    **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"), nn.Tanh),
-    F.softplus: nn.Softplus,
-    **dict.fromkeys((F.max_pool1d, torch.max_pool1d), nn.MaxPool1d),
-    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), nn.MaxPool2d),
-    **dict.fromkeys((F.max_pool3d, torch.max_pool3d), nn.MaxPool3d),
-    **dict.fromkeys((F.softmax, torch.softmax, "softmax"), nn.Softmax),
-}
 
 
 def separate_activations(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
@@ -98,10 +69,10 @@ def separate_activations(model: nn.Module, example_inputs: Tensor | tuple[Any, .
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     untraceable: dict[nn.Module, str] = {}
     separated = _separate(_copy_sharing_tensors(model), () if example_inputs is None else inputs, untraceable, set())
-    separated = _prepare_for_hooks(separated)
+    separated = prepare_for_hooks(separated)
     reasons = "; ".join(f"{type(module).__name__}: {reason}" for module, reason in untraceable.items())
     if example_inputs is not None:
-        _verify(model, separated, inputs, reasons)
+        verify(model, separated, inputs, reasons)
     elif untraceable:
         raise BoundaryValueError(
             f"The model cannot be traced as a whole ({reasons}). "
@@ -209,18 +180,18 @@ def _separate_calls(traced: fx.GraphModule) -> bool:
     for node in list(traced.graph.nodes):
         call = node
         in_place = False
-        if node.op in ("call_function", "call_method") and node.target in _FUNCTIONAL_FORMS:
+        if node.op in ("call_function", "call_method") and node.target in FUNCTIONAL_FORMS:
             in_place = node.kwargs.get("inplace", False) or getattr(node.target, "__name__", node.target).endswith("_")
-            call = _replace_by_module(traced, node, _FUNCTIONAL_FORMS[node.target])
+            call = _replace_by_module(traced, node, FUNCTIONAL_FORMS[node.target])
             changed = True
         elif node.op == "call_module":
             module = traced.get_submodule(node.target)
             in_place = getattr(module, "inplace", False) is True
-            if node.target in called and any(type(submodule) in _SETTINGS for submodule in module.modules()):
+            if node.target in called and any(type(submodule) in SETTINGS for submodule in module.modules()):
                 node.target = _add_submodule(traced, node.target, _copy_sharing_tensors(module))
                 changed = True
             called.add(node.target)
-            if node.kwargs and type(module) in _SETTINGS:  # Captum's hooks do not see keywords
+            if node.kwargs and type(module) in SETTINGS:  # Captum's hooks do not see keywords
                 node.args, node.kwargs = tuple(node.all_input_nodes), {}
                 changed = True
         earlier |= {node, call}
@@ -232,7 +203,7 @@ def _separate_calls(traced: fx.GraphModule) -> bool:
 
 
 def _replace_by_module(traced: fx.GraphModule, node: fx.Node, module_type: type[nn.Module]) -> fx.Node:
-    names = ("input", *_SETTINGS[module_type])
+    names = ("input", *SETTINGS[module_type])
     arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     settings = {name: arguments[name] for name in names[1:] if name in arguments}
     if len(node.all_input_nodes) > 1:
@@ -267,138 +238,3 @@ def _redirect_later_uses(call: fx.Node, earlier: set[fx.Node]) -> bool:
     for user in later:
         user.replace_input_with(value, call)
     return bool(later)
-
-
-def _prepare_for_hooks(module: nn.Module) -> nn.Module:
-    """Make ``module`` and all that it contains safe for DeepLift's hooks, and return it or what takes its place."""
-    for name, child in module._modules.items():
-        if child is not None:
-            module._modules[name] = _prepare_for_hooks(child)
-    if getattr(module, "inplace", False) is True:
-        module.inplace = False  # type: ignore[assignment]
-    if type(module) in _SETTINGS:
-        module._backward_hooks.clear()  # Captum would leave a module with backward hooks out
-        if _own_input not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_own_input)
-    return _WindowMaxPool(module) if _has_overlapping_windows(module) else module
-
-
-def _own_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(value.clone() for value in inputs)
-
-
-def _has_overlapping_windows(module: nn.Module) -> bool:
-    if _SETTINGS.get(type(module)) is not _POOLING or module.return_indices:
-        return False
-    settings = _per_dimension(module, "kernel_size", "stride", "dilation")
-    return any(stride < dilation * (kernel - 1) + 1 for kernel, stride, dilation in zip(*settings, strict=True))
-
-
-def _per_dimension(pool: nn.Module, *names: str) -> list[tuple[int, ...]]:
-    n_dimensions = int(type(pool).__name__[-2])
-    values = [getattr(pool, name) for name in names]
-    return [tuple(value) if isinstance(value, (tuple, list)) else (value,) * n_dimensions for value in values]
-
-
-class _WindowMaxPool(nn.Module):
-    """Max pooling of windows copied side by side, since DeepLift's rule is wrong for windows that overlap."""
-
-    def __init__(self, pool: nn.Module) -> None:
-        super().__init__()
-        settings = _per_dimension(pool, "kernel_size", "stride", "padding", "dilation")
-        self.windows = list(zip(*settings, strict=True))
-        self.ceil_mode = pool.ceil_mode
-        self.maximum = _prepare_for_hooks(nn.MaxPool1d(math.prod(settings[0])))
-        self.train(pool.training)
-
-    def forward(self, values: Tensor) -> Tensor:
-        first = values.ndim - len(self.windows)
-        margins = [self._margins(*sizes) for sizes in zip(values.shape[first:], self.windows, strict=True)]
-        # The margins are finite: in DeepLift's rule, the difference of two infinite values would be NaN.
-        lowest = torch.finfo(values.dtype).min
-        values = F.pad(values, [margin for pair in reversed(margins) for margin in pair], value=lowest)
-        for dimension, (kernel, stride, _, dilation) in enumerate(self.windows, first):
-            values = values.unfold(dimension, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-        shape = values.shape[: first + len(self.windows)]
-        maxima: Tensor = self.maximum(values.flatten(first))
-        return maxima.reshape(shape)
-
-    def _margins(self, size: int, window: tuple[int, int, int, int]) -> tuple[int, int]:
-        kernel, stride, padding, dilation = window
-        span = dilation * (kernel - 1) + 1
-        last, rest = divmod(size + 2 * padding - span, stride)
-        if self.ceil_mode and rest and (last + 1) * stride < size + padding:  # a window must not start in the margin
-            last += 1
-        return padding, last * stride + span - size - padding
-
-
-class _CallRecorder(TorchFunctionMode):
-    """Runs a model once and notes the calls that are still shared or functional."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.running: list[tuple[str, nn.Module]] = []
-        self.calls: Counter[str] = Counter()
-        self.problems: dict[str, None] = {}  # an ordered set
-
-    def run(self, inputs: tuple[Any, ...]) -> object:
-        handles = []
-        for name, module in self.model.named_modules():
-            handles += [
-                module.register_forward_pre_hook(lambda module, _, name=name: self._enter(name, module)),
-                module.register_forward_hook(lambda *_: self._leave()),
-            ]
-        try:
-            with self:
-                return _outputs(self.model, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _enter(self, name: str, module: nn.Module) -> None:
-        self.running.append((name, module))
-        self.calls[name] += 1
-        if type(module) in _SETTINGS and self.calls[name] > 1:
-            self.problems[f"module '{name}' ({type(module).__name__}) is called several times"] = None
-
-    def _leave(self) -> None:
-        self.running.pop()
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        function_name = getattr(func, "__name__", None)
-        if self.running and (func in _FUNCTIONAL_FORMS or function_name in _FUNCTIONAL_FORMS):
-            name, module = self.running[-1]
-            if type(module) not in _SETTINGS:
-                self.problems[f"module '{name}' ({type(module).__name__}) calls the function {function_name}"] = None
-        return func(*args, **(kwargs or {}))
-
-
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> object:
-    """The outputs for ``inputs``, without a trace in them, in the buffers of the model or in the random state."""
-    own_inputs = tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
-    own_buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        return torch.func.functional_call(model, own_buffers, own_inputs)
-
-
-def _verify(model: nn.Module, separated: nn.Module, inputs: tuple[Any, ...], reasons: str) -> None:
-    expected = _outputs(model, inputs)
-    recorder = _CallRecorder(separated)
-    try:
-        torch.testing.assert_close(recorder.run(inputs), expected, equal_nan=True)
-    except Exception as error:
-        raise BoundaryValueError(
-            "The model with separate activations does not compute what the model computes. Write the activations as "
-            f"modules that are called once and are not in-place. {error}"
-        ) from error
-    if recorder.problems:
-        untraced = f" These modules could not be traced: {reasons}." if reasons else ""
-        raise BoundaryValueError(
-            f"Some activations could not be separated: {', '.join(recorder.problems)}. "
-            f"Use one module, such as nn.ReLU(), for each call.{untraced}"
-        )

@@ -52,7 +52,7 @@ def _pairs(bounds: Any, n_inputs: int) -> list[Pair]:
     if all(pair is None or isinstance(pair, (tuple, list)) for pair in bounds):
         if len(bounds) != n_inputs:
             raise BoundaryValueError(
-                f"bounds holds {len(bounds)} pair(s) for {n_inputs} input(s): give one pair for each input, or one for all."
+                f"bounds holds {len(bounds)} pair(s) for {n_inputs} input(s): give one pair for each, or one for all."
             )
         pairs = [unlimited if pair is None else pair for pair in bounds]
     else:

@@ -24,7 +24,7 @@ class Bundle:
     r"""Half-spaces :math:`\{y : s_k \cdot (x - y) \ge d_k\}` in which linearisations see the other side.
 
     At a corner where several pieces of the boundary meet, the newest linearisation alone points to and fro between
-    them; the nearest point of the intersection is the corner itself. In norms other than 2 the newest one is used alone.
+    them; the nearest point of the intersection is the corner itself. In norms other than 2 the newest is used alone.
 
     Args:
 

@@ -13,7 +13,7 @@ from captum_boundary.search._incumbents import Incumbents
 
 __all__ = ["descend"]
 
-# The radius shrinks by this rate when the boundary is crossed and grows when not; the rate falls from first to last step.
+# The radius shrinks by this rate when the boundary is crossed and grows when not, from the first step to the last.
 _FIRST_RATE, _LAST_RATE = 0.05, 0.005
 # Length of the steps as a fraction of the distance, from first to last.
 _FIRST_STEP, _LAST_STEP = 1.0, 0.01

@@ -38,12 +38,13 @@ class Box(NamedTuple):
 
 def row_dot(first: Tensor, second: Tensor) -> Tensor:
     """Inner products ``(n,)`` of rows."""
-    return torch.linalg.vecdot(first, second)
+    return (first * second).sum(dim=1)
 
 
 def length(vectors: Tensor, norm: float) -> Tensor:
     """Norms ``(n,)`` of rows."""
-    return torch.linalg.vector_norm(vectors, ord=norm, dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(vectors, ord=norm, dim=1)
+    return lengths
 
 
 def project_onto_hyperplane(x: Tensor, normal: Tensor, drop: Tensor, box: Box, norm: float) -> Tensor:
@@ -107,6 +108,9 @@ def project_onto_ball(vectors: Tensor, radius: Tensor, norm: float) -> Tensor:
     return vectors.sign() * (magnitude - threshold).clamp_min(0.0)
 
 
+_SECANT_STEPS = 12
+
+
 def find_crossing(
     depth: Callable[[Tensor, Tensor], Tensor],
     inside: Tensor,
@@ -148,8 +152,9 @@ def find_crossing(
             break
         a, b, fa, fb = low[rows], high[rows], low_value[rows], high_value[rows]
         secant = (a * fb - b * fa) / (fb - fa)
-        # Every third step halves the bracket, so that no shape of the function can stall the secant for long.
-        unsafe = ~((secant > a) & (secant < b)) | (step % 3 == 2)
+        # Every third step halves the bracket, and all late ones do, so that no shape of the function, nor a jump, can
+        # stall the secant for long.
+        unsafe = ~((secant > a) & (secant < b)) | (step % 3 == 2) | (step >= _SECANT_STEPS)
         t = torch.where(unsafe, (a + b) / 2, secant)
         value = depth(t, rows)
         crossed = value <= -shallow[rows]

@@ -31,9 +31,7 @@ def landing_band(oracle: MarginOracle, rows: Tensor) -> tuple[Tensor, Tensor]:
     return least, torch.maximum(deep * depth, 2 * least)
 
 
-def land(
-    oracle: MarginOracle, box: Box, points: Tensor, rows: Tensor, coarse: bool = False
-) -> tuple[Tensor, Tensor]:
+def land(oracle: MarginOracle, box: Box, points: Tensor, rows: Tensor, coarse: bool = False) -> tuple[Tensor, Tensor]:
     """Move ``points`` ``(n, D)`` along the straight lines from their inputs onto the boundary.
 
     Args:

@@ -36,7 +36,9 @@ def check_inputs(inputs: object) -> tuple[Tensor, ...]:
     for index, tensor in enumerate(tensors):
         name = f"inputs[{index}]" if isinstance(inputs, tuple) else "inputs"
         if not isinstance(tensor, Tensor):
-            raise BoundaryTypeError(f"{name} must be a Tensor or a tuple of Tensors, but it is {type(tensor).__name__}.")
+            raise BoundaryTypeError(
+                f"{name} must be a Tensor or a tuple of Tensors, but it is {type(tensor).__name__}."
+            )
         if not tensor.is_floating_point():
             raise BoundaryTypeError(
                 f"{name} must be floating point to be moved towards a boundary, but its dtype is {tensor.dtype}. "
@@ -93,6 +95,7 @@ class MarginOracle:
         self.n_forward = torch.zeros(self.n_examples, dtype=torch.long, device=self.device)
         self.n_gradient = torch.zeros_like(self.n_forward)
         self.all_rows = torch.arange(self.n_examples, device=self.device)
+        self.on_gradient: Callable[[], None] | None = None  # called after every gradient, to show progress
 
         with torch.no_grad():
             scores = torch.cat([self._scores(self.x[rows], rows)[0] for rows in self._chunks(self.all_rows)])
@@ -112,7 +115,7 @@ class MarginOracle:
         sizes = [tensor[0].numel() for tensor in self._templates]
         return tuple(
             part.reshape(len(points), *template.shape[1:]).to(template)
-            for part, template in zip(points.split(sizes, dim=1), self._templates, strict=True)
+            for part, template in zip(torch.split(points, sizes, dim=1), self._templates, strict=True)
         )
 
     def round(self, points: Tensor) -> Tensor:
@@ -160,10 +163,12 @@ class MarginOracle:
                 slope = self._slope(scores, leaves, weights)
             self._count(self.n_gradient, part_rows)
             parts.append(((sign * margin).to(self.dtype), value.to(self.dtype), slope))
+        if self.on_gradient is not None:
+            self.on_gradient()
         return Linearization(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def scores(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Class scores ``(n, C)`` at ``points``, and what pulls weights ``(n, C)`` of them back to slopes ``(n, D)``."""
+        """Class scores ``(n, C)`` at ``points``, and what pulls weights of them ``(n, C)`` back to slopes."""
         with torch.inference_mode(False), torch.enable_grad():
             scores, leaves = self._scores(points, rows, with_grad=True)
 
@@ -196,7 +201,7 @@ class MarginOracle:
         counter.index_add_(0, rows, torch.ones_like(rows))
 
     def _arguments_of(self, rows: Tensor) -> tuple[Any, ...] | None:
-        """Captum's rule: tensors with one entry an example follow their examples, everything else is passed as it is."""
+        """Captum's rule: tensors with one entry an example follow their examples, all else is passed as it is."""
         if self._arguments is None or torch.equal(rows, self.all_rows):
             return self._arguments
         return tuple(
@@ -207,7 +212,7 @@ class MarginOracle:
         )
 
     def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return rows.split(self._chunk or max(len(rows), 1))
+        return torch.split(rows, self._chunk or max(len(rows), 1))
 
     def _pairs(self, points: Tensor, rows: Tensor, with_index: bool = False) -> Iterator[Any]:
         index = torch.arange(len(rows), device=rows.device)

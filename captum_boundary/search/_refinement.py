@@ -21,9 +21,7 @@ _MAX_LINES = 32
 _LINES_TIMES_DIMENSION = 1024
 
 
-def refine(
-    search: Incumbents, rows: Tensor, starts: Tensor, max_steps: int, rival: Tensor | None = None
-) -> Tensor:
+def refine(search: Incumbents, rows: Tensor, starts: Tensor, max_steps: int, rival: Tensor | None = None) -> Tensor:
     """Move to the nearest point of the linearised boundary, linearise there, and so on.
 
     Where the linearisations stay true this ends on the nearest point of the boundary in a few steps. An example leaves
@@ -102,7 +100,7 @@ def _random_starts(search: Incumbents, rows: Tensor, trial: int) -> Tensor:
     moves = (reach[:, None, None] * lines).flatten(0, 1)
     points = search.box.of(repeated).clamp(search.x[repeated] + moves)
     depth = search.oracle.depth(points, repeated)[0].view(len(rows), n_lines)
-    # Any line that crosses is a sure gain. Always to take the deepest would always lead to the same part of the boundary.
+    # Any line that crosses is a sure gain. The deepest one would lead to the same part of the boundary every time.
     chosen = torch.where(depth < 0, -1.0, depth).argmin(dim=1)
     points = points.view(len(rows), n_lines, -1)[torch.arange(len(rows), device=rows.device), chosen]
     crossed = depth.amin(dim=1) < 0

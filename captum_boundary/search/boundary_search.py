@@ -67,7 +67,7 @@ class BoundaryPoints:
         return len(self.found)
 
 
-class BoundarySearch(Perturbation, ABC):
+class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
     r"""Base class of all searches for the closest decision boundary.
 
     A subclass implements :meth:`_cross`, which returns for each example some point beyond its boundary. This class does
@@ -181,7 +181,7 @@ class BoundarySearch(Perturbation, ABC):
         Arguments and errors are those of :meth:`find`. Examples without a boundary point come back unchanged, with the
         warning.
         """
-        return self.find(inputs, target, additional_forward_args).points  # type: ignore[return-value]
+        return self.find(inputs, target, additional_forward_args).points
 
     @abstractmethod
     def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:

@@ -103,8 +103,7 @@ class FoolboxBoundary(BoundarySearch):
 
     def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
         points = oracle.x.clone()
-        generator = self.generator or torch.Generator().manual_seed(0)
-        seed = int(torch.randint(2**32, (1,), generator=generator, device=generator.device))
+        seed = self._seed()
         inside = oracle.sign > 0
         with tqdm(total=len(points), desc="Foolbox", unit="example", disable=not self.show_progress) as bar:
             for group in (inside, ~inside):

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary.search._bounds import Bounds
 from captum_boundary.search._approach import approach, scan
+from captum_boundary.search._bounds import Bounds
 from captum_boundary.search._descent import descend
-from captum_boundary.search._incumbents import Incumbents
-from captum_boundary.search._refinement import explore, refine
-
 from captum_boundary.search._geometry import Box
+from captum_boundary.search._incumbents import Incumbents
 from captum_boundary.search._oracle import MarginOracle
+from captum_boundary.search._refinement import explore, refine
 from captum_boundary.search.boundary_search import BoundarySearch, check_count
 
 __all__ = ["NearestBoundary"]
@@ -32,6 +31,52 @@ _DESCENT_SHARE = 0.5
 
 
 class NearestBoundary(BoundarySearch):
+    r"""The nearest decision boundary, for a few dozen gradients: the search to use unless there is a reason not to.
+
+    Newton steps on a smoothed margin reach the boundary (after DeepFool, https://arxiv.org/abs/1511.04599). Where the
+    boundary is made of few smooth pieces, its nearest point is then found exactly, by projecting the input onto the
+    last few linearisations together, and the rest of the budget goes to restarts from the other classes and from random
+    directions. Where it is jagged, as that of a deep network is, the search descends along it with averaged normals
+    (after DDN, https://arxiv.org/abs/1811.09600). In the end every point is moved onto the boundary itself.
+
+    Examples that pass the first-order test leave the batch, and so do those whose restarts gain nothing. Distances are
+    upper bounds: no search of this kind can prove that nothing is nearer.
+
+    Args:
+
+        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
+            ``(N, 1)`` for a binary model. Logits are best. Probabilities work as long as their gradients do not vanish.
+        bounds (tuple, optional): Limits that no point leaves: a pair ``(lower, upper)`` of numbers or of tensors that
+            broadcast to an input, or a tuple of such pairs (or None), one for each input. Default: None, no limits.
+        norm (float, optional): Norm of the distance, 2, ``math.inf`` or 1, over all inputs of a tuple together.
+            Default: 2
+        budget (int, optional): Gradient evaluations an example at most. 10 gives a quick idea, 200 is thorough. Forward
+            passes come on top, in deep networks about as many as gradients. Default: 40
+        max_distance (float, optional): Boundary points further away count as not found. Default: None
+        strict (bool, optional): Raise a :class:`BoundaryNotFoundError` where some example has no boundary point, in
+            place of a :class:`BoundaryNotFoundWarning`. Default: False
+        generator (torch.Generator, optional): Source of the restarts' directions. Default: None, the same ones on every
+            call.
+        show_progress (bool, optional): Show a progress bar, in gradients of the budget. Default: False
+        internal_batch_size (int, optional): Examples that pass through the model at once, to bound memory. The search
+            itself keeps up to about ten vectors of the size of an input for each example. Default: None, all of them.
+
+    Raises:
+
+        BoundaryValueError: For bounds, norms and numbers that make no sense.
+        BoundaryTypeError: For arguments of the wrong type.
+
+    Examples::
+
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> model.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> boundary = NearestBoundary(model).find(torch.tensor([[1.0, 0.0], [0.25, 0.75]]))
+        >>> boundary.target, boundary.adversarial
+        (tensor([0, 1]), tensor([1, 0]))
+        >>> bool(torch.allclose(boundary.distance, torch.tensor([0.5**0.5, 0.5**1.5]), rtol=1e-3))
+        True
+    """
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -60,21 +105,28 @@ class NearestBoundary(BoundarySearch):
 
     def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
         search = Incumbents(oracle, box, self.norm, self.budget, self._seed())
-        approach(search, oracle.all_rows)
-        lost = torch.isinf(search.distance)
-        scan(search, oracle.all_rows[lost])
+        with tqdm(total=self.budget, desc="Nearest boundary", unit="gradient", disable=not self.show_progress) as bar:
+            if self.show_progress:
+                oracle.on_gradient = lambda: bar.update(int(oracle.n_gradient.max()) - bar.n)
+            self._improve(search)
+        return search.points
 
-        rows = oracle.all_rows[torch.isfinite(search.distance)]
+    def _improve(self, search: Incumbents) -> None:
+        all_rows = search.oracle.all_rows
+        approach(search, all_rows)
+        scan(search, all_rows[torch.isinf(search.distance)])
+
+        rows = all_rows[torch.isfinite(search.distance)]
         n_refinements = min(_MAX_REFINEMENT, math.ceil(_REFINEMENT_SHARE * self.budget))
         settled = refine(search, rows, search.points[rows], n_refinements)
+
         jagged = rows[~settled]
-        few_dimensions = search.x.shape[1] <= _FEW_DIMENSIONS
         left = search.left(jagged)
+        few_dimensions = search.x.shape[1] <= _FEW_DIMENSIONS
         n_steps = (_DESCENT_SHARE * left).long() if few_dimensions else (left - n_refinements).clamp_min(0)
         descend(search, jagged, n_steps)
         settled[~settled] = refine(search, jagged, search.points[jagged], n_refinements)
 
-        hopeless = torch.zeros_like(lost)
-        hopeless[rows[~settled]] = not few_dimensions
-        explore(search, oracle.all_rows[~hopeless])
-        return search.points
+        restarts_pay = torch.ones_like(all_rows, dtype=torch.bool)
+        restarts_pay[rows[~settled]] = few_dimensions
+        explore(search, all_rows[restarts_pay])

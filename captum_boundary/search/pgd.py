@@ -126,8 +126,7 @@ class PGDBoundary(BoundarySearch):
         size = (1, oracle.x.shape[1])
         if not self.random_start:
             return torch.zeros(size, dtype=oracle.dtype, device=oracle.device)
-        generator = self.generator or torch.Generator().manual_seed(0)
-        options: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": torch.float64}
+        options: dict[str, Any] = {"generator": torch.Generator().manual_seed(self._seed()), "dtype": torch.float64}
         if self.norm == math.inf:
             start = 2 * torch.rand(size, **options) - 1
         else:

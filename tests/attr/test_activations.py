@@ -11,7 +11,8 @@ from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 from torch import nn
 
 from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.attr._activations import _SETTINGS, separate_activations
+from captum_boundary.attr import separate_activations
+from captum_boundary.attr._activation_table import SETTINGS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Setting forward, backward hooks:UserWarning"),
@@ -184,7 +185,7 @@ FORMS = [
 
 
 def test_the_activations_are_those_of_deep_lift():
-    assert set(_SETTINGS) == set(SUPPORTED_NON_LINEAR)
+    assert set(SETTINGS) == set(SUPPORTED_NON_LINEAR)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -242,7 +243,7 @@ def test_functions_keep_their_settings(function, module, points):
     model = Functional().double()
     separated = separate_activations(model, inputs)
     assert torch.equal(separated(inputs), model(inputs))
-    assert [type(m) for m in separated.modules() if type(m) in _SETTINGS] == [type(module) if module else nn.MaxPool1d]
+    assert [type(m) for m in separated.modules() if type(m) in SETTINGS] == [type(module) if module else nn.MaxPool1d]
     if module is not None:
         expected, _ = attribute(nn.Sequential(model.linear, module), inputs, baselines)
         torch.testing.assert_close(attribute(separated, inputs, baselines)[0], expected)

@@ -190,7 +190,7 @@ def test_inputs_off_the_bounds_by_rounding_are_accepted(linear):
 
 
 def test_repeated_attacks_will_do(linear):
-    attack = attacks.L2PGD(steps=5).repeat(2)
+    attack = attacks.L2PGD(steps=20).repeat(2)
     assert FoolboxBoundary(linear, attack, bounds=(-5, 5), epsilons=(0.5, 4.0)).find(INPUTS).found.all()
     with pytest.raises(BoundaryValueError, match="give epsilons"):
         FoolboxBoundary(linear, attack)

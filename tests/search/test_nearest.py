@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import linprog, nnls
 from torch import Tensor
 
-from captum_boundary import BoundaryNotFoundWarning, BoundaryPoints, NearestBoundary
+from captum_boundary import BoundaryNotFoundWarning, NearestBoundary
 
 DUAL = {2: 2, math.inf: 1, 1: math.inf}
 # Below this margin, relative to the largest score, float32 itself no longer resolves distances to 1e-4.
@@ -55,12 +55,10 @@ def test_linear_models_have_the_closed_form(n_classes, norm, dtype, tolerance):
 
 
 def distance_in_box(x: np.ndarray, slope: np.ndarray, drop: float, norm: float, low: float, high: float) -> float:
-    """Distance from x to ``{y in box : slope . (x - y) >= drop}`` by linear programming or least distance programming."""
+    """Distance from x to ``{y in box : slope . (x - y) >= drop}`` by linear or least distance programming."""
     n = len(x)
     if norm == 2:
-        move = least_distance(
-            np.vstack([-slope, np.eye(n), -np.eye(n)]), np.concatenate([[drop], low - x, x - high])
-        )
+        move = least_distance(np.vstack([-slope, np.eye(n), -np.eye(n)]), np.concatenate([[drop], low - x, x - high]))
         return math.inf if move is None else float(np.linalg.norm(move))
     n_bounds = 1 if norm == math.inf else n
     limit = np.ones((n, 1)) if norm == math.inf else np.eye(n)
@@ -142,7 +140,7 @@ def exact_relu_distance(first, first_bias, last, last_bias, x, target, limit) ->
 
 
 def tiny_networks(n_cases: int, seed: int, limit: float):
-    """Random networks of equal shape in batches, with inputs and exact distances; networks without boundary left out."""
+    """Random networks, inputs and exact distances in batches of equal shape; networks without boundary left out."""
     random = np.random.default_rng(seed)
     for n_inputs, n_classes in itertools.product(range(1, 7), (2, 3)):
         cases = []
