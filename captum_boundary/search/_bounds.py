@@ -65,7 +65,7 @@ def _pairs(bounds: Any, n_inputs: int) -> list[Pair]:
 
 def _expand(side: float | Tensor, tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """One side of the bounds with the shape of one example, or of all of them where it differs between examples."""
-    value = torch.as_tensor(side, device=tensor.device).detach().to(dtype)
+    value = torch.as_tensor(side, dtype=dtype, device=tensor.device).detach()
     for shape in (tensor[:1].shape, tensor.shape):
         try:
             expanded = value.broadcast_to(shape)

@@ -73,10 +73,9 @@ class Bundle:
         for _ in range(_MAX_CLIPPINGS):
             # Coordinates that reached a limit of the box stay there; what they achieved is subtracted.
             achieved = _products(slopes, torch.where(free, 0.0, x - nearest))
-            nearest = torch.where(free, x - _shortest_move(slopes * free[:, None], drops - achieved), nearest)
-            nearest = box.clamp(nearest)
-            still_free = free & (nearest > box.lower) & (nearest < box.upper)
-            still_free |= free & (nearest == x)
+            moved = torch.where(free, x - _shortest_move(slopes * free[:, None], drops - achieved), nearest)
+            nearest = box.clamp(moved)
+            still_free = free & (moved == nearest)
             if torch.equal(still_free, free):
                 break
             free = still_free

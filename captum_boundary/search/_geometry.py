@@ -108,7 +108,7 @@ def project_onto_ball(vectors: Tensor, radius: Tensor, norm: float) -> Tensor:
     return vectors.sign() * (magnitude - threshold).clamp_min(0.0)
 
 
-_SECANT_STEPS = 12
+_HOPEFUL_STEPS = 30
 
 
 def find_crossing(
@@ -154,7 +154,8 @@ def find_crossing(
         secant = (a * fb - b * fa) / (fb - fa)
         # Every third step halves the bracket, and all late ones do, so that no shape of the function, nor a jump, can
         # stall the secant for long.
-        unsafe = ~((secant > a) & (secant < b)) | (step % 3 == 2) | (step >= _SECANT_STEPS)
+        halve = step % 3 == 2 or step >= _HOPEFUL_STEPS
+        unsafe = ~((secant > a) & (secant < b)) | halve
         t = torch.where(unsafe, (a + b) / 2, secant)
         value = depth(t, rows)
         crossed = value <= -shallow[rows]

@@ -69,7 +69,10 @@ def land(oracle: MarginOracle, box: Box, points: Tensor, rows: Tensor, coarse: b
 
     def depth_at(fraction: Tensor, index: Tensor) -> Tensor:
         index = crossed_index[index]
-        return oracle.depth(x[index] + fraction[:, None] * move[index], rows[index])[0]
+        return oracle.depth(point_at(fraction, index), rows[index])[0]
+
+    def point_at(fraction: Tensor, index: Tensor) -> Tensor:
+        return box.of(index).clamp(x[index] + fraction[:, None] * move[index])
 
     crossed_index = crossed.nonzero().flatten()
     fraction, _ = find_crossing(
@@ -81,5 +84,5 @@ def land(oracle: MarginOracle, box: Box, points: Tensor, rows: Tensor, coarse: b
         torch.finfo(oracle.dtype).eps,
     )
     moved = fraction < 1  # a row that stays where it was keeps its exact bits
-    points[crossed_index[moved]] = x[crossed_index[moved]] + fraction[moved, None] * move[crossed_index[moved]]
+    points[crossed_index[moved]] = point_at(fraction[moved], crossed_index[moved])
     return points, crossed

@@ -14,11 +14,11 @@ __all__ = ["explore", "refine"]
 
 # A point this near to the boundary, relative to the depth of the input, is taken to lie on it.
 _ON_BOUNDARY = 0.05
-_TRIAL_STEPS = 8
+_TRIAL_STEPS = 16
 # Random lines looked along, by forwards alone, before a restart spends a gradient: many in a few dimensions, where they
 # often cross the boundary, one in many dimensions, where they hardly ever do.
-_MAX_LINES = 32
-_LINES_TIMES_DIMENSION = 1024
+_MOST_LINES = 0.8  # times the budget
+_LINES_TIMES_DIMENSION = 25  # times the budget
 
 
 def refine(search: Incumbents, rows: Tensor, starts: Tensor, max_steps: int, rival: Tensor | None = None) -> Tensor:
@@ -89,7 +89,7 @@ def explore(search: Incumbents, rows: Tensor) -> None:
 def _random_starts(search: Incumbents, rows: Tensor, trial: int) -> Tensor:
     """Points around the inputs at about the best distance, on the boundary where a random line happens to cross it."""
     n_inputs = search.x.shape[1]
-    n_lines = max(1, min(_MAX_LINES, _LINES_TIMES_DIMENSION // n_inputs))
+    n_lines = max(1, int(search.budget * min(_MOST_LINES, _LINES_TIMES_DIMENSION / n_inputs)))
     lines = torch.randn(n_lines, n_inputs, generator=search.random(trial), dtype=torch.float64).to(search.x)
     lines = lines / length(lines, search.norm)[:, None]
 

@@ -97,7 +97,7 @@ def test_linear_models_in_a_box_equal_a_programme(n_classes, norm):
                 if j != t
             )
         )
-    exact = torch.tensor(exact)
+    exact = torch.tensor(exact, dtype=torch.float64)
     search = NearestBoundary(lambda x: x @ weight.T + bias, bounds=(low, high), norm=norm)
     if torch.isfinite(exact).all():
         boundary = search.find(inputs)
