@@ -112,6 +112,40 @@ def test_linear_models_in_a_box_equal_a_programme(n_classes, norm):
     assert (boundary.points <= high).all()
 
 
+@pytest.mark.parametrize("n_classes", [3, 5])
+def test_entering_a_linear_region_equals_a_programme(n_classes):
+    """From outside, the nearest point of a region may be an edge or a corner of it."""
+    weight, bias, inputs = random_linear(n_classes, torch.float64, seed=2)
+    target = (inputs @ weight.T + bias).argmin(dim=1)
+    exact = []
+    for x, t in zip(inputs, target.tolist(), strict=True):
+        others = [j for j in range(n_classes) if j != t]
+        margins = (weight[t] - weight[others]) @ x + bias[t] - bias[others]
+        exact.append(np.linalg.norm(least_distance((weight[t] - weight[others]).numpy(), -margins.numpy())))
+    boundary = NearestBoundary(lambda x: x @ weight.T + bias).find(inputs, target)
+    assert boundary.found.all()
+    assert (boundary.margin > 0).all()
+    torch.testing.assert_close(boundary.distance, torch.tensor(np.array(exact)), rtol=1e-6, atol=0)
+
+
+def test_examples_that_are_done_leave():
+    weight, bias, inputs = random_linear(3, torch.float64)
+    model = lambda x: x @ weight.T + bias  # noqa: E731
+    thorough = NearestBoundary(model, budget=200).find(inputs)
+    assert (thorough.n_gradient < 150).all()
+    quick = NearestBoundary(model, budget=4).find(inputs)
+    assert (quick.n_gradient <= 4).all()
+    assert quick.found.all()
+
+
+def test_progress_is_shown_on_demand(capsys):
+    weight, bias, inputs = random_linear(3, torch.float64)
+    NearestBoundary(lambda x: x @ weight.T + bias).find(inputs)
+    assert capsys.readouterr().err == ""
+    NearestBoundary(lambda x: x @ weight.T + bias, show_progress=True).find(inputs)
+    assert "Nearest boundary" in capsys.readouterr().err
+
+
 def relu_scores(x: Tensor, first: Tensor, first_bias: Tensor, last: Tensor, last_bias: Tensor) -> Tensor:
     """One ReLU network for every example, all in one batch."""
     hidden = torch.relu(torch.einsum("nhd,nd->nh", first, x) + first_bias)
