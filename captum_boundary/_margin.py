@@ -42,8 +42,9 @@ def class_scores(output: object, n_examples: int) -> Tensor:
         output = output[:, None]
     if output.ndim != 2 or output.shape[0] != n_examples or output.shape[1] == 0:
         raise BoundaryValueError(
-            f"The model must return scores of shape (N, C), or (N,) or (N, 1) for a binary model, with N = {n_examples} "
-            f"examples, but it returned shape {tuple(output.shape)}. Wrap it in a function that returns such scores."
+            f"The model must return scores of shape (N, C), or (N,) or (N, 1) for a binary model, with "
+            f"N = {n_examples} examples, but it returned shape {tuple(output.shape)}. Wrap it in a function that "
+            "returns such scores."
         )
     if not torch.isfinite(output).all():
         raise BoundaryValueError(
@@ -82,7 +83,8 @@ def resolve_target(target: TargetType, scores: Tensor, is_binary: bool) -> Tenso
     if wrong.any():
         allowed = "None or 0, as the model has one output" if is_binary else f"between 0 and {n_outputs - 1}"
         raise BoundaryValueError(
-            f"target must be {allowed}, but it contains {int(indices[wrong][0])} for a model with {n_outputs} output(s)."
+            f"target must be {allowed}, but it contains {int(indices[wrong][0])} "
+            f"for a model with {n_outputs} output(s)."
         )
     return predicted if is_binary else indices.to(scores.device)
 

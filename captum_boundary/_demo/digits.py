@@ -38,11 +38,11 @@ def train(digits: Digits, epochs: int, seed: int) -> nn.Module:
         with tqdm(range(epochs), desc="Training", unit="epoch") as bar:
             for _ in bar:
                 losses = []
-                for rows in torch.randperm(len(digits.images)).split(64):
+                for rows in torch.split(torch.randperm(len(digits.images)), 64):
                     images = digits.images[rows] + 0.15 * torch.randn_like(digits.images[rows])
                     loss = nn.functional.cross_entropy(model(images), digits.labels[rows])
                     optimizer.zero_grad()
-                    loss.backward()
+                    torch.autograd.backward(loss)
                     optimizer.step()
                     losses.append(loss.item())
                 bar.set_postfix(loss=f"{sum(losses) / len(losses):.3f}")
@@ -58,7 +58,7 @@ def accuracy(model: nn.Module, digits: Digits) -> float:
 def choose(digits: Digits, n_examples: int) -> Digits:
     """The first ``n_examples`` in an order in which the ten classes take turns."""
     turns = torch.zeros_like(digits.labels)
-    for label in digits.labels.unique():
+    for label in torch.unique(digits.labels):
         turns[digits.labels == label] = torch.arange(int((digits.labels == label).sum()))
     rows = (10 * turns + digits.labels).argsort()[:n_examples]
     return Digits(digits.images[rows], digits.labels[rows])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -48,7 +50,7 @@ def _draw_digits(axes: list[Axes], explanation: Explanation, row: int) -> None:
     boundary, image, point = explanation.boundary, explanation.digits.images[row, 0], explanation.points[row, 0]
     for axis, title, pixels in zip(axes[:2], ("input", "boundary point"), (image, point), strict=True):
         _strip(axis, title if row == 0 else "")
-        axis.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+        axis.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1)
     other = int(boundary.adversarial[row]) if boundary.found[row] else "?"
     axes[0].set_ylabel(
         f"a {int(explanation.digits.labels[row])},\nseen as {int(boundary.target[row])}",
@@ -66,7 +68,7 @@ def _draw_map(axis: Axes, values: Tensor, title: str) -> None:
     _strip(axis, title)
     scale = float(values.abs().max())
     if scale > 0:
-        axis.imshow(values, cmap=_COLOURS, vmin=-scale, vmax=scale)
+        axis.imshow(values.numpy(), cmap=_COLOURS, vmin=-scale, vmax=scale)
         axis.set_xlabel(f"± {scale:.2g}", size=8, color=_GREY)
     else:  # NaN as well
         axis.text(0.5, 0.5, "none", ha="center", va="center", color=_GREY, transform=axis.transAxes)
@@ -87,6 +89,6 @@ def _add_legend(figure: Figure, width: float, height: float) -> None:
     axis = figure.add_axes((0.5 - 1.5 / width, 0.24 / height, 3 / width, 0.12 / height), label="legend")
     bar = figure.colorbar(ScalarMappable(cmap=_COLOURS), cax=axis, orientation="horizontal", ticks=[])
     bar.outline.set_visible(False)
-    note = {"va": "center", "size": 10, "transform": axis.transAxes}
+    note: dict[str, Any] = {"va": "center", "size": 10, "transform": axis.transAxes}
     axis.text(-0.03, 0.5, "against the predicted class", ha="right", **note)
     axis.text(1.03, 0.5, "for the predicted class (change: brighter)", ha="left", **note)
