@@ -101,7 +101,7 @@ class MarginOracle:
             scores = torch.cat([self._scores(self.x[rows], rows)[0] for rows in self._chunks(self.all_rows)])
         self.n_classes = scores.shape[1]
         self.target = resolve_target(target, scores, self._is_binary)
-        margin, self.rival = margin_and_rival(scores, self.target)
+        margin, _ = margin_and_rival(scores, self.target)
         self.sign = torch.where(margin < 0, -1.0, 1.0).to(margin.dtype)
         self.start_scores = scores
         self.start_depth = (self.sign * margin).to(self.dtype)

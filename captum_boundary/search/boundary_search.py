@@ -6,7 +6,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -65,6 +65,14 @@ class BoundaryPoints:
 
     def __len__(self) -> int:
         return len(self.found)
+
+    def __getitem__(self, rows: slice | list[int] | Tensor) -> BoundaryPoints:
+        """The boundary points of some rows (a slice, indices or a mask), to work through many examples in batches."""
+
+        def of_rows(values: Any) -> Any:
+            return tuple(map(of_rows, values)) if isinstance(values, tuple) else values[rows]
+
+        return BoundaryPoints(**{field.name: of_rows(getattr(self, field.name)) for field in fields(self)})
 
 
 class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]

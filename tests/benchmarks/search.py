@@ -11,7 +11,6 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -157,16 +156,12 @@ def map_quality(
     begin = time.perf_counter()
     maps = torch.cat(
         [
-            attribution.attribute(images[rows], boundary=select(boundary, rows), **options)
+            attribution.attribute(images[rows], boundary=boundary[rows], **options)
             for rows in torch.arange(len(images)).split(BATCH)
         ]
     ).flatten(1)
     seconds = time.perf_counter() - begin
     return {"images": len(images), "finite": int(maps.isfinite().all(dim=1).sum()), "seconds": seconds}, maps.sum(dim=1)
-
-
-def select(boundary: BoundaryPoints, rows: Tensor) -> BoundaryPoints:
-    return BoundaryPoints(**{field.name: getattr(boundary, field.name)[rows] for field in fields(boundary)})
 
 
 def completeness(model: nn.Module, images: Tensor, boundary: BoundaryPoints, sums: Tensor) -> dict[str, Any]:

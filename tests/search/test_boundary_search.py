@@ -121,6 +121,18 @@ def test_the_result_is_frozen(linear):
         boundary.found = None
 
 
+def test_rows_can_be_taken_from_a_result(linear):
+    inputs = torch.randn(4, 4, dtype=torch.float64)
+    for structure in (inputs, (inputs,)):
+        boundary = nearest(linear).find(structure)
+        points = boundary.points[0] if isinstance(structure, tuple) else boundary.points
+        for rows in (slice(1, 3), [1, 2], torch.tensor([False, True, True, False])):
+            part = boundary[rows]
+            assert len(part) == 2
+            assert torch.equal(part.points[0] if isinstance(structure, tuple) else part.points, points[1:3])
+            assert torch.equal(part.distance, boundary.distance[1:3])
+
+
 @every_search
 def test_perturb_returns_the_points_alone(make, linear):
     inputs = torch.randn(3, 4, dtype=torch.float64)
