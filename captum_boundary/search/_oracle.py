@@ -193,6 +193,8 @@ class MarginOracle:
         output = run_forward(self._forward_func, leaves, None, self._arguments_of(rows))
         self._count(self.n_forward, rows)
         scores = class_scores(output, len(points))
+        # A model may compute in a lower precision than that of its inputs.
+        self.resolution = max(self.resolution, torch.finfo(output.dtype).eps)
         self._is_binary = isinstance(output, Tensor) and (output.ndim == 1 or output.shape[1] == 1)
         return scores, leaves
 

@@ -138,6 +138,18 @@ def test_examples_that_are_done_leave():
     assert quick.found.all()
 
 
+def test_labels_hold_for_a_model_in_lower_precision():
+    weight, bias, inputs = random_linear(4, torch.float32)
+    model = lambda x: x.bfloat16() @ weight.bfloat16().T + bias.bfloat16()  # noqa: E731
+    boundary = NearestBoundary(model).find(inputs)
+    assert boundary.found.all()
+    for point, target in zip(boundary.points.split(1), boundary.target, strict=True):
+        scores = model(point)[0]
+        assert (scores > scores[target]).any()
+    exact = linear_distances(weight, bias, inputs, 2).amin(dim=1)
+    assert ((boundary.distance - exact).abs() < 0.05 * (1 + exact)).all()
+
+
 def test_progress_is_shown_on_demand(capsys):
     weight, bias, inputs = random_linear(3, torch.float64)
     NearestBoundary(lambda x: x @ weight.T + bias).find(inputs)
