@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -84,6 +85,19 @@ def test_cifar_points_are_as_near_as_those_of_ddn(resnet20, cifar, cifar_boundar
 def test_the_search_keeps_to_its_budget(cifar_boundary):
     assert cifar_boundary.n_gradient.max() <= 40
     assert cifar_boundary.n_forward.double().mean() <= 100
+
+
+@pytest.mark.parametrize(("norm", "attack", "slack"), [(math.inf, "LInfFMNAttack", 1.1), (1, "L1FMNAttack", 1.2)])
+def test_other_norms_are_as_near_as_foolbox_with_more_gradients(resnet20, cifar, norm, attack, slack):
+    foolbox = pytest.importorskip("foolbox")
+    images, labels = (part[:6] for part in cifar)
+    boundary = NearestBoundary(resnet20, bounds=(0, 1), norm=norm, budget=40).find(images)
+    assert boundary.found.all()
+    model = foolbox.PyTorchModel(resnet20, bounds=(0, 1))
+    _, points, success = getattr(foolbox.attacks, attack)(steps=100)(model, images, labels, epsilons=None)
+    assert success.all()
+    distance = torch.linalg.vector_norm((points - images).flatten(1), ord=norm, dim=1)
+    assert boundary.distance.mean() <= slack * distance.mean()
 
 
 def test_a_larger_budget_finds_nearer_points(resnet20, cifar, cifar_boundary):

@@ -24,6 +24,8 @@ _SCANNED_POINTS = 64
 def approach(search: Incumbents, rows: Tensor) -> None:
     """Newton steps on the smoothed depth (DeepFool's idea), until the boundary is crossed or progress ends."""
     oracle = search.oracle
+    # The shortest l1 steps move few coordinates very far, where no slope is true any more.
+    norm = 2 if search.norm == 1 else search.norm
     points, depth = oracle.x.clone(), oracle.start_depth.clone()
     n_slow = torch.zeros_like(rows)
     for _ in range(min(_MAX_STEPS, search.budget)):
@@ -31,7 +33,7 @@ def approach(search: Incumbents, rows: Tensor) -> None:
             return
         plane = oracle.linearize(points[rows], rows, temperature=SMOOTHING * search.scale[rows])
         drop = _OVERSHOOT * plane.value + search.aim[rows]
-        points[rows] = project_onto_hyperplane(points[rows], plane.slope, drop, search.box.of(rows), search.norm)
+        points[rows] = project_onto_hyperplane(points[rows], plane.slope, drop, search.box.of(rows), norm)
         before = depth[rows]
         depth[rows], _ = oracle.depth(points[rows], rows)
         crossed = depth[rows] < 0

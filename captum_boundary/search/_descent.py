@@ -14,7 +14,9 @@ from captum_boundary.search._incumbents import Incumbents
 __all__ = ["descend"]
 
 # The radius shrinks by this rate when the boundary is crossed and grows when not, from the first step to the last.
-_FIRST_RATE, _LAST_RATE = 0.05, 0.005
+# In l1 it begins far out, at a point that is near in l2.
+_FIRST_RATE = {2: 0.05, math.inf: 0.05, 1: 0.2}
+_LAST_RATE = 0.005
 # Length of the steps as a fraction of the distance, from first to last.
 _FIRST_STEP, _LAST_STEP = 1.0, 0.01
 
@@ -37,6 +39,7 @@ def descend(search: Incumbents, rows: Tensor, n_steps: Tensor) -> None:
     oracle = search.oracle
     points, radius = search.points[rows], search.distance[rows]
     temperature = SMOOTHING * search.scale[rows]
+    first_rate = _FIRST_RATE[search.norm]
     for step in range(int(n_steps.max())):
         index = (step < n_steps).nonzero().flatten()
         here, x = rows[index], search.x[rows[index]]
@@ -44,7 +47,7 @@ def descend(search: Incumbents, rows: Tensor, n_steps: Tensor) -> None:
         search.offer(points[index], here, plane.depth)
 
         progress = step / n_steps[index].to(radius)
-        rate = _FIRST_RATE * (_LAST_RATE / _FIRST_RATE) ** progress
+        rate = first_rate * (_LAST_RATE / first_rate) ** progress
         shrunk = torch.minimum(radius[index], search.distance[here]) * (1 - rate)
         radius[index] = torch.where(plane.depth < 0, shrunk, radius[index] * (1 + rate))
 
