@@ -44,9 +44,9 @@ def problems(draw, bounded=True):
 
 def largest_drop(x, normal, lower, upper):
     """The furthest that the box reaches along the normal (3, where it has no end)."""
-    gains = np.where(normal > 0, normal * (x - lower), 0.0) + np.where(normal < 0, normal * (x - upper), 0.0)
-    total = float(np.where(normal == 0, 0.0, gains).sum())
-    return min(total, 3.0)
+    moves = normal != 0  # a coordinate without slope gains nothing, however far it could go
+    gains = normal[moves] * np.where(normal > 0, x - lower, x - upper)[moves]
+    return min(float(gains.sum()), 3.0)
 
 
 def project(x, normal, lower, upper, drop, norm):
