@@ -1,6 +1,13 @@
 """Real networks and images, read from the folder that the environment variable CAPTUM_BOUNDARY_DATA names.
 
 All networks take RGB images ``(N, 3, H, W)`` in [0, 1] and return logits; the normalisation is their first layer.
+
+The folder holds state dictionaries (``torch.load(..., weights_only=True)``) and image files (``np.load``):
+
+* ``cifar10_resnet20.pt``: resnet20 of https://github.com/akamaster/pytorch_resnet_cifar10, "module." taken off its keys.
+* ``cifar10_test500.npz``: the first 500 CIFAR-10 test images, ``images`` (N, 32, 32, 3) uint8 and ``labels`` (N,).
+* ``imagenet_squeezenet1_0.pt``: weights for torchvision's ``squeezenet1_0``.
+* ``imagenet_sample50.npz``: 50 ImageNet pictures, ``images`` (N, 224, 224, 3) uint8 and ``labels`` (N,).
 """
 
 from __future__ import annotations
