@@ -4,7 +4,7 @@ All networks take RGB images ``(N, 3, H, W)`` in [0, 1] and return logits; the n
 
 The folder holds state dictionaries (``torch.load(..., weights_only=True)``) and image files (``np.load``):
 
-* ``cifar10_resnet20.pt``: resnet20 of https://github.com/akamaster/pytorch_resnet_cifar10, "module." taken off its keys.
+* ``cifar10_resnet20.pt``: resnet20 of https://github.com/akamaster/pytorch_resnet_cifar10, keys without "module.".
 * ``cifar10_test500.npz``: the first 500 CIFAR-10 test images, ``images`` (N, 32, 32, 3) uint8 and ``labels`` (N,).
 * ``imagenet_squeezenet1_0.pt``: weights for torchvision's ``squeezenet1_0``.
 * ``imagenet_sample50.npz``: 50 ImageNet pictures, ``images`` (N, 224, 224, 3) uint8 and ``labels`` (N,).
