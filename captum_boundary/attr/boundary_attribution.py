@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from captum.attr import GradientAttribution, IntegratedGradients, Saliency
+from captum.attr import GradientAttribution, IntegratedGradients
 from captum.log import log_usage
 from torch import Tensor
 
@@ -34,7 +34,7 @@ from captum_boundary.attr._score import MarginScore
 from captum_boundary.search import BoundaryPoints, BoundarySearch, NearestBoundary
 from captum_boundary.search._oracle import check_inputs
 
-__all__ = ["BoundaryAttribution", "BoundaryIntegratedGradients", "BoundarySaliency"]
+__all__ = ["BoundaryAttribution"]
 
 
 class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
@@ -273,73 +273,6 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
                 f"{self._prototype.get_name()} has no convergence delta for each example. Leave out "
                 "return_convergence_delta, or compare sums of attributions with compute_convergence_delta."
             )
-
-
-class BoundarySaliency(BoundaryAttribution):
-    r"""The gradient of the model at the nearest boundary point, with its sign: a boundary-based saliency map (BSM).
-
-    The saliency map of "Robust Models Are More Interpretable Because Attributions Look Normal"
-    (https://arxiv.org/abs/2103.11257). It is a normal vector of the decision boundary for a binary model and with
-    ``score="margin"``; with the default score, it is the gradient of the target's output alone, as in the paper.
-    ``attribute(..., abs=True)`` returns magnitudes.
-
-    Args:
-
-        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
-            ``(N, 1)`` for a binary model.
-        search (BoundarySearch, optional): How boundary points are found. Default: None, which means
-            ``NearestBoundary(forward_func)``
-        score (str, optional): ``"output"`` or ``"margin"``, as for :class:`BoundaryAttribution`. Default: ``"output"``
-
-    Examples::
-
-        >>> import torch
-        >>> from captum_boundary import BoundarySaliency
-        >>> model = torch.nn.Linear(3, 2)
-        >>> saliency = BoundarySaliency(model).attribute(torch.randn(5, 3), target=1)
-        >>> bool(torch.allclose(saliency, model.weight[1].expand(5, 3)))
-        True
-    """
-
-    _default_options = MappingProxyType({"abs": False})
-
-    def __init__(
-        self, forward_func: Callable[..., Any], search: BoundarySearch | None = None, score: str = "output"
-    ) -> None:
-        super().__init__(forward_func, Saliency, search, score)
-
-
-class BoundaryIntegratedGradients(BoundaryAttribution):
-    r"""Integrated gradients on the straight line from the nearest boundary point to the input (BIG).
-
-    The method of "Robust Models Are More Interpretable Because Attributions Look Normal"
-    (https://arxiv.org/abs/2103.11257). Attributions sum to ``f(inputs) - f(points)`` up to the convergence delta, which
-    falls as ``n_steps`` grows.
-
-    Args:
-
-        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
-            ``(N, 1)`` for a binary model.
-        search (BoundarySearch, optional): How boundary points are found. Default: None, which means
-            ``NearestBoundary(forward_func)``
-        score (str, optional): ``"output"`` or ``"margin"``, as for :class:`BoundaryAttribution`. Default: ``"output"``
-
-    Examples::
-
-        >>> import torch
-        >>> from captum_boundary import BoundaryIntegratedGradients
-        >>> model = torch.nn.Linear(3, 2)
-        >>> inputs = torch.randn(5, 3)
-        >>> big = BoundaryIntegratedGradients(model)
-        >>> attributions, boundary = big.attribute(inputs, target=1, return_boundary=True)
-        >>> bool(torch.allclose(attributions, (inputs - boundary.points) * model.weight[1], atol=1e-5))
-        True
-    """
-
-    def __init__(
-        self, forward_func: Callable[..., Any], search: BoundarySearch | None = None, score: str = "output"
-    ) -> None:
-        super().__init__(forward_func, IntegratedGradients, search, score)
 
 
 def _check_boundary(boundary: object, inputs: tuple[Tensor, ...]) -> None:
