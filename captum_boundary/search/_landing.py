@@ -14,7 +14,7 @@ __all__ = ["land", "landing_band"]
 # (distances are right to the larger number), far enough to keep its label when it is evaluated in another batch.
 _BAND = {torch.float64: (1e-10, 4e-9), torch.float32: (1.5e-5, 6e-5)}
 # Rounding errors of scores, in units of the resolution times the largest score, that a label must survive.
-_NOISE = 1.0
+_NOISE = 2.0
 # A coarse landing stops at this fraction of the input's depth.
 _COARSE = 0.02
 # Points at less than this fraction of the input's depth are so near that a slightly longer line may cross.
