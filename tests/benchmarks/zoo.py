@@ -8,6 +8,8 @@ The folder holds state dictionaries (``torch.load(..., weights_only=True)``) and
 * ``cifar10_test500.npz``: the first 500 CIFAR-10 test images, ``images`` (N, 32, 32, 3) uint8 and ``labels`` (N,).
 * ``imagenet_squeezenet1_0.pt``: weights for torchvision's ``squeezenet1_0``.
 * ``imagenet_sample50.npz``: 50 ImageNet pictures, ``images`` (N, 224, 224, 3) uint8 and ``labels`` (N,).
+* ``imagenet_val50_boxes.npz``: 50 ImageNet validation images of 227 x 227 pixels, likewise, with ``boxes`` (N, 4) of
+  x0, y0, x1, y1 in pixels around the one object of the class.
 """
 
 from __future__ import annotations
@@ -38,6 +40,13 @@ def load_images(name: str) -> tuple[Tensor, Tensor]:
     with np.load(data_folder() / f"{name}.npz") as arrays:
         images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long()
     return images.permute(0, 3, 1, 2).float().div(255).contiguous(), labels
+
+
+def load_boxed_images(name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Images and labels, as :func:`load_images` gives them, and boxes ``(N, 4)`` in pixels around the objects."""
+    with np.load(data_folder() / f"{name}.npz") as arrays:
+        boxes = torch.from_numpy(arrays["boxes"])
+    return *load_images(name), boxes
 
 
 def first_correct(model: nn.Module, images: Tensor, labels: Tensor, n_images: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,239 @@
+r"""How far do the model's slopes and the normals of its decision boundary agree?
+
+"Robust Models Are More Interpretable Because Attributions Look Normal" (https://arxiv.org/abs/2103.11257) explains
+the better maps of robust models by the smoothness of their boundaries: the gradient at an input is then nearly the
+normal of the boundary nearby, and ordinary attributions are nearly boundary attributions. Here the *unit normal* at a
+boundary point is the direction of the gradient of ``f_target - f_adversarial`` there; it points into the region of the
+target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_boundary._captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.metrics._maps import check_attributions
+from captum_boundary.search import BoundaryPoints
+from captum_boundary.search._bounds import Bounds, box_of
+from captum_boundary.search._geometry import length, project_onto_hyperplane, row_dot
+from captum_boundary.search._oracle import MarginOracle, check_inputs
+
+__all__ = ["attribution_gap", "first_order_optimality", "normal_alignment"]
+
+_DUAL = {2: 2, math.inf: 1, 1: math.inf}
+
+
+def normal_alignment(
+    forward_func: Callable[..., Any],
+    inputs: TensorOrTupleOfTensorsGeneric,
+    target: TargetType,
+    boundary: BoundaryPoints,
+    additional_forward_args: object = None,
+    *,
+    score: str = "output",
+) -> Tensor:
+    r"""Cosine of the gradient at the input and the unit normal at its boundary point.
+
+    1 means that the ordinary saliency map already shows the normal of the boundary, as in a linear model with
+    ``score="margin"``. Robust models score higher than others.
+
+    Args:
+
+        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
+            ``(N, 1)`` for a binary model.
+        inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; N examples.
+        target (int, tuple, Tensor or list, optional): Class whose score is differentiated: that of the boundary. None
+            means just that.
+        boundary (BoundaryPoints): Boundary points of these inputs.
+        additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
+            Tensors with N entries follow their examples. Default: None
+        score (str, optional): ``"output"`` differentiates the output of the target class at the input, as a saliency
+            map does; ``"margin"`` its difference to the output of the class on the other side of the boundary. For a
+            model with one output, both are that output with the sign of the example's side. Default: ``"output"``
+
+    Returns:
+
+        - **cosine** (*Tensor*): Between -1 and 1, shape ``(N,)``. NaN where no boundary point was found, and where a
+          gradient is zero.
+
+    Raises:
+
+        BoundaryTypeError: For inputs, targets, outputs or a boundary of the wrong type.
+        BoundaryValueError: For inputs, targets and outputs of the wrong shape or value, an unknown ``score``, and a
+            ``boundary`` of other inputs or targets.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_boundary import NearestBoundary
+        >>> model = torch.nn.Linear(3, 4)
+        >>> inputs = torch.randn(5, 3)
+        >>> boundary = NearestBoundary(model).find(inputs)
+        >>> cosine = normal_alignment(model, inputs, None, boundary, score="margin")
+        >>> bool(torch.allclose(cosine, torch.ones(5), atol=1e-5))
+        True
+    """
+    if score not in ("output", "margin"):
+        raise BoundaryValueError(f'score must be "output" or "margin", but it is {score!r}.')
+    with torch.inference_mode(False), torch.no_grad():
+        oracle, points = _oracle_of(forward_func, inputs, target, boundary, additional_forward_args)
+        normal = _slope(oracle, points, boundary, with_adversarial=True)
+        with_adversarial = score == "margin" or oracle._is_binary
+        gradient = _slope(oracle, oracle.x, boundary, with_adversarial)
+        cosine = row_dot(gradient, normal) / (length(gradient, 2) * length(normal, 2))
+        return cosine.masked_fill(~boundary.found, torch.nan)
+
+
+def first_order_optimality(
+    forward_func: Callable[..., Any],
+    inputs: TensorOrTupleOfTensorsGeneric,
+    boundary: BoundaryPoints,
+    additional_forward_args: object = None,
+    *,
+    bounds: Bounds = None,
+    norm: float = 2,
+) -> Tensor:
+    r"""Whether boundary points are closest, to first order: cosine of the move ``x - x'`` and the unit normal.
+
+    At a closest boundary point ``x'`` the move is normal to the boundary, and this is 1. In general it is the distance
+    from ``x`` to the plane that touches the boundary at ``x'``, relative to the distance to ``x'``: just that cosine in
+    the l2 norm without bounds. Within bounds the point of the plane must respect them, so that coordinates held back by
+    a limit are not counted against ``x'``.
+
+    Args:
+
+        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
+            ``(N, 1)`` for a binary model.
+        inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; N examples.
+        boundary (BoundaryPoints): Boundary points of these inputs.
+        additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
+            Tensors with N entries follow their examples. Default: None
+        bounds (tuple, optional): Limits of the search that found the points, in the same form. Default: None
+        norm (float, optional): Norm of that search, 2, ``math.inf`` or 1. Default: 2
+
+    Returns:
+
+        - **optimality** (*Tensor*): At most 1, shape ``(N,)``; negative where the boundary at ``x'`` faces away from
+          the input. NaN where no boundary point was found, and where the gradient there is zero.
+
+    Raises:
+
+        BoundaryTypeError: For inputs, outputs or a boundary of the wrong type.
+        BoundaryValueError: For inputs and outputs of the wrong shape or value, inputs or points outside ``bounds``, an
+            unknown ``norm``, and a ``boundary`` of other inputs.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_boundary import NearestBoundary
+        >>> model = torch.nn.Linear(3, 4)
+        >>> inputs = torch.randn(5, 3)
+        >>> optimality = first_order_optimality(model, inputs, NearestBoundary(model).find(inputs))
+        >>> bool(torch.allclose(optimality, torch.ones(5), atol=1e-3))
+        True
+    """
+    if norm not in _DUAL:
+        raise BoundaryValueError(f"norm must be 2, math.inf or 1, but it is {norm!r}.")
+    with torch.inference_mode(False), torch.no_grad():
+        oracle, points = _oracle_of(forward_func, inputs, None, boundary, additional_forward_args)
+        box = box_of(bounds, check_inputs(inputs))
+        if not torch.allclose(box.clamp(points), points, rtol=1e-5, atol=1e-5):
+            raise BoundaryValueError(
+                "boundary has points outside bounds. Give the bounds of the search that found them."
+            )
+        normal = _slope(oracle, points, boundary, with_adversarial=True)
+        uphill = -boundary.margin.sign().to(normal)[:, None] * normal  # towards the side of the input
+        move = oracle.x - points
+        drop = row_dot(uphill, move)
+        shortest = oracle.x - project_onto_hyperplane(oracle.x, uphill, drop.clamp_min(0), box, norm)
+        to_plane = torch.where(drop > 0, length(shortest, norm), drop / length(normal, _DUAL[norm]))
+        return (to_plane / length(move, norm)).masked_fill(~boundary.found, torch.nan)
+
+
+def attribution_gap(first: TensorOrTupleOfTensorsGeneric, second: TensorOrTupleOfTensorsGeneric) -> Tensor:
+    r"""Euclidean distance of two attributions of the same inputs, such as IG and BIG, or a saliency map and BSM.
+
+    The paper's measure of how much the boundary's view differs from the ordinary one; it is small for robust models. It
+    is not relative: it grows with the attributions and with the number of features.
+
+    Args:
+
+        first (Tensor or tuple[Tensor, ...]): Attributions ``(N, ...)``; those of a tuple count together.
+        second (Tensor or tuple[Tensor, ...]): Attributions of the same shapes.
+
+    Returns:
+
+        - **gap** (*Tensor*): Not negative, shape ``(N,)``. NaN for examples with NaN attributions.
+
+    Raises:
+
+        BoundaryTypeError: If an attribution is not a floating-point Tensor.
+        BoundaryValueError: If shapes differ, or an attribution is infinite or empty.
+
+    Examples::
+
+        >>> import torch
+        >>> attribution_gap(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
+        tensor([5.])
+    """
+    pairs = [
+        [check_attributions(part, name) for part in (parts if isinstance(parts, tuple) else (parts,))]
+        for parts, name in ((first, "first"), (second, "second"))
+    ]
+    shapes = [[tuple(part.shape) for part in parts] for parts in pairs]
+    if shapes[0] != shapes[1] or len({shape[0] for shape in shapes[0]}) != 1:
+        raise BoundaryValueError(
+            f"first and second must be attributions of the same inputs, but their shapes are {shapes[0]} and "
+            f"{shapes[1]}."
+        )
+    differences = [(one - other).reshape(len(one), -1) for one, other in zip(*pairs, strict=True)]
+    return length(torch.cat([part.to(differences[0].device) for part in differences], dim=1), 2)
+
+
+def _oracle_of(
+    forward_func: Callable[..., Any],
+    inputs: TensorOrTupleOfTensorsGeneric,
+    target: TargetType,
+    boundary: BoundaryPoints,
+    additional_forward_args: object,
+) -> tuple[MarginOracle, Tensor]:
+    """The model and the flat boundary points ``(N, D)``, after a look at whether all belong together."""
+    tensors = check_inputs(inputs)
+    if not isinstance(boundary, BoundaryPoints):
+        raise BoundaryTypeError(
+            f"boundary must be BoundaryPoints, as a search's find returns them, but it is {type(boundary).__name__}."
+        )
+    points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
+    given, needed = ([(tuple(t.shape), t.dtype, t.device) for t in parts] for parts in (points, tensors))
+    if given != needed:
+        raise BoundaryValueError(
+            f"boundary must hold one point for each input, of shapes, dtypes and devices {needed}, but it holds "
+            f"{given}. Search the boundary of these very inputs."
+        )
+    oracle = MarginOracle(forward_func, tensors, target, additional_forward_args)
+    if target is not None and not torch.equal(oracle.target, boundary.target):
+        raise BoundaryValueError(
+            f"target asks for the classes {oracle.target.tolist()}, but the given boundary is that of the classes "
+            f"{boundary.target.tolist()}. Give None, or search the boundary of the classes to explain."
+        )
+    return oracle, oracle.pack(points)
+
+
+def _slope(oracle: MarginOracle, points: Tensor, boundary: BoundaryPoints, with_adversarial: bool) -> Tensor:
+    """Gradients ``(N, D)`` at ``points`` of the target's score, less that of the adversarial class if wanted.
+
+    Only their directions matter. They are scaled to a largest component of 1, for squares of tiny ones would underflow.
+    """
+    scores, pull_back = oracle.scores(points, oracle.all_rows)
+    weights = torch.zeros_like(scores)
+    if with_adversarial:
+        weights.scatter_(1, boundary.adversarial.clamp_min(0)[:, None], -1.0)
+    weights.scatter_(1, boundary.target[:, None], 1.0)
+    slope = pull_back(weights)
+    return slope / slope.abs().amax(dim=1, keepdim=True)
