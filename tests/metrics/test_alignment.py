@@ -364,3 +364,13 @@ def test_errors_of_optimality():
 def test_errors_of_the_gap(first, second, error, message):
     with pytest.raises(error, match=message):
         attribution_gap(first, second)
+
+
+def test_points_of_a_real_network_are_nearly_optimal(zoo):
+    model = zoo.cifar_resnet20()
+    images, labels = zoo.first_correct(model, *zoo.load_images("cifar10_test500"), 3)
+    boundary = NearestBoundary(model, bounds=(0, 1)).find(images)
+    optimality = first_order_optimality(model, images, boundary, bounds=(0, 1))
+    assert optimality.min() > 0.9
+    assert (optimality >= first_order_optimality(model, images, boundary) - 1e-6).all()
+    assert (normal_alignment(model, images, labels, boundary, score="margin") > 0.4).all()

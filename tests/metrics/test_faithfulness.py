@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from captum.attr import IntegratedGradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
@@ -295,6 +296,17 @@ def test_progress_is_shown_on_demand(measure, capsys):
     shown = capsys.readouterr().err
     assert measure.__name__.capitalize() in shown
     assert "5/5" in shown
+
+
+def test_integrated_gradients_of_a_real_network_beat_their_own_opposite(zoo):
+    model = zoo.cifar_resnet20()
+    images, labels = zoo.first_correct(model, *zoo.load_images("cifar10_test500"), 8)
+    attributions = IntegratedGradients(model).attribute(images, target=labels, n_steps=20)
+    options = {"target": labels, "n_steps": 16, "perturbations_per_eval": 8}
+    sound, opposite = (deletion(model, images, maps, **options) for maps in (attributions, -attributions))
+    assert sound.mean() < opposite.mean()
+    sound, opposite = (insertion(model, images, maps, **options) for maps in (attributions, -attributions))
+    assert sound.mean() > opposite.mean()
 
 
 X = torch.ones(2, 3, 6, 6)
