@@ -1,0 +1,79 @@
+"""What is checked before a training step, and after it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._margin import class_scores
+from captum_boundary.robust._pointwise_loss import PointwiseLoss
+
+__all__ = ["as_target", "check_classification", "check_finite", "check_layer", "check_positive"]
+
+
+def as_target(target: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+    if not isinstance(target, Tensor):
+        raise BoundaryTypeError(f"target must be a Tensor of classes, but it is {type(target).__name__}.")
+    if target.ndim == 0 or len(target) != len(inputs[0]):
+        raise BoundaryValueError(
+            f"target must have one entry for each of the {len(inputs[0])} examples, but its shape is "
+            f"{tuple(target.shape)}."
+        )
+    return target.detach()
+
+
+def check_classification(loss: PointwiseLoss, point: Tensor) -> None:
+    """What cross-entropy would only complain about in its own words, or not at all."""
+    target = loss.target
+    if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
+        raise BoundaryTypeError(
+            f"target must hold integer classes, of shape (N,), for the default loss, but it has shape "
+            f"{tuple(target.shape)} and dtype {target.dtype}. For other targets give loss_func."
+        )
+    with torch.no_grad():
+        output = loss.of_rows(slice(0, 1)).output(point)
+    n_outputs = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else 1
+    scores = class_scores(output, 1)
+    if not 0 <= int(target.min()) <= int(target.max()) < scores.shape[1]:
+        raise BoundaryValueError(
+            f"target must hold classes between 0 and {scores.shape[1] - 1}, but it holds {int(target.min())} to "
+            f"{int(target.max())} for a model with {n_outputs} output(s)."
+        )
+    if n_outputs > 1 and bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-4:
+        raise BoundaryValueError(
+            "The model seems to return probabilities: its outputs are at least 0 and sum to 1. The default loss, "
+            "cross-entropy, needs logits: leave out the model's softmax, or give a loss_func for probabilities, for "
+            "instance lambda p, y: torch.nn.functional.nll_loss(p.log(), y, reduction='none')."
+        )
+
+
+def check_layer(model: nn.Module, layer: Any, method: str) -> None:
+    if not isinstance(layer, nn.Module) or all(module is not layer for module in model.modules()):
+        raise BoundaryValueError("layer must be a module of the model, but it is none of model.modules().")
+    if method not in ("riemann_right", "riemann_left"):
+        raise BoundaryValueError(
+            f"With layer, method must be 'riemann_right' or 'riemann_left', whose nodes divide the path evenly, but it "
+            f"is {method!r}."
+        )
+
+
+def check_finite(losses: Tensor) -> None:
+    if torch.isfinite(losses).all():
+        return
+    rows = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+    raise BoundaryValueError(
+        f"The loss is NaN or infinite for {len(rows)} of {len(losses)} examples, row(s) {str(rows[:20])[1:-1]}. No "
+        "parameter has been changed: look for parameters that are not finite, and lower the learning rate, weight or "
+        "epsilon."
+    )
+
+
+def check_positive(name: str, value: float | None, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise BoundaryValueError(f"{name} must be a positive number, but it is {value!r}.")

@@ -1,0 +1,77 @@
+"""Projected gradient ascent around the inputs: the inner maximisation of robust training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_boundary.search._geometry import Box, length, project_onto_ball
+
+__all__ = ["InnerMaximizer"]
+
+
+class InnerMaximizer(NamedTuple):
+    """Seeks the point of a ball around each input, or at a price for its distance, where an objective is largest."""
+
+    epsilon: float
+    norm: float
+    n_steps: int
+    step_size: float
+    penalty: float | None  # on the squared l2 distance, in place of the ball
+
+    def maximize(
+        self,
+        objective: Callable[[Tensor], Tensor],
+        x: Tensor,
+        box: Box,
+        slope: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Points ``(N, D)`` in ``box``, from a start on the side where ``slope``, the loss's at ``x``, rises."""
+        points = self._start(x, box, slope, generator)
+        for _ in range(self.n_steps):
+            leaves = points.detach().requires_grad_()
+            with torch.enable_grad():
+                value = objective(leaves).sum()
+                if self.penalty is not None:
+                    value = value - self.penalty * (leaves - x).square().sum()
+                (gradient,) = torch.autograd.grad(value, leaves, materialize_grads=True)
+            points = box.clamp(x + self._within(points + self._step(gradient) - x))
+        return points
+
+    def _start(self, x: Tensor, box: Box, slope: Tensor, generator: torch.Generator | None) -> Tensor:
+        # A norm of attributions has a maximum on each side of the input, and the lower one lies where the loss falls.
+        # At the input itself, where attributions are zero, it has no slope at all: that of the loss leads out.
+        if generator is None:
+            move = self._step(slope)
+        else:
+            noise = self._noise(x, generator)
+            move = torch.where(slope == 0, noise, noise.abs() * slope.sign())
+        moved = box.clamp(x + move)
+        return box.clamp(torch.where(moved == x, x - move, moved))
+
+    def _noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Uniform in the ball."""
+        if self.norm == math.inf:
+            uniform = torch.rand(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+            return (2 * uniform - 1).to(x.device) * self.epsilon
+        normal = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+        radius = torch.rand(len(x), generator=generator, device=generator.device, dtype=x.dtype) ** (1 / x.shape[1])
+        return (normal * (self.epsilon * radius / length(normal, 2))[:, None]).to(x.device)
+
+    def _step(self, gradient: Tensor) -> Tensor:
+        if self.penalty is not None:  # the step of gradient ascent that is exact where the objective is linear
+            return gradient / (2 * self.penalty)
+        if self.norm == math.inf:
+            return self.step_size * gradient.sign()
+        tiny = torch.finfo(gradient.dtype).tiny
+        return self.step_size * gradient / length(gradient, 2).clamp_min(tiny)[:, None]
+
+    def _within(self, moves: Tensor) -> Tensor:
+        if self.penalty is not None:
+            return moves
+        return project_onto_ball(moves, moves.new_full((len(moves),), self.epsilon), self.norm)

@@ -1,0 +1,185 @@
+r"""Integrated Gradients of a loss along the straight line between two points, with the graph kept.
+
+For a loss :math:`l`, points :math:`z(a) = x + a\,(x' - x)` and a quadrature rule with nodes :math:`a_k` and weights
+:math:`w_k`,
+
+.. math:: \mathrm{IG}(x, x') = (x' - x) \odot \sum_k w_k \nabla l(z(a_k)),
+
+which sums to :math:`l(x') - l(x)` up to the error of the rule. For the output :math:`h` of an intermediate layer the
+path is the curve :math:`h(z(a))`, and the sum is
+:math:`\sum_k \nabla_h l(z(a_k)) \odot [h(z(a_k)) - h(z(a_{k-1}))]`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from captum_boundary._errors import BoundaryValueError
+from captum_boundary.robust._pointwise_loss import PointwiseLoss
+
+__all__ = ["Quadrature", "path_attribution"]
+
+# What one forward pass may save for the backward pass. On a CPU larger batches fall out of the caches (a single forward
+# pass for all path points of a convolutional network may take twice as long as one for each), a GPU wants them.
+_CPU_BYTES = 32 * 2**20
+_ACCELERATOR_BYTES = 512 * 2**20
+
+
+class Quadrature(NamedTuple):
+    """Nodes and weights on [0, 1], by Captum's names."""
+
+    method: str
+    nodes: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, method: str, n_steps: int) -> Quadrature:
+        uniform = (1 / n_steps,) * n_steps
+        steps = np.arange(n_steps)
+        if method == "riemann_right":
+            return cls(method, tuple((steps + 1) / n_steps), uniform)
+        if method == "riemann_left":
+            return cls(method, tuple(steps / n_steps), uniform)
+        if method == "riemann_middle":
+            return cls(method, tuple((steps + 0.5) / n_steps), uniform)
+        if method == "riemann_trapezoid":
+            if n_steps < 2:
+                raise BoundaryValueError("riemann_trapezoid has a node at each end of the path: n_steps must be >= 2.")
+            weights = np.full(n_steps, 1 / (n_steps - 1))
+            weights[[0, -1]] /= 2
+            return cls(method, tuple(np.linspace(0, 1, n_steps)), tuple(weights))
+        if method == "gausslegendre":
+            nodes, weights = np.polynomial.legendre.leggauss(n_steps)
+            return cls(method, tuple((nodes + 1) / 2), tuple(weights / 2))
+        raise BoundaryValueError(
+            "method must be 'riemann_right', 'riemann_left', 'riemann_middle', 'riemann_trapezoid' or "
+            f"'gausslegendre', but it is {method!r}."
+        )
+
+
+def path_attribution(
+    loss: PointwiseLoss, start: Tensor, end: Tensor, rule: Quadrature, internal_batch_size: int | None = None
+) -> Tensor:
+    """Integrated Gradients of the loss from ``start`` to ``end``, flat ``(N, D)`` points; ``(N, ...)``.
+
+    Gradients reach the parameters of the loss and ``end``. With ``internal_batch_size`` no more examples than that pass
+    through the model at once, and their graph is built again in the backward pass, so that memory does not grow with
+    the number of nodes.
+    """
+    n_examples = len(loss)
+    n_rows = min(internal_batch_size or n_examples, n_examples)
+    if n_rows < n_examples:
+        groups = [slice(first, first + n_rows) for first in range(0, n_examples, n_rows)]
+        return torch.cat(
+            [path_attribution(loss.of_rows(g), start[g], end[g], rule, internal_batch_size) for g in groups]
+        )
+    integral = _PathIntegral(loss, start, rule, _nodes_at_once(loss, start, internal_batch_size))
+    if internal_batch_size is not None:
+        attribution: Tensor = _Recomputed.apply(integral, end, *loss.parameters.values())
+        return attribution
+    return _total(integral.terms(end, loss.state, keep_graph=torch.is_grad_enabled()))
+
+
+def _nodes_at_once(loss: PointwiseLoss, start: Tensor, internal_batch_size: int | None) -> int:
+    """Path points of every example for one forward pass."""
+    if internal_batch_size is not None:
+        return max(1, internal_batch_size // len(loss))
+    saved = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal saved
+        saved += tensor.nbytes if tensor.data_ptr() not in weights else 0
+        return tensor
+
+    weights = {tensor.data_ptr() for tensor in loss.state.values()}
+    one = loss.of_rows(slice(0, 1))
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        one(start[:1].clone().requires_grad_())
+    available = _CPU_BYTES if start.device.type == "cpu" else _ACCELERATOR_BYTES
+    return max(1, available // (max(saved, 1) * len(loss)))
+
+
+class _PathIntegral(NamedTuple):
+    """The sum over the nodes of a path, in parts that pass through the model together."""
+
+    loss: PointwiseLoss
+    start: Tensor
+    rule: Quadrature
+    nodes_at_once: int
+
+    def terms(self, end: Tensor, state: dict[str, Tensor], keep_graph: bool) -> Iterator[Tensor]:
+        """Parts ``(N, ...)`` of the sum."""
+        loss = replace(self.loss, state=state)
+        part = self._layer_part if loss.layer is not None else self._input_part
+        for first in range(0, len(self.rule.nodes), self.nodes_at_once):
+            with torch.enable_grad():
+                value = part(loss, end, slice(first, first + self.nodes_at_once), keep_graph)
+            yield value if keep_graph else value.detach()
+
+    def _input_part(self, loss: PointwiseLoss, end: Tensor, nodes: slice, keep_graph: bool) -> Tensor:
+        points = self._points(end, self.rule.nodes[nodes])
+        gradient = _gradient(loss(points), points, keep_graph)
+        weights = gradient.new_tensor(self.rule.weights[nodes])
+        return (end - self.start) * torch.einsum("k,knd->nd", weights, gradient.view(-1, *end.shape))
+
+    def _layer_part(self, loss: PointwiseLoss, end: Tensor, nodes: slice, keep_graph: bool) -> Tensor:
+        """The layer's output moves from one node to the next, its gradient is that at the right or left of them."""
+        last = nodes.start + len(self.rule.nodes[nodes])
+        edges = [k / len(self.rule.nodes) for k in range(nodes.start, last + 1)]
+        losses, outputs = loss.with_layer(self._points(end, edges))
+        gradient = _gradient(losses, outputs, keep_graph)
+        of_steps = (len(edges), len(loss), *outputs.shape[1:])
+        at = slice(1, None) if self.rule.method == "riemann_right" else slice(None, -1)
+        return (gradient.view(of_steps)[at] * outputs.view(of_steps).diff(dim=0)).sum(dim=0)
+
+    def _points(self, end: Tensor, nodes: Any) -> Tensor:
+        """Points ``(K * N, D)`` on the line, ordered step by step."""
+        alphas = self.start.new_tensor(nodes)[:, None, None]
+        points = (self.start + alphas * (end - self.start)).flatten(0, 1)
+        return points if points.requires_grad else points.requires_grad_()
+
+
+class _Recomputed(torch.autograd.Function):
+    """The integral without its graph; the backward pass goes through the path once more, part by part."""
+
+    @staticmethod
+    def forward(ctx: Any, integral: _PathIntegral, end: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.integral = integral
+        ctx.save_for_backward(end, *parameters)
+        state = {name: tensor.detach() for name, tensor in integral.loss.state.items()}
+        return _total(integral.terms(end.detach(), state, keep_graph=False))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        integral: _PathIntegral = ctx.integral
+        saved_end, *parameters = ctx.saved_tensors
+        end = saved_end.detach().requires_grad_(ctx.needs_input_grad[1])
+        state = {**integral.loss.state, **dict(zip(integral.loss.parameters, parameters, strict=True))}
+        tensors = (end, *parameters)
+        wanted = [index for index, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
+        total: list[Tensor | None] = [None] * len(tensors)
+        for term in integral.terms(end, state, keep_graph=True):
+            gradients = torch.autograd.grad(term, [tensors[i] for i in wanted], cotangent, allow_unused=True)
+            for index, gradient in zip(wanted, gradients, strict=True):
+                if gradient is not None:
+                    so_far = total[index]
+                    total[index] = gradient if so_far is None else so_far + gradient
+        return None, *total
+
+
+def _total(terms: Iterator[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)
+
+
+def _gradient(losses: Tensor, points: Tensor, keep_graph: bool) -> Tensor:
+    (gradient,) = torch.autograd.grad(losses.sum(), points, create_graph=keep_graph, materialize_grads=True)
+    return gradient

@@ -1,0 +1,352 @@
+"""Robust Attribution Regularization: a training loss whose minimisers have attributions that hold still."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_boundary._captum import (
+    TensorOrTupleOfTensorsGeneric,
+    format_additional_forward_args,
+    format_output,
+    is_tuple,
+)
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._flat import pack, unpack
+from captum_boundary.robust._checks import as_target, check_classification, check_finite, check_layer, check_positive
+from captum_boundary.robust._inner_maximizer import InnerMaximizer
+from captum_boundary.robust._path_gradients import Quadrature, path_attribution
+from captum_boundary.robust._pointwise_loss import LossFunction, PointwiseLoss, cross_entropy, losses_of
+from captum_boundary.robust._sizes import size_of
+from captum_boundary.search._bounds import Bounds, box_of
+from captum_boundary.search._geometry import Box
+from captum_boundary.search._oracle import check_inputs
+from captum_boundary.search.boundary_search import check_count
+
+__all__ = ["RARLoss", "RARParts"]
+
+
+@dataclass(frozen=True)
+class RARParts:
+    r"""What the last call of a :class:`RARLoss` was made of, without its graph.
+
+    Attributes:
+
+        natural_loss (Tensor): Loss of each example at the inputs, ``(N,)``.
+        loss (Tensor): Loss of each example where the training loss takes it, ``(N,)``: at the perturbed inputs for
+            ``"ig_sum_norm"`` and ``"sum"``, at the inputs for all others.
+        regularizer (Tensor): Size of each example's attribution, ``(N,)``, before it is multiplied by the weight.
+        perturbed (Tensor or tuple[Tensor, ...]): The perturbed inputs, like the inputs.
+    """
+
+    natural_loss: Tensor
+    loss: Tensor
+    regularizer: Tensor
+    perturbed: Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One call's inputs, checked, and the loss around them."""
+
+    inputs: tuple[Tensor, ...]
+    as_tuple: bool
+    x: Tensor  # the inputs as flat points (N, D)
+    box: Box
+    arguments: tuple[Any, ...]
+    loss: PointwiseLoss
+
+
+class RARLoss(nn.Module):
+    r"""Loss of "Robust Attribution Regularization" (https://arxiv.org/abs/1905.09957).
+
+    Training with it makes the Integrated Gradients of a model hold still when its inputs are perturbed:
+
+    .. math:: l(x, y) + w \max_{x' \in B(x, \epsilon)} s(\mathrm{IG}_l(x, x')),
+
+    where :math:`\mathrm{IG}_l(x, x')` are the Integrated Gradients of the *loss* on the way from the input to a
+    perturbed input, and :math:`s` is the size function:
+
+    - ``"ig_norm"``: IG-NORM, the l1 norm.
+    - ``"ig_sum_norm"``: IG-SUM-NORM, :math:`\max_{x'} l(x', y) + w\,|\mathrm{IG}_l(x, x')|_1`.
+    - ``"sum"``: the plain sum, which by completeness is :math:`l(x') - l(x)`. With weight 1 this is adversarial
+      training (https://arxiv.org/abs/1706.06083), and it needs no path.
+    - ``"norm_power"``: :math:`|\mathrm{IG}|_1^q`. With ``n_steps=1`` this is input-gradient regularisation,
+      :math:`(\epsilon\,|\nabla_x l(x)|_1)^q` in the l-infinity ball.
+    - any function of attributions, ``(N, ...) -> (N,)``: it gets them in the shape of the inputs (of the layer's output
+      with ``layer``), those of several inputs flattened and joined, ``(N, D)``.
+
+    The loss is the mean over the batch. The released code takes sums over the batch of both terms: their ratio, and so
+    the weight, is the same, but a learning rate chosen for sums has to be multiplied by the batch size for plain
+    gradient descent (Adam does not mind). :func:`paper_settings` has the paper's hyper-parameters.
+
+    One forward pass of each call treats the model as ordinary training does: in its own mode, so that batch statistics
+    are used and updated and dropout is drawn once, and through a ``DistributedDataParallel`` wrapper, where there is
+    one. It is that of the loss :math:`l` above: at the perturbed inputs for ``"ig_sum_norm"`` and ``"sum"``, at the
+    inputs for all others. The attack and the path see the model in evaluation mode, leave no trace on it, and
+    synchronise nothing. The gradients of all parameters are exact.
+
+    The gradient of the regulariser needs second derivatives of the loss. In a network of ReLUs these see how the loss
+    bends, and how slopes depend on the weights, but not the kinks: where a perturbation switches a unit on or off, that
+    change of slope counts in the value of the regulariser, through the points of the path, and not in its gradient with
+    respect to the input. Training works all the same, as the paper's does; softplus or GELU let the gradient see all.
+
+    Args:
+
+        model (Module): The model to train. It returns logits ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model,
+            unless ``loss_func`` asks for something else. A ``DistributedDataParallel`` model is welcome.
+        size (str or Callable, optional): Size function, as above. Default: "ig_norm"
+        epsilon (float): Radius of the ball, in the units of the inputs.
+        weight (float, optional): Weight of the regulariser. Default: None, 0.1 for ``"ig_sum_norm"`` and 1 for all
+            others.
+        norm (float, optional): Norm of the ball, ``math.inf`` or 2, over all inputs of a tuple together.
+            Default: ``math.inf``
+        bounds (tuple, optional): Limits that no perturbed input leaves: a pair ``(lower, upper)`` of numbers or of
+            tensors that broadcast to an input, or a tuple of such pairs (or None), one for each input.
+            Default: None, no limits.
+        loss_func (Callable, optional): Loss of each example, ``(outputs, target) -> (N,)``.
+            Default: None, cross-entropy.
+        n_steps (int, optional): Nodes on the path from the input to the perturbed input. Default: 50
+        attack_steps (int, optional): Steps of the inner maximisation. Default: 7
+        attack_step_size (float, optional): Length of each, in the norm of the ball. Default: None,
+            ``2.5 * epsilon / attack_steps``.
+        attack_n_steps (int, optional): Nodes on the path during the attack, if less than ``n_steps``. Default: 10
+        random_start (bool, optional): Start the attack at a random point of the ball, on the side where the loss
+            rises, rather than one step along the loss's gradient. Default: True
+        penalty (float, optional): The distributional form: maximise :math:`s(\mathrm{IG}) - \mathrm{penalty}\,|x' -
+            x|_2^2` in place of the ball, by gradient ascent in steps of ``1 / (2 * penalty)``. It converges where
+            ``2 * penalty`` exceeds the curvature of the size. ``epsilon`` is then the radius of the random start alone.
+            Default: None
+        layer (Module, optional): Module of the model to whose output is attributed, along the curve that the straight
+            path in the input takes there. Default: None, the input.
+        internal_batch_size (int, optional): Examples times path points that pass through the model at once. Their
+            graph is then built anew in the backward pass, so that memory does not grow with ``n_steps``, at the price
+            of up to half as much time again. Default: None, the graph is kept, and as many path points pass
+            at once as suits the caches (a CPU) or the memory (a GPU).
+        generator (torch.Generator, optional): Source of the random starts. Default: None, one of its own with a fixed
+            seed, ``loss.generator``.
+        method (str, optional): Quadrature by Captum's names: "riemann_right", "riemann_left", "riemann_middle",
+            "riemann_trapezoid" or "gausslegendre"; with ``layer`` one of the first two. Default: None, the paper's
+            "riemann_right", and "riemann_left" for ``"norm_power"``.
+        power (float, optional): The exponent q of ``"norm_power"``. Default: 2
+
+    Attributes:
+
+        parts (RARParts or None): What the last call was made of, for logging.
+
+    Raises:
+
+        BoundaryValueError: For sizes, norms and numbers that make no sense.
+        BoundaryTypeError: For arguments of the wrong type.
+
+    Examples::
+
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> rar = RARLoss(model, "ig_norm", epsilon=0.1, bounds=(0, 1))
+        >>> x, y = torch.rand(16, 4), torch.randint(3, (16,))
+        >>> loss = rar(x, y)
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> rar.parts.regularizer.shape
+        torch.Size([16])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        size: str | Callable[[Tensor], Tensor] = "ig_norm",
+        *,
+        epsilon: float,
+        weight: float | None = None,
+        norm: float = math.inf,
+        bounds: Bounds = None,
+        loss_func: LossFunction | None = None,
+        n_steps: int = 50,
+        attack_steps: int = 7,
+        attack_step_size: float | None = None,
+        attack_n_steps: int = 10,
+        random_start: bool = True,
+        penalty: float | None = None,
+        layer: nn.Module | None = None,
+        internal_batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+        method: str | None = None,
+        power: float = 2.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise BoundaryTypeError(
+                f"model must be a torch.nn.Module, whose parameters are trained, but it is {type(model).__name__}."
+            )
+        check_positive("epsilon", epsilon)
+        check_positive("attack_step_size", attack_step_size, optional=True)
+        check_positive("penalty", penalty, optional=True)
+        check_positive("power", power)
+        if weight is not None and not 0 <= weight < math.inf:
+            raise BoundaryValueError(f"weight must be a number of at least 0, but it is {weight!r}.")
+        if norm not in (math.inf, 2):
+            raise BoundaryValueError(f"norm must be math.inf or 2, but it is {norm!r}.")
+        for name, count in (("n_steps", n_steps), ("attack_steps", attack_steps), ("attack_n_steps", attack_n_steps)):
+            check_count(name, count)
+        check_count("internal_batch_size", internal_batch_size, optional=True)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise BoundaryTypeError(f"generator must be a torch.Generator, but it is {type(generator).__name__}.")
+        self._size = size_of(size, power)
+        method = method or self._size.method
+        self._rule = Quadrature.of(method, n_steps)
+        self._attack_rule = Quadrature.of(method, min(attack_n_steps, n_steps))
+        if layer is not None:
+            check_layer(model, layer, method)
+        self._maximizer = InnerMaximizer(
+            epsilon=epsilon,
+            norm=norm,
+            n_steps=attack_steps,
+            step_size=2.5 * epsilon / attack_steps if attack_step_size is None else attack_step_size,
+            penalty=penalty,
+        )
+        self.model = model
+        self.size = size
+        self.epsilon = epsilon
+        self.weight = self._size.weight if weight is None else weight
+        self.bounds = bounds
+        self.loss_func = cross_entropy if loss_func is None else loss_func
+        self.random_start = random_start
+        self.internal_batch_size = internal_batch_size
+        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self.parts: RARParts | None = None
+        self._layer = (layer,)  # in a tuple, since it belongs to the model already
+
+    def forward(
+        self, inputs: TensorOrTupleOfTensorsGeneric, target: Tensor, additional_forward_args: object = None
+    ) -> Tensor:
+        r"""The training loss, and :attr:`parts` for logging.
+
+        Args:
+
+            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point, of N examples.
+            target (Tensor): Classes, ``(N,)`` integers, or whatever ``loss_func`` takes for N examples.
+            additional_forward_args (Any, optional): Further arguments of the model, given after ``inputs``. Tensors
+                with N entries follow their examples. Default: None
+
+        Returns:
+
+            - **loss** (*Tensor*): Mean over the batch, a scalar.
+
+        Raises:
+
+            BoundaryTypeError: For inputs, targets or outputs of the wrong type.
+            BoundaryValueError: For NaN or infinite inputs, outputs or losses, empty batches, inputs outside ``bounds``,
+                classes out of range, and models that return probabilities in place of logits.
+        """
+        problem = self._problem(inputs, target, additional_forward_args)
+        end = self._perturb(problem)
+        perturbed = unpack(end, problem.inputs)
+
+        output = self.model(*(perturbed if self._size.at_perturbed else problem.inputs), *problem.arguments)
+        loss = losses_of(self.loss_func, output, problem.loss.target)
+        # The forward pass may have moved the running statistics.
+        problem = replace(problem, loss=problem.loss.as_of_now())
+        if self._size.of is None:
+            # l(x) + w [l(x') - l(x)], with the loss at x' from the forward pass above.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight != 1):
+                regularizer = self._regularizer(problem, end)
+            total = loss + (self.weight - 1) * regularizer if self.weight != 1 else loss
+        else:
+            regularizer = self._regularizer(problem, end)
+            total = loss + self.weight * regularizer
+        check_finite(total)
+
+        natural = loss.detach()
+        if self._size.at_perturbed:
+            with torch.no_grad():
+                natural = problem.loss(problem.x)
+        points = format_output(problem.as_tuple, perturbed)
+        self.parts = RARParts(natural, loss.detach(), regularizer.detach(), points)
+        return total.mean()
+
+    def perturb(
+        self, inputs: TensorOrTupleOfTensorsGeneric, target: Tensor, additional_forward_args: object = None
+    ) -> TensorOrTupleOfTensorsGeneric:
+        r"""The inner maximisation: perturbed inputs for which the regulariser (for ``"ig_sum_norm"`` the loss and the
+        regulariser together) is large.
+
+        Arguments and errors are those of :meth:`forward`.
+
+        Returns:
+
+            - **perturbed** (*Tensor or tuple[Tensor, ...]*): Like ``inputs``, in the ball and within the bounds.
+        """
+        problem = self._problem(inputs, target, additional_forward_args)
+        return format_output(problem.as_tuple, unpack(self._perturb(problem), problem.inputs))
+
+    def regularizer(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        perturbed: TensorOrTupleOfTensorsGeneric,
+        target: Tensor,
+        additional_forward_args: object = None,
+    ) -> Tensor:
+        r"""Size of the Integrated Gradients of the loss from ``inputs`` to ``perturbed``.
+
+        Gradients reach the parameters of the model, and ``perturbed`` where it requires them. Other arguments and
+        errors are those of :meth:`forward`.
+
+        Returns:
+
+            - **sizes** (*Tensor*): Of each example, ``(N,)``.
+        """
+        problem = self._problem(inputs, target, additional_forward_args)
+        ends = check_inputs(perturbed)
+        if [tensor.shape for tensor in ends] != [tensor.shape for tensor in problem.inputs]:
+            raise BoundaryValueError(
+                f"perturbed must have the shapes of inputs, {[tuple(tensor.shape) for tensor in problem.inputs]}, but "
+                f"it has {[tuple(tensor.shape) for tensor in ends]}."
+            )
+        return self._regularizer(problem, pack(ends))
+
+    def _problem(self, inputs: Any, target: Any, additional_forward_args: object) -> _Problem:
+        tensors = tuple(tensor.detach() for tensor in check_inputs(inputs))
+        arguments = format_additional_forward_args(additional_forward_args) or ()
+        loss = PointwiseLoss.of(
+            self.model, self.loss_func, tensors, as_target(target, tensors), arguments, self._layer[0]
+        )
+        if self.loss_func is cross_entropy:
+            check_classification(loss, pack(tensors)[:1])
+        return _Problem(tensors, is_tuple(inputs), pack(tensors), box_of(self.bounds, tensors), arguments, loss)
+
+    def _perturb(self, problem: _Problem) -> Tensor:
+        loss = problem.loss.detached()
+        x = problem.x
+
+        def objective(points: Tensor) -> Tensor:
+            if self._size.of is None:
+                return loss(points)
+            sizes = self._sizes(loss, problem, points, self._attack_rule)
+            return loss(points) + self.weight * sizes if self._size.at_perturbed else sizes
+
+        leaves = x.clone().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(loss(leaves).sum(), leaves, materialize_grads=True)
+        generator = self.generator if self.random_start else None
+        return self._maximizer.maximize(objective, x, problem.box, slope, generator)
+
+    def _regularizer(self, problem: _Problem, end: Tensor) -> Tensor:
+        if self._size.of is None:
+            return problem.loss(end) - problem.loss(problem.x)
+        return self._sizes(problem.loss, problem, end, self._rule)
+
+    def _sizes(self, loss: PointwiseLoss, problem: _Problem, end: Tensor, rule: Quadrature) -> Tensor:
+        attribution = path_attribution(loss, problem.x, end, rule, self.internal_batch_size)
+        if loss.layer is None and not problem.as_tuple:
+            attribution = attribution.reshape(problem.inputs[0].shape)
+        return self._size.measure(attribution)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows of the loss, before its model."""
+        return f"size={self.size!r}, epsilon={self.epsilon}, weight={self.weight}"
