@@ -13,6 +13,7 @@ from captum_boundary.attr import (
     BoundarySaliency,
     separate_activations,
 )
+from captum_boundary.robust import RARLoss, RARParts, paper_settings
 from captum_boundary.search import (
     BoundaryPoints,
     BoundarySearch,
@@ -39,5 +40,8 @@ __all__ = [
     "FoolboxBoundary",
     "NearestBoundary",
     "PGDBoundary",
+    "RARLoss",
+    "RARParts",
+    "paper_settings",
     "separate_activations",
 ]
