@@ -1,0 +1,128 @@
+"""The attribution methods that are compared: Captum's own, those of this package, and rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from captum.attr import DeepLift, GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
+from rival_methods import adversarial_gradient_integration, boundary_path_attribution
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from captum_boundary import (
+    BoundaryAttribution,
+    BoundaryIntegratedGradients,
+    BoundaryPoints,
+    BoundarySaliency,
+    NearestBoundary,
+    separate_activations,
+)
+
+REFERENCE = "IG, black"
+
+N_STEPS = 50  # of integrated gradients
+N_SAMPLES = 50  # of SmoothGrad and GradientShap
+NOISE = 0.15  # standard deviation of SmoothGrad's noise
+AT_ONCE = 20  # images that pass through a network at once
+
+SMOOTHING: dict[str, Any] = {"nt_samples": N_SAMPLES, "stdevs": NOISE, "abs": False}
+INTEGRATION: dict[str, Any] = {"n_steps": N_STEPS, "internal_batch_size": AT_ONCE}
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """``explain(model, images, target, boundary)`` returns attributions; some look at the boundary's points.
+
+    Where ``uses_boundary``, a ``boundary`` of None means that the method must search for it.
+    """
+
+    explain: Callable[[nn.Module, Tensor, Tensor, BoundaryPoints | None], Tensor]
+    uses_boundary: bool = False
+
+
+def search(model: nn.Module) -> NearestBoundary:
+    return NearestBoundary(model, bounds=(0, 1), internal_batch_size=AT_ONCE)
+
+
+def explainers(mean_colour: Tensor, backgrounds: Tensor) -> dict[str, Explainer]:
+    """Every method by its name in the tables; ``backgrounds`` are the baselines of GradientShap."""
+
+    def black(images: Tensor) -> Tensor:
+        return torch.zeros_like(images)
+
+    def blurred(images: Tensor) -> Tensor:
+        side = images.shape[-1]
+        return gaussian_blur(images, side // 4 * 2 + 1, side / 10)
+
+    def mean(images: Tensor) -> Tensor:
+        return mean_colour.expand_as(images)
+
+    methods = {
+        REFERENCE: Explainer(partial(_integrated_gradients, black)),
+        "IG, blurred": Explainer(partial(_integrated_gradients, blurred)),
+        "IG, mean colour": Explainer(partial(_integrated_gradients, mean)),
+        "Saliency": Explainer(lambda model, images, target, _: Saliency(model).attribute(images, target, abs=False)),
+        "InputXGradient": Explainer(lambda model, images, target, _: InputXGradient(model).attribute(images, target)),
+        "SmoothGrad": Explainer(_smooth_grad),
+        "DeepLift": Explainer(_deep_lift),
+        "GradientShap": Explainer(partial(_gradient_shap, backgrounds)),
+        "AGI": Explainer(lambda model, images, target, _: adversarial_gradient_integration(model, images, target)),
+        "MFABA": Explainer(lambda model, images, target, _: boundary_path_attribution(model, images, target)),
+        "BSM": _boundary(BoundarySaliency),
+        "BIG": _boundary(BoundaryIntegratedGradients, **INTEGRATION),
+        "boundary DeepLift": _boundary(partial(BoundaryAttribution, method=DeepLift)),
+        "boundary SmoothGrad": _boundary(
+            partial(BoundaryAttribution, method=_smoothed_saliency), **SMOOTHING, nt_samples_batch_size=1
+        ),
+    }
+    try:
+        from captum_boundary import AggregatedBoundaryNormals
+    except ImportError:
+        return methods
+
+    def aggregated(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None) -> Tensor:
+        return AggregatedBoundaryNormals(model, search=search(model)).attribute(images, target)
+
+    return {**methods, "aggregated normals": Explainer(aggregated)}
+
+
+def _boundary(method: Callable[..., BoundaryAttribution], **options: Any) -> Explainer:
+    def explain(model: nn.Module, images: Tensor, target: Tensor, boundary: BoundaryPoints | None) -> Tensor:
+        return method(model, search=search(model)).attribute(images, target, boundary=boundary, **options)
+
+    return Explainer(explain, uses_boundary=True)
+
+
+def _smoothed_saliency(model: nn.Module) -> NoiseTunnel:
+    return NoiseTunnel(Saliency(model))
+
+
+def _integrated_gradients(
+    baseline: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None
+) -> Tensor:
+    return IntegratedGradients(model).attribute(images, baseline(images), target, **INTEGRATION)
+
+
+def _smooth_grad(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None) -> Tensor:
+    return _smoothed_saliency(model).attribute(images, target=target, **SMOOTHING, nt_samples_batch_size=1)
+
+
+def _deep_lift(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None) -> Tensor:
+    """One image after the other: in a batch, Captum's rule for max pooling reads the gradients of other images."""
+    method = DeepLift(separate_activations(model, images[:1]))
+    return torch.cat(
+        [method.attribute(image, target=label) for image, label in zip(images.split(1), target, strict=True)]
+    ).detach()
+
+
+def _gradient_shap(
+    backgrounds: Tensor, model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None
+) -> Tensor:
+    """Sample by sample, since Captum would take all of them through the network at once."""
+    method = GradientShap(model)
+    samples = (method.attribute(images, backgrounds, n_samples=1, target=target) for _ in range(N_SAMPLES))
+    return sum(samples) / N_SAMPLES
