@@ -41,7 +41,7 @@ def deletion(
     perturbations_per_eval: int = 1,
     return_curves: bool = False,
     show_progress: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     r"""Area under the score of the class while features are deleted, those of highest attribution first.
 
     Lower is better: the score falls early if the features named first are those that the decision rests on. The
@@ -124,7 +124,7 @@ def insertion(
     perturbations_per_eval: int = 1,
     return_curves: bool = False,
     show_progress: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     r"""Area under the score of the class while features are inserted into a baseline, highest attribution first.
 
     Higher is better: the score rises early if the features named first are those that the decision rests on. Everything
@@ -200,7 +200,7 @@ def _area(
     perturbations_per_eval: int,
     return_curves: bool,
     show_progress: bool,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     if isinstance(inputs, tuple):
         raise BoundaryTypeError(
             f"inputs must be one Tensor, but it is a tuple of {len(inputs)}. Wrap the model in a function of the input "
