@@ -135,10 +135,9 @@ def concentration(attributions: Tensor, masks: Tensor) -> Tensor:
     .. math:: \sum_{i \in B} \frac{|z_i|}{\sum_j |z_j|} \cdot \frac{1}{d_i}
 
     where :math:`d_i` is the distance from the middle of pixel :math:`i` to the centre of mass of :math:`|z|` over the
-    whole image, as a share of the image's diagonal, and at least half a pixel's side, so that it is never zero. (An
-    even map on an object in the middle of the image scores about 5 times the object's side over the image's.) The
-    paper's published values, around 4 for objects that fill half of an image, are of this size with the attribution
-    normalised over the whole image and distances in diagonals.
+    whole image, as a share of the image's diagonal, and at least half a pixel's side, so that it is never zero. An even
+    map on a square object in the middle of a square image scores about 5 times the object's side over the image's. In
+    this unit, values are of the order of those that the paper reports, around 4.
 
     Args:
 
