@@ -52,7 +52,8 @@ class InnerMaximizer(NamedTuple):
             noise = self._noise(x, generator)
             move = torch.where(slope == 0, noise, noise.abs() * slope.sign())
         moved = box.clamp(x + move)
-        return box.clamp(torch.where(moved == x, x - move, moved))
+        has_room = (moved - x).abs() >= move.abs() / 2
+        return torch.where(has_room, moved, box.clamp(x - move))
 
     def _noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Uniform in the ball."""
