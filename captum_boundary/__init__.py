@@ -1,5 +1,6 @@
 """Boundary attributions for Captum: explain a classifier from its nearest decision boundary."""
 
+from captum_boundary import metrics
 from captum_boundary._errors import (
     BoundaryError,
     BoundaryNotFoundError,
@@ -42,6 +43,7 @@ __all__ = [
     "PGDBoundary",
     "RARLoss",
     "RARParts",
+    "metrics",
     "paper_settings",
     "separate_activations",
 ]
