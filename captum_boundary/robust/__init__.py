@@ -1,6 +1,16 @@
 """Training models whose attributions hold still, and testing that they do."""
 
+from captum_boundary.robust.attribution_attack import AttributionAttack
+from captum_boundary.robust.evaluation import AttributionRobustness, MapAgreement, evaluate_attribution_robustness
 from captum_boundary.robust.paper_settings import paper_settings
 from captum_boundary.robust.rar_loss import RARLoss, RARParts
 
-__all__ = ["RARLoss", "RARParts", "paper_settings"]
+__all__ = [
+    "AttributionAttack",
+    "AttributionRobustness",
+    "MapAgreement",
+    "RARLoss",
+    "RARParts",
+    "evaluate_attribution_robustness",
+    "paper_settings",
+]

@@ -1,0 +1,212 @@
+r"""Attribution maps of a model at flat points ``(N, D)``, and the slopes along which they change.
+
+The Integrated Gradients of a score :math:`f` are :math:`d \odot g`, with :math:`d = x - b` for a baseline :math:`b` and
+the mean gradient :math:`g = \sum_k w_k \nabla f(b + a_k d)` of the path. A sum of their magnitudes with weights
+:math:`c` has the slope
+
+.. math:: \nabla \sum_i c_i |d_i g_i| = c\,|g| \operatorname{sign}(d) + \sum_k w_k a_k H(b + a_k d)\, v,
+          \qquad v = c\,d \operatorname{sign}(g).
+
+Only the Hessians :math:`H` need a model with curvature: they alone are those of the model with smooth activations,
+taken by differentiating its gradient along :math:`v`. All else is the model's own.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_boundary._agreement import flat_maps
+from captum_boundary._captum import TargetType
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._margin import resolve_target
+from captum_boundary.robust._smooth_activations import smooth_activations
+from captum_boundary.search._geometry import Box
+from captum_boundary.search._oracle import MarginOracle
+
+__all__ = ["AttributionMaps", "MapState"]
+
+# Path points for the Hessians, which only point the way; those of the map itself have to be more.
+_CURVATURE_STEPS = 10
+# Input values that pass through the model at once by default: enough to keep it busy, few enough for the caches.
+_VALUES_AT_ONCE = 2**18
+
+
+class MapState(NamedTuple):
+    """What is known of every example at one point."""
+
+    points: Tensor  # (N, D)
+    gradient: Tensor  # (N, D) mean gradient of the explained score along the path
+    magnitudes: Tensor  # (N, P) the map: |attribution|, summed over channels
+    margin: Tensor  # (N,) of the label predicted at the inputs
+    margin_slope: Tensor  # (N, D)
+
+    @property
+    def shares(self) -> Tensor:
+        """The map, scaled so that it sums to one; zero where there is no attribution at all."""
+        total = self.magnitudes.sum(dim=1, keepdim=True)
+        return self.magnitudes / total.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+class _Rule(NamedTuple):
+    """Nodes and weights of a mean over the path, [0, 1]."""
+
+    nodes: Tensor
+    weights: Tensor
+
+    @classmethod
+    def gauss_legendre(cls, n_steps: int, like: Tensor) -> _Rule:
+        """Captum's default."""
+        nodes, weights = np.polynomial.legendre.leggauss(n_steps)
+        return cls(like.new_tensor((1 + nodes) / 2), like.new_tensor(weights / 2))
+
+
+class AttributionMaps(MarginOracle):
+    """The model as an attack on its explanations sees it. The margin is that of the label predicted at the inputs."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: object,
+        *,
+        attribution: str,
+        baselines: Any,
+        n_steps: int,
+        softplus_beta: float,
+        internal_batch_size: int | None,
+    ) -> None:
+        super().__init__(model, inputs, None, additional_forward_args, internal_batch_size)
+        explained = resolve_target(target, self.start_scores, self._is_binary)
+        self._explained = torch.ones_like(explained) if self._is_binary else explained
+        self._beta = softplus_beta
+        self._batch = internal_batch_size or max(1, _VALUES_AT_ONCE // self.x.shape[1])
+        self._baseline: Tensor | None = None
+        self._rule = self._curvature_rule = _Rule(self.x.new_ones(1), self.x.new_ones(1))  # the gradient at the point
+        if attribution == "ig":
+            self._baseline = self.pack(_format_baselines(baselines, inputs))
+            self._rule = _Rule.gauss_legendre(n_steps, self.x)
+            self._curvature_rule = _Rule.gauss_legendre(min(n_steps, _CURVATURE_STEPS), self.x)
+        self.is_image = len(inputs) == 1 and inputs[0].ndim == 4
+        self._pixel = _pixels(inputs).to(self.device)
+        self.map_shape = tuple(inputs[0].shape[2:] if self.is_image else inputs[0].shape[1:])
+        if len(inputs) > 1:
+            self.map_shape = (int(self._pixel[-1]) + 1,)
+
+    def at(self, points: Tensor) -> MapState:
+        """The map and the margin at ``points`` ``(N, D)``, one for each example."""
+        gradient = self._mean_gradient(points)
+        magnitudes = self._fold((gradient * self._distance(points)).abs())
+        margin = self.linearize(points, self.all_rows)
+        return MapState(points, gradient, magnitudes, margin.depth, margin.slope)
+
+    def descent(self, state: MapState, weights: Tensor, box: Box, tolerance: float) -> Tensor:
+        """Slope ``(N, D)`` of the sum of the map times ``weights`` ``(N, P)``, for descending it inside ``box``.
+
+        Where a feature lies at its baseline the sum has a kink, and the slope is that of the side on which it falls,
+        or zero where there is none. Features nearer to the baseline than ``tolerance`` count as lying at it.
+        """
+        spread = weights[:, self._pixel]
+        distance = self._distance(state.points)
+        bend = self._curvature(state.points, spread * distance * state.gradient.sign())
+        if self._baseline is None:
+            return bend
+        rate = spread * state.gradient.abs()  # at which the sum grows with the distance from the baseline
+        side = torch.where(bend > 0, -1.0, 1.0).to(rate)
+        side = torch.where(state.points >= box.upper, -1.0, side)
+        side = torch.where(state.points <= box.lower, 1.0, side)
+        at_kink = side * (side * bend + rate).clamp_max(0)
+        return torch.where(distance.abs() <= tolerance, at_kink, bend + rate * distance.sign())
+
+    def _distance(self, points: Tensor) -> Tensor:
+        """What the mean gradient is multiplied with: the way from the baseline, or one."""
+        return torch.ones_like(points) if self._baseline is None else points - self._baseline
+
+    def _fold(self, values: Tensor) -> Tensor:
+        """Sums ``(N, P)`` over the channels of images."""
+        parts = torch.split(values, [template[0].numel() for template in self._templates], dim=1)
+        return flat_maps(tuple(part.view(t.shape) for part, t in zip(parts, self._templates, strict=True)))
+
+    def _mean_gradient(self, points: Tensor) -> Tensor:
+        total = torch.zeros_like(points)
+        for rows, owners, path, _, weights in self._paths(points, self._rule):
+            scores, pull_back = self.scores(path, owners)
+            explained = torch.zeros_like(scores).scatter_(1, self._explained[owners, None], 1.0)
+            gradients = pull_back(explained).view(len(rows), len(weights), -1)
+            total[rows] += (weights[:, None] * gradients).sum(dim=1)
+        return total
+
+    def _curvature(self, points: Tensor, direction: Tensor) -> Tensor:
+        """Mean along the paths of the smooth model's Hessians times ``direction``, weighted as their points move."""
+        total = torch.zeros_like(points)
+        for rows, owners, path, nodes, weights in self._paths(points, self._curvature_rule):
+            along = ((weights * nodes)[:, None] * direction[rows, None]).flatten(0, 1)
+            with torch.inference_mode(False), torch.enable_grad(), smooth_activations(self._beta):
+                scores, leaves = self._scores(path, owners, with_grad=True)
+                explained = scores.gather(1, self._explained[owners, None])
+                gradient = self._derivative(explained.sum(), leaves, keep_graph=True)
+                bend = self._derivative((gradient * along).sum(), leaves)
+            self._count(self.n_gradient, owners)
+            total[rows] += bend.view(len(rows), len(nodes), -1).sum(dim=1)
+        return torch.nan_to_num(total)
+
+    def _derivative(self, value: Tensor, leaves: tuple[Tensor, ...], keep_graph: bool = False) -> Tensor:
+        if not value.requires_grad:  # a model that is linear, or does not look at its inputs
+            return torch.zeros_like(self.pack(leaves))
+        return self.pack(torch.autograd.grad(value, leaves, create_graph=keep_graph, materialize_grads=True))
+
+    def _paths(self, points: Tensor, rule: _Rule) -> Iterator[tuple[Tensor, ...]]:
+        """Paths of some rows, a batch at a time: the rows, the owner of each point, the points, nodes and weights.
+
+        Points are ordered example by example, and only the path of a single example is ever divided, so that no sum
+        depends on the other examples.
+        """
+        origin = torch.zeros_like(points) if self._baseline is None else self._baseline
+        n_rows = max(1, self._batch // len(rule.nodes))
+        for rows in torch.split(self.all_rows, n_rows):
+            for nodes, weights in zip(*(torch.split(values, self._batch) for values in rule), strict=True):
+                path = torch.lerp(origin[rows, None], points[rows, None], nodes[:, None]).flatten(0, 1)
+                yield rows, rows.repeat_interleave(len(nodes)), path, nodes, weights
+
+
+def _pixels(inputs: tuple[Tensor, ...]) -> Tensor:
+    """Which feature of the map each feature of the inputs goes to: the channels of an image share their pixels."""
+    pixels = []
+    start = 0
+    for tensor in inputs:
+        n_channels = tensor.shape[1] if tensor.ndim == 4 else 1
+        size = tensor.shape[1:].numel() // n_channels
+        pixels.append(torch.arange(start, start + size).repeat(n_channels))
+        start += size
+    return torch.cat(pixels)
+
+
+def _format_baselines(baselines: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Captum's forms of ``baselines`` as tensors like the inputs."""
+    values = baselines if isinstance(baselines, tuple) else (baselines,) * (len(inputs) if baselines is None else 1)
+    if len(values) != len(inputs):
+        raise BoundaryValueError(f"baselines must hold one entry for each of {len(inputs)} inputs, not {len(values)}.")
+    return tuple(map(_format_baseline, values, inputs))
+
+
+def _format_baseline(baseline: Any, tensor: Tensor) -> Tensor:
+    value = 0 if baseline is None else baseline
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):
+        raise BoundaryTypeError(
+            f"baselines must be None, numbers, Tensors or a tuple of them, but one is {type(value).__name__}."
+        )
+    value = torch.as_tensor(value).detach().to(tensor)
+    if not torch.isfinite(value).all():
+        raise BoundaryValueError("baselines must be finite, but they contain NaN or infinity.")
+    if value.ndim and value.shape not in (tensor.shape, tensor[:1].shape):
+        raise BoundaryValueError(
+            f"A baseline must be a number, or have the shape of its input, {tuple(tensor.shape)}, or that of one "
+            f"example, {tuple(tensor[:1].shape)}, but its shape is {tuple(value.shape)}."
+        )
+    return value.expand_as(tensor)

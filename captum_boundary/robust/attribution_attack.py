@@ -1,0 +1,319 @@
+"""Attacks on explanations: perturbations that keep the label and change the attribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from captum.robust import Perturbation
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from captum_boundary._agreement import kendall_tau, topk_intersection
+from captum_boundary._captum import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.robust._attack_aims import Aim, aim_of
+from captum_boundary.robust._attribution_maps import AttributionMaps, MapState
+from captum_boundary.robust._checks import check_positive
+from captum_boundary.robust._epsilon_box import within
+from captum_boundary.search._bounds import Bounds, box_of
+from captum_boundary.search._geometry import Box
+from captum_boundary.search._oracle import check_inputs
+from captum_boundary.search.boundary_search import check_count
+
+__all__ = ["AttributionAttack"]
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+METHODS = ("topk", "mass_center", "target", "random")
+# The share of features that count as the top: 100 pixels of an image of 28x28, as in the paper on Fashion-MNIST.
+_TOP_SHARE = 1 / 8
+_MOMENTUM = 0.75
+# With less than this share of the margin at the input, a step also heads back into the region of the label.
+_LOW_MARGIN = 0.1
+# Rounding errors of scores, in units of the resolution times the largest score, that a label must survive.
+_NOISE = 2.0
+# Features nearer to the baseline than this share of epsilon count as lying at it.
+_AT_BASELINE = 1e-3
+
+
+class AttributionAttack(Perturbation):  # type: ignore[misc]
+    r"""Small perturbations that keep the predicted label and change the explanation as much as they can.
+
+    The attacks of "Interpretation of Neural Networks is Fragile" (https://arxiv.org/abs/1710.10547), which "Robust
+    Attribution Regularization" (https://arxiv.org/abs/1905.09957) uses to measure how stable attributions are. What is
+    attacked is the map of magnitudes of the attribution, summed over the channels of images ``(N, C, H, W)`` and scaled
+    to a fixed sum:
+
+    - ``"topk"``: takes attribution away from the ``k`` features that had most of it.
+    - ``"mass_center"``: moves the map's centre of mass, for a single input of images.
+    - ``"target"``: draws attribution to the features of ``target_map``.
+    - ``"random"``: no attack but the control: every feature is moved by ``epsilon`` up or down at random, with the same
+      signs for every example. The first such move that keeps the label is returned, of ``attack_steps`` tries.
+
+    Steps follow the sign of a gradient with momentum, within ``epsilon`` of the input and within ``bounds``, and shrink
+    linearly to zero. The gradient needs second derivatives, which a network of ReLUs does not have: for them alone, its
+    piecewise linear activations are taken as softplus. Where a feature lies at its baseline (a black pixel), the
+    magnitude of its attribution has a kink, and the gradient is that of the side to which it can go: automatic
+    differentiation would give zero there, and an attack that hardly beats noise. Steps that come near to another label
+    also head away from it.
+
+    Every iterate is judged on the model itself. Those of another label than the input's are never kept; of the others,
+    it is the one with the lowest ``measure``. The label never changes, and where nothing is gained the input itself
+    comes back.
+
+    The model is evaluated as it is: call ``model.eval()`` first. It has to be twice differentiable with respect to its
+    inputs, which fused attention kernels are not. Up to rounding, results do not depend on the other examples.
+
+    Args:
+
+        model (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for
+            a binary model. Logits are best.
+        method (str, optional): ``"topk"``, ``"mass_center"``, ``"target"`` or ``"random"``. Default: ``"topk"``
+        epsilon (float): The largest change of a feature, 0 or more, in the units of the inputs.
+        bounds (tuple, optional): Limits that no perturbed input leaves: a pair ``(lower, upper)`` of numbers or of
+            tensors that broadcast to an input, or a tuple of such pairs (or None), one for each input.
+            Default: None, no limits.
+        attribution (str, optional): ``"ig"``, Integrated Gradients as Captum computes them, or ``"gradient"``, the
+            gradient of the score. Default: ``"ig"``
+        baselines (Any, optional): Baselines of the Integrated Gradients, in Captum's forms: a number or a tensor of the
+            shape of the input or of one example, or a tuple of these. Default: None, zero, which is black only for
+            images that are not normalised.
+        n_steps (int, optional): Points on the path of the Integrated Gradients. Default: 50
+        k (int, optional): Number of features that are the top, for ``method="topk"`` and ``measure="topk"``. Features
+            of several inputs are ranked together. Default: None, an eighth of the map.
+        target_map (Tensor, optional): For ``method="target"``, where attribution is wanted: 1 there (or any positive
+            weight) and 0 elsewhere, in the shape ``(H, W)`` of an image's map, that of an input without channels,
+            or with one such map for each example; for several inputs, of their features side by side. Default: None
+        attack_steps (int, optional): Steps of the attack. Default: 30
+        attack_step_size (float, optional): Length of the first step. Default: None, half of ``epsilon``.
+        measure (str or Callable, optional): Agreement with the clean map that decides which iterate is kept:
+            ``"kendall"``, ``"topk"``, or a function of clean and perturbed maps, both ``(N, P)`` for ``P`` features,
+            that returns ``(N,)`` numbers, the lower the better. Default: None, ``"kendall"`` for ``method="topk"``,
+            and what the method is after for the others.
+        softplus_beta (float, optional): Sharpness of the softplus activations. Default: 40
+        generator (torch.Generator, optional): Source of randomness, for ``method="random"``. Default: None, the same
+            numbers on every call.
+        show_progress (bool, optional): Show a progress bar, in steps. Default: False
+        internal_batch_size (int, optional): Points that pass through the model at once, to bound memory. More than the
+            default are faster on a GPU. Default: None, as many points of paths as suit the caches of a CPU.
+
+    Raises:
+
+        BoundaryValueError: For names, bounds and numbers that make no sense, and arguments that the method does not
+            use.
+        BoundaryTypeError: For arguments of the wrong type.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_boundary.robust import AttributionAttack
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)).eval()
+        >>> inputs = torch.rand(4, 16)
+        >>> perturbed = AttributionAttack(model, epsilon=0.1, bounds=(0, 1)).perturb(inputs)
+        >>> bool((perturbed - inputs).abs().max() <= 0.1 + 1e-6)
+        True
+        >>> torch.equal(model(perturbed).argmax(dim=1), model(inputs).argmax(dim=1))
+        True
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        method: str = "topk",
+        *,
+        epsilon: float,
+        bounds: Bounds = None,
+        attribution: str = "ig",
+        baselines: Any = None,
+        n_steps: int = 50,
+        k: int | None = None,
+        target_map: Tensor | None = None,
+        attack_steps: int = 30,
+        attack_step_size: float | None = None,
+        measure: str | Measure | None = None,
+        softplus_beta: float = 40.0,
+        generator: torch.Generator | None = None,
+        show_progress: bool = False,
+        internal_batch_size: int | None = None,
+    ) -> None:
+        if not callable(model):
+            raise BoundaryTypeError(f"model must be callable, but it is {type(model).__name__}.")
+        _check_name("method", method, METHODS)
+        _check_name("attribution", attribution, ("ig", "gradient"))
+        if not isinstance(epsilon, (int, float)) or isinstance(epsilon, bool) or not 0 <= epsilon < math.inf:
+            raise BoundaryValueError(f"epsilon must be a number, 0 or more, but it is {epsilon!r}.")
+        check_positive("attack_step_size", attack_step_size, optional=True)
+        check_positive("softplus_beta", softplus_beta)
+        check_count("n_steps", n_steps)
+        check_count("attack_steps", attack_steps)
+        check_count("k", k, optional=True)
+        check_count("internal_batch_size", internal_batch_size, optional=True)
+        if (target_map is None) == (method == "target"):
+            raise BoundaryValueError(
+                f'target_map is what method="target" needs and no other uses, but with method={method!r} it is '
+                f"{'None' if target_map is None else 'given'}."
+            )
+        if attribution == "gradient" and baselines is not None:
+            raise BoundaryValueError('baselines have no meaning for attribution="gradient": leave them out.')
+        if measure is not None and not callable(measure):
+            _check_name("measure", measure, ("kendall", "topk"))
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise BoundaryTypeError(f"generator must be a torch.Generator, but it is {type(generator).__name__}.")
+        self.model = model
+        self.method = method
+        self.epsilon = float(epsilon)
+        self.bounds = bounds
+        self.attribution = attribution
+        self.baselines = baselines
+        self.n_steps = n_steps
+        self.k = k
+        self.target_map = target_map
+        self.attack_steps = attack_steps
+        self.attack_step_size = attack_step_size
+        self.measure = measure
+        self.softplus_beta = softplus_beta
+        self.generator = generator
+        self.show_progress = show_progress
+        self.internal_batch_size = internal_batch_size
+
+    def perturb(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+    ) -> TensorOrTupleOfTensorsGeneric:
+        r"""Attack the explanation of every example.
+
+        Args:
+
+            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
+                examples N, which all inputs of a tuple share.
+            target (int, tuple, Tensor or list, optional): Class whose attribution is attacked, in any of Captum's forms
+                for 2-D outputs; 0 or None for a model with one output. The label that is kept is the predicted one,
+                whatever the target. Default: None, the predicted class of each example.
+            additional_forward_args (Any, optional): Further arguments of the model, given after ``inputs``. Tensors
+                with N entries follow their examples; everything else is passed as it is. Default: None
+
+        Returns:
+
+            - **perturbed** (*Tensor* or *tuple[Tensor, ...]*): Perturbed inputs, shaped like ``inputs``; equal to them
+              where nothing was gained.
+
+        Raises:
+
+            BoundaryTypeError: For inputs, targets or outputs of the wrong type.
+            BoundaryValueError: For NaN or infinite inputs or outputs, empty batches, inputs outside ``bounds``, targets
+                out of range, outputs of the wrong shape, a ``k`` larger than the map, and inputs that are no images
+                where the method needs them.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            tensors = check_inputs(inputs)
+            box = box_of(self.bounds, tensors)
+            maps = self.maps(tensors, target, additional_forward_args)
+            box = within(self.epsilon, maps, box)
+            points = self._random_move(maps, box) if self.method == "random" else self._attack(maps, box)
+            return format_output(is_tuple(inputs), maps.unpack(points))
+
+    def maps(self, inputs: tuple[Tensor, ...], target: TargetType, additional_forward_args: object) -> AttributionMaps:
+        """The model as this attack sees it, and the maps of these inputs."""
+        return AttributionMaps(
+            self.model,
+            inputs,
+            target,
+            additional_forward_args,
+            attribution=self.attribution,
+            baselines=self.baselines,
+            n_steps=self.n_steps,
+            softplus_beta=self.softplus_beta,
+            internal_batch_size=self.internal_batch_size,
+        )
+
+    def _attack(self, maps: AttributionMaps, box: Box) -> Tensor:
+        state = maps.at(maps.x)
+        clean = state.shares
+        aim = aim_of(self.method, maps, clean, top_count(self.k, clean.shape[1]), self.target_map)
+        measure = self._measure(aim, clean)
+        kept, lowest = state.points, measure(clean)
+        first_step = self.epsilon / 2 if self.attack_step_size is None else self.attack_step_size
+        direction = torch.zeros_like(maps.x)
+        for step in tqdm(
+            range(self.attack_steps), desc="Attribution attack", unit="step", disable=not self.show_progress
+        ):
+            direction = _MOMENTUM * direction + self._slope(maps, state, aim, box)
+            length = first_step * (1 - step / self.attack_steps)
+            state = maps.at(maps.round(box.clamp(state.points - length * direction.sign())))
+            value = measure(state.shares)
+            better = (value < lowest) & _keeps_label(maps, state.margin)
+            kept = torch.where(better[:, None], state.points, kept)
+            lowest = torch.where(better, value, lowest)
+        return kept
+
+    def _slope(self, maps: AttributionMaps, state: MapState, aim: Aim, box: Box) -> Tensor:
+        """Where not to go: up the slope of the aim and, close to another label, down that of the margin."""
+        weights = aim.weights(state.magnitudes, state.shares)
+        slope = _scaled(maps.descent(state, weights, box, _AT_BASELINE * self.epsilon))
+        is_low = state.margin < _LOW_MARGIN * maps.start_depth
+        return slope - is_low[:, None] * _scaled(state.margin_slope)
+
+    def _measure(self, aim: Aim, clean: Tensor) -> Callable[[Tensor], Tensor]:
+        """What decides which iterate is kept, as a function of its map."""
+        measure = self.measure
+        if callable(measure):
+            return lambda shares: _checked(measure(clean, shares), len(clean)).to(clean)
+        if measure == "topk":
+            k = top_count(self.k, clean.shape[1])
+            return lambda shares: topk_intersection(clean, shares, k)
+        if measure == "kendall" or self.method == "topk":
+            return lambda shares: kendall_tau(clean, shares)
+        return aim.value
+
+    def _random_move(self, maps: AttributionMaps, box: Box) -> Tensor:
+        device = torch.device("cpu") if self.generator is None else self.generator.device
+        generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
+        points, moved = maps.x, torch.zeros_like(maps.all_rows, dtype=torch.bool)
+        for _ in range(self.attack_steps):
+            ups = torch.randint(2, (1, points.shape[1]), generator=generator, device=device).to(maps.device)
+            ends = maps.round(torch.where(ups > 0, box.upper, box.lower))
+            depth, _ = maps.depth(ends, maps.all_rows)
+            chosen = ~moved & _keeps_label(maps, depth)
+            points = torch.where(chosen[:, None], ends, points)
+            moved |= chosen
+            if moved.all():
+                break
+        return points
+
+
+def top_count(k: int | None, n_features: int) -> int:
+    """How many of the features of a map are its top."""
+    if k is None:
+        return max(1, int(_TOP_SHARE * n_features))
+    if k > n_features:
+        raise BoundaryValueError(f"k must be at most the {n_features} features of a map, but it is {k}.")
+    return k
+
+
+def _keeps_label(maps: AttributionMaps, margin: Tensor) -> Tensor:
+    noise = _NOISE * maps.resolution * maps.start_scores.abs().amax(dim=1)
+    return margin > noise.to(margin)
+
+
+def _scaled(slope: Tensor) -> Tensor:
+    """Slopes of mean magnitude one, or zero."""
+    slope = torch.nan_to_num(slope)
+    return slope / slope.abs().mean(dim=1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
+
+
+def _check_name(argument: str, name: object, names: tuple[str, ...]) -> None:
+    if name not in names:
+        raise BoundaryValueError(f"{argument} must be one of {', '.join(map(repr, names))}, but it is {name!r}.")
+
+
+def _checked(values: object, n_examples: int) -> Tensor:
+    if not isinstance(values, Tensor) or values.shape != (n_examples,):
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise BoundaryValueError(f"measure must return a Tensor of shape ({n_examples},), but it returned {shape}.")
+    return values.detach()

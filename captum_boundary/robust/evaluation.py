@@ -1,0 +1,164 @@
+"""How far the explanations of a model move when they are attacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_boundary._agreement import center_shift, cosine_similarity, kendall_tau, spearman_rho, topk_intersection
+from captum_boundary._captum import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.robust._attribution_maps import AttributionMaps
+from captum_boundary.robust.attribution_attack import AttributionAttack, top_count
+from captum_boundary.search._oracle import check_inputs
+from captum_boundary.search.boundary_search import check_count
+
+__all__ = ["AttributionRobustness", "MapAgreement", "evaluate_attribution_robustness"]
+
+
+@dataclass(frozen=True)
+class MapAgreement:
+    r"""Agreement of maps before and after a perturbation, ``(N,)`` each, as :mod:`captum_boundary.metrics` has them.
+
+    NaN where a map is constant and the measure has no meaning.
+
+    Attributes:
+
+        topk_intersection (Tensor): Share of the ``k`` largest features that remain among the ``k`` largest.
+        kendall_tau (Tensor): Kendall's rank correlation, tau-b.
+        spearman_rho (Tensor): Spearman's rank correlation.
+        cosine_similarity (Tensor): Cosine of the angle between the maps.
+        center_shift (Tensor): Distance between the maps' centres of mass, in pixels; NaN for all but a single input of
+            images.
+    """
+
+    topk_intersection: Tensor
+    kendall_tau: Tensor
+    spearman_rho: Tensor
+    cosine_similarity: Tensor
+    center_shift: Tensor
+
+
+@dataclass(frozen=True)
+class AttributionRobustness(MapAgreement):
+    r"""What an attack did to the attributions of N examples, and what a random perturbation does.
+
+    Attributes:
+
+        perturbed (Tensor or tuple[Tensor, ...]): The perturbed inputs, like the inputs.
+        before (Tensor): Maps at the inputs, ``(N, H, W)`` for images, the shape of the input for others, ``(N, P)`` for
+            several inputs. They sum to one, or are zero.
+        after (Tensor): Maps at the perturbed inputs.
+        control (MapAgreement): The same measures under a random perturbation.
+    """
+
+    perturbed: Tensor | tuple[Tensor, ...]
+    before: Tensor
+    after: Tensor
+    control: MapAgreement
+
+
+def evaluate_attribution_robustness(
+    model: Callable[..., Any],
+    inputs: TensorOrTupleOfTensorsGeneric,
+    target: TargetType,
+    attack: AttributionAttack,
+    k: int | None = None,
+    additional_forward_args: object = None,
+) -> AttributionRobustness:
+    r"""Attack the attributions of a model and measure how much of them remains.
+
+    The numbers of "Robust Attribution Regularization" (https://arxiv.org/abs/1905.09957), for each example: top-k
+    intersection (the paper's IN) and Kendall's tau (CO), with Spearman's rho, the cosine and the shift of the centre of
+    mass beside them. Maps are magnitudes of the attribution that the attack is made for, summed over the channels of
+    images. The paper leaves out examples that are misclassified; here all are taken as they come.
+
+    Such numbers mean little alone, since a random perturbation changes maps as well
+    (https://arxiv.org/abs/2312.10534). Therefore ``control`` holds them for one honest random draw: every feature moved
+    by ``epsilon`` up or down, clipped to the bounds, the first draw that keeps the label. Where none of the draws does,
+    the control is the input itself.
+
+    Args:
+
+        model (Callable): The model that the attack is made for.
+        inputs (Tensor or tuple[Tensor, ...]): Inputs, as for :meth:`AttributionAttack.perturb`.
+        target (int, tuple, Tensor, list or None): Class whose attribution is meant; None for the predicted class.
+        attack (AttributionAttack): The attack.
+        k (int, optional): Number of features that are the top. Default: None, that of the attack, which is an eighth of
+            the map unless told otherwise.
+        additional_forward_args (Any, optional): Further arguments of the model. Default: None
+
+    Returns:
+
+        - **robustness** (*AttributionRobustness*): Measures of agreement ``(N,)``, those of the control, the perturbed
+          inputs and the maps before and after.
+
+    Raises:
+
+        BoundaryTypeError: If ``attack`` is no AttributionAttack, and for inputs, targets or outputs of the wrong type.
+        BoundaryValueError: If the attack is made for another model, whose labels it would keep, for a ``k`` larger than
+            the map, and for whatever :meth:`AttributionAttack.perturb` refuses.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_boundary.robust import AttributionAttack, evaluate_attribution_robustness
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)).eval()
+        >>> inputs = torch.rand(8, 64)
+        >>> attack = AttributionAttack(model, epsilon=0.05, bounds=(0, 1))
+        >>> robustness = evaluate_attribution_robustness(model, inputs, None, attack)
+        >>> bool(robustness.kendall_tau.mean() < robustness.control.kendall_tau.mean() < 1)
+        True
+    """
+    if not isinstance(attack, AttributionAttack):
+        raise BoundaryTypeError(f"attack must be an AttributionAttack, but it is {type(attack).__name__}.")
+    if model != attack.model:
+        raise BoundaryValueError(
+            "The attack is made for another model, and keeps the labels of that one alone: build it with "
+            "AttributionAttack(model, ...) for the model that is evaluated."
+        )
+    check_count("k", k, optional=True)
+    tensors = check_inputs(inputs)
+    noise = AttributionAttack(
+        model,
+        "random",
+        epsilon=attack.epsilon,
+        bounds=attack.bounds,
+        generator=attack.generator,
+        internal_batch_size=attack.internal_batch_size,
+    )
+    perturbed = attack.perturb(inputs, target, additional_forward_args)
+    control = noise.perturb(inputs, target, additional_forward_args)
+    with torch.inference_mode(False), torch.no_grad():
+        maps = attack.maps(tensors, target, additional_forward_args)
+        before, after, of_control = (maps.at(_pack(maps, points)).shares for points in (tensors, perturbed, control))
+        k = top_count(attack.k if k is None else k, before.shape[1])
+        return AttributionRobustness(
+            **_measures(maps, before, after, k),
+            perturbed=perturbed,
+            before=before.view(-1, *maps.map_shape),
+            after=after.view(-1, *maps.map_shape),
+            control=MapAgreement(**_measures(maps, before, of_control, k)),
+        )
+
+
+def _pack(maps: AttributionMaps, points: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return maps.pack(tuple(part.detach() for part in (points if isinstance(points, tuple) else (points,))))
+
+
+def _measures(maps: AttributionMaps, before: Tensor, after: Tensor, k: int) -> dict[str, Tensor]:
+    shift = torch.full_like(before[:, 0], torch.nan)
+    if maps.is_image:
+        shift = center_shift(*(shares.view(-1, *maps.map_shape) for shares in (before, after)))
+    return {
+        "topk_intersection": topk_intersection(before, after, k),
+        "kendall_tau": kendall_tau(before, after),
+        "spearman_rho": spearman_rho(before, after),
+        "cosine_similarity": cosine_similarity(before, after),
+        "center_shift": shift,
+    }
