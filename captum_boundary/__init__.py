@@ -14,7 +14,14 @@ from captum_boundary.attr import (
     BoundarySaliency,
     separate_activations,
 )
-from captum_boundary.robust import RARLoss, RARParts, paper_settings
+from captum_boundary.robust import (
+    AttributionAttack,
+    AttributionRobustness,
+    RARLoss,
+    RARParts,
+    evaluate_attribution_robustness,
+    paper_settings,
+)
 from captum_boundary.search import (
     BoundaryPoints,
     BoundarySearch,
@@ -27,6 +34,8 @@ from captum_boundary.search import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttributionAttack",
+    "AttributionRobustness",
     "BoundaryAttribution",
     "BoundaryError",
     "BoundaryIntegratedGradients",
@@ -43,6 +52,7 @@ __all__ = [
     "PGDBoundary",
     "RARLoss",
     "RARParts",
+    "evaluate_attribution_robustness",
     "metrics",
     "paper_settings",
     "separate_activations",
