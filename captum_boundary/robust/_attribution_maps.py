@@ -5,7 +5,7 @@ the mean gradient :math:`g = \sum_k w_k \nabla f(b + a_k d)` of the path. A sum 
 :math:`c` has the slope
 
 .. math:: \nabla \sum_i c_i |d_i g_i| = c\,|g| \operatorname{sign}(d) + \sum_k w_k a_k H(b + a_k d)\, v,
-          \qquad v = c\,d \operatorname{sign}(g).
+          \qquad v = c\,|d| \operatorname{sign}(g).
 
 Only the Hessians :math:`H` need a model with curvature: they alone are those of the model with smooth activations,
 taken by differentiating its gradient along :math:`v`. All else is the model's own.
@@ -114,7 +114,7 @@ class AttributionMaps(MarginOracle):
         """
         spread = weights[:, self._pixel]
         distance = self._distance(state.points)
-        bend = self._curvature(state.points, spread * distance * state.gradient.sign())
+        bend = self._curvature(state.points, spread * distance.abs() * state.gradient.sign())
         if self._baseline is None:
             return bend
         rate = spread * state.gradient.abs()  # at which the sum grows with the distance from the baseline

@@ -18,6 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["smooth_activations"]
 
+# Softplus is taken as constant where it is below the 2e-9th part of 1 / beta. Its derivatives there are numbers so tiny
+# (denormal) that processors take several times as long for them.
+_CUT = 20.0
+
 PositivePart = Callable[[Tensor], Tensor]
 
 
@@ -59,7 +63,7 @@ class _SmoothActivations(TorchFunctionMode):
         return values.copy_(result) if in_place else result
 
     def _positive_part(self, values: Tensor) -> Tensor:
-        return F.softplus(values, self._beta)
+        return F.softplus(values.clamp_min(-_CUT / self._beta), self._beta)
 
 
 # The activations, written with max(z, 0) alone. Their arguments have the names and defaults of torch's own functions.
