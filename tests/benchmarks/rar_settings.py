@@ -1,0 +1,150 @@
+"""What is trained, how long, and how it is tested: published settings, and smaller ones for a processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from captum_boundary.robust import paper_settings
+
+# Sizes of RARLoss; None is the plain cross-entropy.
+OBJECTIVES: Mapping[str, str | None] = {
+    "natural": None,
+    "madry": "sum",
+    "input_gradient": "norm_power",
+    "ig_norm": "ig_norm",
+    "ig_sum_norm": "ig_sum_norm",
+}
+# Whose settings in the paper a data set takes.
+PAPER_NAMES = {
+    "mnist": "mnist",
+    "fashion_mnist": "fashion_mnist",
+    "gtsrb": "gtsrb",
+    "flowers102": "flower",
+    "digits": "fashion_mnist",
+}
+PHOTOGRAPHS = ("gtsrb", "flowers102")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained."""
+
+    dataset: str
+    objective: str
+    scale: str
+    seed: int
+    n_steps: int
+    batch_size: int
+    optimizer: str
+    learning_rates: tuple[tuple[int, float], ...]  # from which step on, and the rate
+    weight_decay: float = 0.0
+    augment: bool = False
+    sum_over_batch: bool = False
+    warm_up: int = 0  # steps over which epsilon grows from 0
+    n_images: int | None = None  # the first of the training images; None for all
+    loss: dict[str, Any] = field(default_factory=dict)  # keyword arguments of RARLoss
+
+    def learning_rate(self, step: int) -> float:
+        return next(rate for begin, rate in reversed(self.learning_rates) if begin <= step)
+
+    def loss_at(self, step: int) -> dict[str, Any]:
+        """Keyword arguments of RARLoss at ``step``: while epsilon grows, the attack's steps grow with it."""
+        share = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
+        return {**self.loss, **{name: share * self.loss[name] for name in ("epsilon", "attack_step_size")}}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a trained network is tested; images are the first of the test images, None for all of them."""
+
+    epsilon: float
+    pgd_steps: int
+    pgd_step_size: float
+    attack_k: int
+    k: int
+    attack_steps: int
+    attack_step_size: float
+    n_steps: int = 100
+    pgd_images: int | None = None
+    attack_images: int | None = None
+
+
+def training(dataset: str, objective: str, scale: str, seed: int, quick: bool) -> Training:
+    """Published settings at ``scale="paper"``, and what two cores train in minutes at ``scale="cpu"``."""
+    size = OBJECTIVES[objective]
+    loss = {} if size is None else _loss(PAPER_NAMES[dataset], size)
+    if scale == "cpu" and loss:
+        loss |= {"attack_steps": 5, "attack_step_size": loss["epsilon"] / 2, "attack_n_steps": 2}
+        loss["n_steps"] = min(5, loss["n_steps"])
+    settings = Training(dataset, objective, scale, seed, **_SCHEDULES[scale](dataset, objective), loss=loss)
+    if quick:
+        settings = replace(settings, n_images=2000, n_steps=2000 // settings.batch_size, warm_up=0)
+    return settings
+
+
+def evaluation(dataset: str, scale: str, quick: bool) -> Evaluation:
+    """The published attacks, on fewer images and with fewer steps at ``scale="cpu"``."""
+    name = PAPER_NAMES[dataset]
+    pgd = paper_settings(name, "sum")
+    settings = Evaluation(pgd["epsilon"], pgd["attack_steps"], pgd["attack_step_size"], *_ATTACKS[dataset])
+    if scale == "cpu":
+        attack_steps = settings.attack_steps // 2
+        settings = replace(
+            settings, attack_steps=attack_steps, attack_step_size=2 * settings.attack_step_size, n_steps=20
+        )
+        settings = replace(settings, pgd_images=1000, attack_images=200)
+    if quick:
+        settings = replace(settings, n_steps=5, attack_steps=10, pgd_images=20, attack_images=20)
+    return settings
+
+
+def _loss(name: str, size: str) -> dict[str, Any]:
+    if size != "norm_power":
+        return paper_settings(name, size)
+    # Not in the paper's experiments. One step makes it input-gradient regularisation.
+    return {**paper_settings(name, "ig_norm"), "n_steps": 1}
+
+
+def _published(dataset: str, objective: str) -> dict[str, Any]:
+    """The released losses are sums over the batch on MNIST and Fashion-MNIST, where Adam makes up for it, and for the
+    two IG objectives on photographs, where ``sum_over_batch`` multiplies our mean by the size of the batch.
+    """
+    if dataset not in PHOTOGRAPHS:
+        n_steps = 25_000 if objective == "natural" else 100_000
+        return {"n_steps": n_steps, "batch_size": 50, "optimizer": "adam", "learning_rates": ((0, 1e-4),)}
+    is_sum = objective in ("ig_norm", "ig_sum_norm")
+    rate = 1e-3 if dataset == "flowers102" and is_sum else 1e-2
+    return {
+        "n_steps": 70_001,
+        "batch_size": 16 if dataset == "flowers102" else 64,
+        "optimizer": "sgd",
+        "learning_rates": ((0, rate / 10), (500, rate), (60_000, rate / 10)),
+        "weight_decay": 2e-4,
+        "augment": True,
+        "sum_over_batch": is_sum,
+    }
+
+
+def _small(dataset: str, objective: str) -> dict[str, Any]:
+    """Every objective sees the same images under the same schedule."""
+    n_steps = {"digits": 600, "flowers102": 300}.get(dataset, 2000)
+    return {
+        "n_steps": n_steps,
+        "batch_size": 16 if dataset == "flowers102" else 64,
+        "optimizer": "adam",
+        "learning_rates": ((0, 3e-3), (n_steps * 2 // 3, 5e-4)),
+        "warm_up": n_steps // 2,
+    }
+
+
+_SCHEDULES = {"paper": _published, "cpu": _small}
+# The attack's k, k of the top-k intersection, steps and their size.
+_ATTACKS = {
+    "mnist": (200, 100, 100, 0.01),
+    "fashion_mnist": (100, 100, 100, 0.01),
+    "gtsrb": (100, 100, 50, 1 / 255),
+    "flowers102": (1000, 1000, 100, 1 / 255),
+    "digits": (20, 10, 100, 0.01),
+}
