@@ -16,16 +16,23 @@ def text():
     return README.read_text(encoding="utf-8")
 
 
-def test_the_example_runs(text, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(blocks) == 1
+def run(block):
     names: dict[str, object] = {}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        exec(blocks[0], names)
+        exec(block, names)
+    return names
+
+
+def test_the_examples_run(text, capsys):
+    attributing, training = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names = run(attributing)
     assert names["maps"].shape == names["inputs"].shape
     assert names["delta"].abs().max() < 1e-2
     assert "tensor(" in capsys.readouterr().out
+    names = run(training)
+    assert names["rar"].parts.regularizer.shape == (128,)
+    assert names["result"].topk_intersection.shape == (8,)
 
 
 @pytest.mark.parametrize("marker", ["demo-command", "test-command"])
