@@ -1,0 +1,8 @@
+"""What does it look like? Pictures of boundary points, their surroundings, and the attributions they give."""
+
+from captum_boundary.visualization.boundary_point import show_boundary_point
+from captum_boundary.visualization.boundary_slice import plot_boundary_slice
+from captum_boundary.visualization.comparison import compare_attributions
+from captum_boundary.visualization.stability import plot_stability
+
+__all__ = ["compare_attributions", "plot_boundary_slice", "plot_stability", "show_boundary_point"]

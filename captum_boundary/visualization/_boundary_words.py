@@ -1,0 +1,68 @@
+"""Boundary points in words, after a look at whether they are those of the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.search import BoundaryPoints
+
+__all__ = ["NOT_FOUND", "BoundaryWords", "check_boundary"]
+
+NOT_FOUND = "no boundary\npoint found"
+
+
+def check_boundary(boundary: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The boundary points as a tuple, which must have the shapes of ``inputs``."""
+    if not isinstance(boundary, BoundaryPoints):
+        raise BoundaryTypeError(
+            f"boundary must be BoundaryPoints, as a search's find returns them, but it is {type(boundary).__name__}."
+        )
+    points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
+    given, needed = ([tuple(tensor.shape) for tensor in tensors] for tensors in (points, inputs))
+    if given != needed:
+        raise BoundaryValueError(
+            f"boundary must hold one point for each input, of shapes {needed}, but it holds {given}. Search the "
+            "boundary of these very inputs, and choose rows of both alike: inputs[rows], boundary[rows]."
+        )
+    return tuple(point.detach() for point in points)
+
+
+class BoundaryWords:
+    """What to write about the boundary point of a row."""
+
+    def __init__(self, boundary: BoundaryPoints, class_names: Sequence[str] | None) -> None:
+        if isinstance(class_names, str):
+            raise BoundaryTypeError(f"class_names must be a sequence of names, but it is the string {class_names!r}.")
+        largest = int(torch.maximum(boundary.target, boundary.adversarial).max())
+        if class_names is not None and len(class_names) <= largest:
+            raise BoundaryValueError(
+                f"class_names must name every class in the order of the model's outputs, but it has "
+                f"{len(class_names)} names, and the boundary is one of class {largest}."
+            )
+        self._boundary = boundary
+        self._class_names = class_names
+
+    def name(self, index: int) -> str:
+        """The name of a class, or its number."""
+        if self._class_names is None or index >= len(self._class_names):
+            return f"class {index}"
+        return str(self._class_names[index])
+
+    def sides(self, row: int) -> tuple[str, str]:
+        """The class on the side of the input, and that at the boundary point.
+
+        Of an input outside the region of its target, the boundary knows only that it is not of that class.
+        """
+        boundary = self._boundary
+        target, is_found = self.name(int(boundary.target[row])), bool(boundary.found[row])
+        is_inside = bool(boundary.margin[row] < 0) == is_found
+        beyond = self.name(int(boundary.adversarial[row])) if is_found else "none"
+        return (target, beyond) if is_inside else (f"not {target}", target if is_found else "none")
+
+    def distance(self, row: int) -> str:
+        """How far the boundary point is."""
+        return f"distance {float(self._boundary.distance[row]):.3g}"

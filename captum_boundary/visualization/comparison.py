@@ -1,0 +1,182 @@
+"""Attributions of several methods side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.search import BoundaryPoints
+from captum_boundary.search._bounds import Bounds
+from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords, check_boundary
+from captum_boundary.visualization._images import Array, check_images, displayed, maps_of, scale_of
+from captum_boundary.visualization._panels import AxesArray, caption, grid, say, show_image, show_map, title
+
+__all__ = ["compare_attributions"]
+
+_SIGNS: Mapping[str, Callable[[Array], Array]] = {
+    "all": lambda values: values,
+    "positive": lambda values: values.clip(min=0),
+    "negative": lambda values: (-values).clip(min=0),
+    "absolute_value": np.abs,
+}
+
+
+def compare_attributions(
+    inputs: Tensor,
+    attributions: Mapping[str, Tensor],
+    *,
+    boundary: BoundaryPoints | None = None,
+    class_names: Sequence[str] | None = None,
+    bounds: Bounds = None,
+    sign: str = "all",
+    outlier_perc: float = 2,
+    share_scale: bool = False,
+    cmap: str | None = None,
+    figure: Figure | None = None,
+) -> tuple[Figure, AxesArray]:
+    r"""Show images and their attributions by several methods: a row for each image, a column for each method.
+
+    Maps are summed over channels and scaled as :func:`captum.attr.visualization.visualize_image_attr` scales them. How
+    much the full colour stands for is written below each map. Where an attribution is NaN, as it is for examples
+    without a boundary point, words take the place of the map.
+
+    Args:
+
+        inputs (Tensor): Images ``(N, C, H, W)``, grey or in colour.
+        attributions (Mapping[str, Tensor]): Attributions of these images, ``(N, C, H, W)`` or ``(N, H, W)``, by the
+            names of the methods.
+        boundary (BoundaryPoints, optional): Boundary points of these images, shown beside them with their classes and
+            distances. Default: None
+        class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
+            their numbers.
+        bounds (tuple, optional): Values shown as black and white, in the form of a search's ``bounds``, such as
+            ``((0 - mean) / std, (1 - mean) / std)`` for normalised images. Default: None, ``(0, 1)``.
+        sign (str, optional): Which attributions to show: ``"all"``, ``"positive"``, ``"negative"`` or
+            ``"absolute_value"``. Default: ``"all"``
+        outlier_perc (float, optional): Share of the total attribution, in per cent, that the values beyond the full
+            colour make up. Default: 2
+        share_scale (bool, optional): Scale all maps alike, to compare their sizes too, in place of each by itself.
+            Default: False
+        cmap (str, optional): Matplotlib colour map. Default: None, which means ``"RdBu_r"`` for ``"all"`` and
+            ``"viridis"`` for the others, both of which colour-blind readers can tell apart.
+        figure (Figure, optional): Empty figure (or subfigure) to draw in. Default: None, a new one of matplotlib's
+            pyplot, 8 inches wide.
+
+    Returns:
+
+        - **figure** (*Figure*): The figure, to be shown, saved or closed by the caller.
+        - **axes** (*numpy.ndarray*): Its panels, one row for each image: the image, its boundary point if given, and
+          the maps.
+
+    Raises:
+
+        BoundaryTypeError: If ``inputs`` are no Tensor, ``attributions`` no mapping of Tensors, or ``boundary`` no
+            BoundaryPoints.
+        BoundaryValueError: If shapes do not match, images lie outside ``bounds``, there are too few class names, or
+            ``sign`` or ``outlier_perc`` is none of the above.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum.attr import IntegratedGradients
+        >>> from captum_boundary import BoundaryIntegratedGradients, NearestBoundary
+        >>> from captum_boundary.visualization import compare_attributions
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> images = torch.rand(2, 1, 8, 8)
+        >>> boundary = NearestBoundary(model, bounds=(0, 1)).find(images)
+        >>> maps = {
+        ...     "IG": IntegratedGradients(model).attribute(images, target=boundary.target),
+        ...     "BIG": BoundaryIntegratedGradients(model).attribute(images, boundary=boundary),
+        ... }
+        >>> figure, axes = compare_attributions(images, maps, boundary=boundary)
+        >>> axes.shape
+        (2, 4)
+    """
+    images = check_images(inputs)
+    maps = _check_maps(attributions, images)
+    if sign not in _SIGNS:
+        raise BoundaryValueError(f"sign must be one of {', '.join(map(repr, _SIGNS))}, but it is {sign!r}.")
+    if not 0 <= outlier_perc < 100:
+        raise BoundaryValueError(f"outlier_perc must be at least 0 and less than 100, but it is {outlier_perc!r}.")
+    points = None if boundary is None else check_boundary(boundary, (images,))[0]
+    words = None if boundary is None else BoundaryWords(boundary, class_names)
+    pictures = displayed(images, images, bounds)
+    beyond = None if points is None else displayed(points, images, bounds)
+
+    maps = {name: _SIGNS[sign](values) for name, values in maps.items()}
+    shared = scale_of(np.stack(list(maps.values())), outlier_perc) if share_scale else None
+    cmap = cmap or ("RdBu_r" if sign == "all" else "viridis")
+    first_map = 1 if boundary is None else 2
+    figure, axes = grid(len(images), first_map + len(maps), images.shape[2] / images.shape[3], figure, foot=0.6)
+    for axis, name in zip(axes[0], ["input", "boundary point"][:first_map] + list(maps), strict=True):
+        title(axis, name)
+    for row, panels in enumerate(axes):
+        show_image(panels[0], pictures[row])
+        is_found = boundary is None or bool(boundary.found[row])
+        if words is not None and beyond is not None:
+            _show_point(panels[:2], beyond[row], words, row, is_found)
+        for axis, values in zip(panels[first_map:], maps.values(), strict=True):
+            if np.isnan(values[row]).any():
+                say(axis, "NaN" if is_found else NOT_FOUND)
+                continue
+            scale = scale_of(values[row], outlier_perc) if shared is None else shared
+            _show_scaled(axis, values[row], scale, cmap, sign == "all", with_caption=shared is None)
+    _add_bar(figure, axes, cmap, sign == "all", shared)
+    return figure, axes
+
+
+def _check_maps(attributions: object, images: Tensor) -> dict[str, Array]:
+    if not isinstance(attributions, Mapping):
+        raise BoundaryTypeError(
+            'attributions must be a mapping from names to Tensors, such as {"BIG": maps}, but it is '
+            f"{type(attributions).__name__}."
+        )
+    if not attributions:
+        raise BoundaryValueError("attributions must hold the maps of at least one method, but it is empty.")
+    return {str(name): maps_of(values, images, f"attributions[{name!r}]") for name, values in attributions.items()}
+
+
+def _show_point(panels: AxesArray, picture: Array, words: BoundaryWords, row: int, is_found: bool) -> None:
+    """Write the classes on either side below the image and its boundary point, and show the latter."""
+    here, there = words.sides(row)
+    caption(panels[0], here)
+    if is_found:
+        show_image(panels[1], picture)
+        caption(panels[1], f"{there}\n{words.distance(row)}")
+    else:
+        say(panels[1], NOT_FOUND)
+
+
+def _show_scaled(axis: Axes, values: Array, scale: float, cmap: str, is_signed: bool, with_caption: bool) -> None:
+    full = scale or 1.0
+    show_map(axis, values, cmap, -full if is_signed else 0.0, full)
+    if with_caption:
+        caption(axis, f"{'±' if is_signed else ''}{scale:.2g}" if scale else "all zero")
+
+
+def _add_bar(figure: Figure, axes: AxesArray, cmap: str, is_signed: bool, shared: float | None) -> None:
+    """Explain the colours: in numbers if all maps share them, else in terms of the number below each map."""
+    full = shared or 1.0
+    ticks = [-full, 0.0, full] if is_signed else [0.0, full]
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(ticks[0], full), cmap),
+        ax=list(axes.flat),
+        orientation="horizontal",
+        ticks=ticks,
+        shrink=0.5,
+        aspect=40,
+        pad=0.02,
+    )
+    numbers = [f"{tick:.2g}" for tick in ticks]
+    signs = ["-", "0", "+"] if is_signed else ["0", "+"]
+    bar.ax.set_xticklabels(numbers if shared else signs, fontsize=8)
+    bar.set_label("attribution" if shared else "attribution, up to the number below each map", fontsize=8)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2)
