@@ -40,12 +40,12 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    speed = {name: measure_speed(name, device, options.quick) for name in CASES}
-    memory = {
+    memory = {  # first, since a new process inherits the peak of the one that starts it
         (n_steps, chunked): measure_memory(n_steps, chunked, options.device)
         for n_steps in (5, N_STEPS)
         for chunked in (False, True)
     }
+    speed = {name: measure_speed(name, device, options.quick) for name in CASES}
     print_table(speed)
     print()
     rows = {f"{n} points" + (", internal_batch_size" if c else ""): {"MiB": value} for (n, c), value in memory.items()}
