@@ -1,0 +1,107 @@
+"""Sphinx builds the site with these settings."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import captum_boundary
+
+DOCS = Path(__file__).parent
+GENERATED = DOCS / "_generated"
+
+project = "captum-boundary"
+author = "The captum-boundary developers"
+copyright = author  # noqa: A001 (Sphinx's name)
+release = version = captum_boundary.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "figures"]
+templates_path = ["_templates"]
+
+autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": "attribute_future"}
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints = "none"  # docstrings name the types
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 90
+
+# The examples of docstrings are run by pytest; here it is the pages' turn.
+doctest_test_doctest_blocks = ""
+doctest_global_setup = "import torch\n_ = torch.manual_seed(0)"
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# Links into other projects need the network, which a build must not.
+intersphinx_mapping = {}
+if os.environ.get("READTHEDOCS") or os.environ.get("CAPTUM_BOUNDARY_INTERSPHINX"):
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://pytorch.org/docs/stable", None),
+        "captum": ("https://captum.ai/api", None),
+    }
+
+copybutton_exclude = ".linenos, .gp, .go"
+
+html_theme = "furo"
+html_title = "captum-boundary"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "source_repository": "https://github.com/captum-boundary/captum-boundary/",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+
+
+def draw_figures(app: Any) -> None:
+    """Run the scripts of docs/figures whose pictures are missing or older than they are."""
+    GENERATED.mkdir(exist_ok=True)
+    sys.path.insert(0, str(DOCS / "figures"))
+    try:
+        for script in sorted((DOCS / "figures").glob("[!_]*.py")):
+            picture = GENERATED / f"{script.stem}.svg"
+            if not picture.exists() or picture.stat().st_mtime < script.stat().st_mtime:
+                runpy.run_path(str(script))["draw"]().savefig(picture)
+    finally:
+        sys.path.remove(str(DOCS / "figures"))
+
+
+def put_into_napoleons_form(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Captum's ``Examples::`` and bulleted ``Returns:``, for which napoleon has other forms."""
+    forms = {"Examples::": "Examples:", "Returns:": ":returns:"}
+    lines[:] = [forms.get(line, line) for line in lines]
+
+
+def find_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """A bare name of the package, from wherever it is mentioned."""
+    if node.get("refdomain") != "py":
+        return None
+    domain = env.get_domain("py")
+    for module in ("captum_boundary", "captum_boundary.metrics", "captum_boundary.robust"):
+        name = f"{module}.{node['reftarget']}"
+        if name in domain.objects:
+            return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contnode)
+    return None
+
+
+def setup(app: Any) -> None:
+    """Connect the functions above."""
+    app.connect("builder-inited", draw_figures)
+    app.connect("autodoc-process-docstring", put_into_napoleons_form, priority=100)
+    app.connect("missing-reference", find_public_name)
