@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_boundary._agreement import flat_maps
 from captum_boundary._captum import TargetType
@@ -147,7 +149,7 @@ class AttributionMaps(MarginOracle):
         total = torch.zeros_like(points)
         for rows, owners, path, nodes, weights in self._paths(points, self._curvature_rule):
             along = ((weights * nodes)[:, None] * direction[rows, None]).flatten(0, 1)
-            with torch.inference_mode(False), torch.enable_grad(), smooth_activations(self._beta):
+            with torch.inference_mode(False), torch.enable_grad(), self._twice_differentiable():
                 scores, leaves = self._scores(path, owners, with_grad=True)
                 explained = scores.gather(1, self._explained[owners, None])
                 gradient = self._derivative(explained.sum(), leaves, keep_graph=True)
@@ -155,6 +157,11 @@ class AttributionMaps(MarginOracle):
             self._count(self.n_gradient, owners)
             total[rows] += bend.view(len(rows), len(nodes), -1).sum(dim=1)
         return torch.nan_to_num(total)
+
+    @contextmanager
+    def _twice_differentiable(self) -> Iterator[None]:
+        with smooth_activations(self._beta), sdpa_kernel(SDPBackend.MATH):  # fused attention has one derivative only
+            yield
 
     def _derivative(self, value: Tensor, leaves: tuple[Tensor, ...], keep_graph: bool = False) -> Tensor:
         if not value.requires_grad:  # a model that is linear, or does not look at its inputs

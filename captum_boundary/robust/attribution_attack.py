@@ -65,7 +65,9 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
     comes back.
 
     The model is evaluated as it is: call ``model.eval()`` first. It has to be twice differentiable with respect to its
-    inputs, which fused attention kernels are not. Up to rounding, results do not depend on the other examples.
+    inputs. Up to rounding, results do not depend on the other examples. A step costs ``n_steps`` gradients and at most
+    10 second derivatives for each example, and Kendall's tau, which is computed on the CPU: about a millisecond for a
+    map of 28x28 pixels.
 
     Args:
 
@@ -83,7 +85,9 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             images that are not normalised.
         n_steps (int, optional): Points on the path of the Integrated Gradients. Default: 50
         k (int, optional): Number of features that are the top, for ``method="topk"`` and ``measure="topk"``. Features
-            of several inputs are ranked together. Default: None, an eighth of the map.
+            of several inputs are ranked together. Few lower the top-k intersection most, and as many as the object has
+            pixels lower rank correlations most: the second paper attacks 200 pixels of MNIST and judges 100.
+            Default: None, an eighth of the map.
         target_map (Tensor, optional): For ``method="target"``, where attribution is wanted: 1 there (or any positive
             weight) and 0 elsewhere, in the shape ``(H, W)`` of an image's map, that of an input without channels,
             or with one such map for each example; for several inputs, of their features side by side. Default: None
@@ -93,7 +97,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             ``"kendall"``, ``"topk"``, or a function of clean and perturbed maps, both ``(N, P)`` for ``P`` features,
             that returns ``(N,)`` numbers, the lower the better. Default: None, ``"kendall"`` for ``method="topk"``,
             and what the method is after for the others.
-        softplus_beta (float, optional): Sharpness of the softplus activations. Default: 40
+        softplus_beta (float, optional): Sharpness of the softplus activations. Default: 20
         generator (torch.Generator, optional): Source of randomness, for ``method="random"``. Default: None, the same
             numbers on every call.
         show_progress (bool, optional): Show a progress bar, in steps. Default: False
@@ -135,7 +139,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         attack_steps: int = 30,
         attack_step_size: float | None = None,
         measure: str | Measure | None = None,
-        softplus_beta: float = 40.0,
+        softplus_beta: float = 20.0,
         generator: torch.Generator | None = None,
         show_progress: bool = False,
         internal_batch_size: int | None = None,
@@ -213,12 +217,12 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         with torch.inference_mode(False), torch.no_grad():
             tensors = check_inputs(inputs)
             box = box_of(self.bounds, tensors)
-            maps = self.maps(tensors, target, additional_forward_args)
+            maps = self._maps(tensors, target, additional_forward_args)
             box = within(self.epsilon, maps, box)
             points = self._random_move(maps, box) if self.method == "random" else self._attack(maps, box)
             return format_output(is_tuple(inputs), maps.unpack(points))
 
-    def maps(self, inputs: tuple[Tensor, ...], target: TargetType, additional_forward_args: object) -> AttributionMaps:
+    def _maps(self, inputs: tuple[Tensor, ...], target: TargetType, additional_forward_args: object) -> AttributionMaps:
         """The model as this attack sees it, and the maps of these inputs."""
         return AttributionMaps(
             self.model,

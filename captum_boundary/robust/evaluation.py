@@ -135,7 +135,7 @@ def evaluate_attribution_robustness(
     perturbed = attack.perturb(inputs, target, additional_forward_args)
     control = noise.perturb(inputs, target, additional_forward_args)
     with torch.inference_mode(False), torch.no_grad():
-        maps = attack.maps(tensors, target, additional_forward_args)
+        maps = attack._maps(tensors, target, additional_forward_args)
         before, after, of_control = (maps.at(_pack(maps, points)).shares for points in (tensors, perturbed, control))
         k = top_count(attack.k if k is None else k, before.shape[1])
         return AttributionRobustness(

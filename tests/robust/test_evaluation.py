@@ -159,10 +159,10 @@ def digits():
     from captum_boundary._demo.digits import load, train
 
     learned, new = load(seed=0)
-    model = train(learned, epochs=8, seed=0)
+    model = train(learned, epochs=6, seed=0)
     with torch.no_grad():
         correct = model(new.images).argmax(dim=1) == new.labels
-    return model, new.images[correct][:20], new.labels[correct][:20]
+    return model, new.images[correct][:12], new.labels[correct][:12]
 
 
 def test_the_top_is_lost_more_often_than_by_noise(digits):
@@ -212,7 +212,7 @@ def test_mass_goes_to_a_target(digits):
 def test_the_attack_beats_noise_on_a_pretrained_network(zoo):
     model = zoo.cifar_resnet20()
     images, labels = zoo.first_correct(model, *zoo.load_images("cifar10_test500"), 2)
-    attacker = AttributionAttack(model, epsilon=2 / 255, bounds=(0, 1), attack_steps=6, n_steps=8)
+    attacker = AttributionAttack(model, epsilon=2 / 255, bounds=(0, 1), attack_steps=5, n_steps=5)
     robustness = evaluate_attribution_robustness(model, images, labels, attacker)
     assert (robustness.topk_intersection < 0.6 * robustness.control.topk_intersection).all()
     assert (robustness.kendall_tau < robustness.control.kendall_tau).all()

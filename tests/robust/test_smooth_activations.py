@@ -121,6 +121,14 @@ def test_others_leave_their_input(name):
     assert torch.equal(values, VALUES)
 
 
+def test_slopes_too_small_to_matter_are_zero():
+    """Products of such slopes would be denormal numbers, and slow."""
+    points = torch.tensor([-1.0, -0.1, 0.0, 0.1, 1.0], requires_grad=True)
+    with smooth_activations(100.0):
+        (slope,) = torch.autograd.grad(F.relu(points).sum(), points)
+    assert slope.tolist() == [0.0, pytest.approx(4.54e-5, rel=1e-3), 0.5, pytest.approx(1 - 4.54e-5), 1.0]
+
+
 def test_channels_have_slopes_of_their_own():
     activation = nn.PReLU(3).double()
     activation.weight.data = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
