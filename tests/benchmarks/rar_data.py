@@ -42,16 +42,6 @@ class Data:
     def image_shape(self) -> tuple[int, int, int]:
         return tuple(self.train_images.shape[1:])
 
-    def first(self, n_images: int | None) -> Data:
-        """With the first ``n_images`` to train with, and as many to test with at most."""
-        return replace(
-            self,
-            train_images=self.train_images[:n_images],
-            train_labels=self.train_labels[:n_images],
-            test_images=self.test_images[:n_images],
-            test_labels=self.test_labels[:n_images],
-        )
-
     def to(self, device: torch.device) -> Data:
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
