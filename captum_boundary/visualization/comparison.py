@@ -43,7 +43,7 @@ def compare_attributions(
 ) -> tuple[Figure, AxesArray]:
     r"""Show images and their attributions by several methods: a row for each image, a column for each method.
 
-    Maps are summed over channels and scaled as :func:`captum.attr.visualization.visualize_image_attr` scales them. How
+    Maps are summed over channels and scaled as ``captum.attr.visualization.visualize_image_attr`` scales them. How
     much the full colour stands for is written below each map. Where an attribution is NaN, as it is for examples
     without a boundary point, words take the place of the map.
 
