@@ -84,7 +84,7 @@ def normal_alignment(
     with torch.inference_mode(False), torch.no_grad():
         oracle, points = _oracle_of(forward_func, inputs, target, boundary, additional_forward_args)
         normal = _slope(oracle, points, boundary, with_adversarial=True)
-        with_adversarial = score == "margin" or oracle._is_binary
+        with_adversarial = score == "margin" or oracle.is_binary
         gradient = _slope(oracle, oracle.x, boundary, with_adversarial)
         cosine = row_dot(gradient, normal) / (length(gradient, 2) * length(normal, 2))
         return cosine.masked_fill(~boundary.found, torch.nan)

@@ -85,8 +85,8 @@ class AttributionMaps(MarginOracle):
         internal_batch_size: int | None,
     ) -> None:
         super().__init__(model, inputs, None, additional_forward_args, internal_batch_size)
-        explained = resolve_target(target, self.start_scores, self._is_binary)
-        self._explained = torch.ones_like(explained) if self._is_binary else explained
+        explained = resolve_target(target, self.start_scores, self.is_binary)
+        self._explained = torch.ones_like(explained) if self.is_binary else explained
         self._beta = softplus_beta
         self._batch = internal_batch_size or max(1, _VALUES_AT_ONCE // self.x.shape[1])
         self._baseline: Tensor | None = None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_boundary._captum import TargetType, format_additional_forward_args, run_forward
 from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._flat import geometry_dtype, pack, unpack
 from captum_boundary._margin import class_scores, margin_and_rival, resolve_target, rival_scores
 
 __all__ = ["Linearization", "MarginOracle", "check_inputs"]
@@ -86,8 +87,7 @@ class MarginOracle:
         self._templates = tuple(tensor.detach() for tensor in inputs)
         self._arguments = _differentiable(format_additional_forward_args(additional_forward_args))
         self._chunk = internal_batch_size
-        double = any(tensor.dtype == torch.float64 for tensor in inputs)
-        self.dtype = torch.float64 if double else torch.float32
+        self.dtype = geometry_dtype(inputs)
         self.resolution = max(torch.finfo(tensor.dtype).eps for tensor in inputs)
         self.device = inputs[0].device
         self.x = self.pack(self._templates)
@@ -100,7 +100,7 @@ class MarginOracle:
         with torch.no_grad():
             scores = torch.cat([self._scores(self.x[rows], rows)[0] for rows in self._chunks(self.all_rows)])
         self.n_classes = scores.shape[1]
-        self.target = resolve_target(target, scores, self._is_binary)
+        self.target = resolve_target(target, scores, self.is_binary)
         margin, _ = margin_and_rival(scores, self.target)
         self.sign = torch.where(margin < 0, -1.0, 1.0).to(margin.dtype)
         self.start_scores = scores
@@ -108,15 +108,11 @@ class MarginOracle:
 
     def pack(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """Flatten a tuple of ``(N, ...)`` tensors to one ``(N, D)`` tensor in the dtype of the geometry."""
-        return torch.cat([tensor.reshape(len(tensor), -1).to(self.device, self.dtype) for tensor in tensors], dim=1)
+        return pack(tensors)
 
     def unpack(self, points: Tensor) -> tuple[Tensor, ...]:
         """Undo :meth:`pack`: shapes, dtypes and devices of the inputs, for any number of points."""
-        sizes = [tensor[0].numel() for tensor in self._templates]
-        return tuple(
-            part.reshape(len(points), *template.shape[1:]).to(template)
-            for part, template in zip(torch.split(points, sizes, dim=1), self._templates, strict=True)
-        )
+        return unpack(points, self._templates)
 
     def round(self, points: Tensor) -> Tensor:
         """The points as the model sees them, after rounding to the dtype of the inputs."""
@@ -195,7 +191,7 @@ class MarginOracle:
         scores = class_scores(output, len(points))
         # A model may compute in a lower precision than that of its inputs.
         self.resolution = max(self.resolution, torch.finfo(output.dtype).eps)
-        self._is_binary = isinstance(output, Tensor) and (output.ndim == 1 or output.shape[1] == 1)
+        self.is_binary = isinstance(output, Tensor) and (output.ndim == 1 or output.shape[1] == 1)
         return scores, leaves
 
     @staticmethod
