@@ -32,6 +32,7 @@ extensions = [
 exclude_patterns = ["_build", "figures"]
 templates_path = ["_templates"]
 
+autosummary_generate = [str(path) for path in DOCS.glob("reference/*.rst")]
 autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": "attribute_future"}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -42,7 +43,7 @@ python_maximum_signature_line_length = 90
 
 # The examples of docstrings are run by pytest; here it is the pages' turn.
 doctest_test_doctest_blocks = ""
-doctest_global_setup = "import torch\n_ = torch.manual_seed(0)"
+doctest_global_setup = "import torch\nfrom torch import nn\n_ = torch.manual_seed(0)"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -93,7 +94,12 @@ def find_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     if node.get("refdomain") != "py":
         return None
     domain = env.get_domain("py")
-    for module in ("captum_boundary", "captum_boundary.metrics", "captum_boundary.robust"):
+    for module in (
+        "captum_boundary",
+        "captum_boundary.metrics",
+        "captum_boundary.robust",
+        "captum_boundary.visualization",
+    ):
         name = f"{module}.{node['reftarget']}"
         if name in domain.objects:
             return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contnode)

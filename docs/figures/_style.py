@@ -20,9 +20,7 @@ def figure(width: float, height: float, n_panels: int = 1) -> tuple[Figure, list
     return canvas, panels
 
 
-def arrow(
-    axes: Axes, start: list[float], end: list[float], colour: str, width: float = 1.8
-) -> None:
+def arrow(axes: Axes, start: list[float], end: list[float], colour: str, width: float = 1.8) -> None:
     """An arrow in the units of the data."""
     properties = {"arrowstyle": "-|>", "color": colour, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", xy=end, xytext=start, arrowprops={**properties, "mutation_scale": 12}, zorder=4)

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 TABLE = Path(__file__).parents[1] / "benchmarks.md"
-ROW = re.compile(
-    r"^\| (?P<name>[^|]+?) \| \**(?P<distance>[\d.]+)\** \| \**[\d.]+\** \| (?P<evaluations>\d+) \|", re.MULTILINE
-)
+NUMBER = r"\**([\d.]+)\**"
+ROW = re.compile(rf"^\| ([^|]+?) \| {NUMBER} \| {NUMBER} \| {NUMBER} \|", re.MULTILINE)
 BELOW = ("budget 10", "DeepFool", "DDN, 100 steps")
 
 
