@@ -13,7 +13,7 @@ from rar_training import Run, loss_function
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from captum_boundary.robust import AttributionAttack, evaluate_attribution_robustness
+from captum_boundary.robust import AttributionAttack, AttributionRobustness, evaluate_attribution_robustness
 
 BATCH = 100
 SHOWN = 20  # attacked images that are kept for the picture
@@ -58,31 +58,24 @@ def pgd(network: nn.Module, images: Tensor, labels: Tensor, settings: Evaluation
 def attribution_robustness(
     network: nn.Module, data: Data, attacked: Tensor, settings: Evaluation
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Means over the ``attacked`` test images, under the attack and under a random move of its size."""
-    attack = AttributionAttack(
-        network,
-        epsilon=settings.epsilon,
-        bounds=(0, 1),
-        k=settings.attack_k,
-        attack_steps=settings.attack_steps,
-        attack_step_size=settings.attack_step_size,
-        n_steps=settings.n_steps,
-    )
-    results = [
-        evaluate_attribution_robustness(network, *batch, attack, k=settings.k)
-        for batch in _batches(data, attacked, "Attribution attack")
-    ]
+    """Means over the ``attacked`` test images, under attacks and under a random move of their size.
+
+    Top-k intersection is that under an attack on just those features, correlations are those under one on as many as an
+    object has: what lowers one of them most may leave the other higher than chance does.
+    """
+    on_top = _attacked(network, data, attacked, settings, k=settings.k, measure="topk")
+    on_ranks = _attacked(network, data, attacked, settings, k=settings.attack_k, measure="kendall")
     measures = {
-        "IN %": ("topk_intersection", 100),
-        "CO": ("kendall_tau", 1),
-        "Spearman": ("spearman_rho", 1),
-        "cosine": ("cosine_similarity", 1),
+        "IN %": ("topk_intersection", 100, on_top),
+        "CO": ("kendall_tau", 1, on_ranks),
+        "Spearman": ("spearman_rho", 1, on_ranks),
+        "cosine": ("cosine_similarity", 1, on_ranks),
     }
     row = {}
-    for name, (measure, unit) in measures.items():
+    for name, (measure, unit, results) in measures.items():
         row[name] = unit * torch.cat([getattr(result, measure) for result in results]).mean().item()
         row[f"{name} random"] = unit * torch.cat([getattr(result.control, measure) for result in results]).mean().item()
-    first = results[0]
+    first = on_top[0]
     tensors = {
         "intersection": first.topk_intersection,
         "tau": first.kendall_tau,
@@ -91,6 +84,24 @@ def attribution_robustness(
     }
     shown = {name: tensor[:SHOWN].cpu() for name, tensor in tensors.items()}
     return row, {"rows": attacked[:SHOWN].cpu(), **shown}
+
+
+def _attacked(
+    network: nn.Module, data: Data, rows: Tensor, settings: Evaluation, **aim: Any
+) -> list[AttributionRobustness]:
+    attack = AttributionAttack(
+        network,
+        epsilon=settings.epsilon,
+        bounds=(0, 1),
+        attack_steps=settings.attack_steps,
+        attack_step_size=settings.attack_step_size,
+        n_steps=settings.n_steps,
+        **aim,
+    )
+    return [
+        evaluate_attribution_robustness(network, *batch, attack, k=settings.k)
+        for batch in _batches(data, rows, f"Attack on {aim['measure']}")
+    ]
 
 
 def gradients_per_step(run: Run) -> float:
