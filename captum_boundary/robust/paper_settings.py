@@ -46,6 +46,7 @@ def paper_settings(dataset: str, size: str = "ig_norm") -> dict[str, Any]:
 
     Examples::
 
+        >>> import torch
         >>> from captum_boundary import RARLoss
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
         >>> RARLoss(model, "ig_sum_norm", **paper_settings("mnist", "ig_sum_norm")).epsilon
