@@ -126,8 +126,8 @@ class RARLoss(nn.Module):
             path in the input takes there. Default: None, the input.
         internal_batch_size (int, optional): Examples times path points that pass through the model at once. Their
             graph is then built anew in the backward pass, so that memory does not grow with ``n_steps``, at the price
-            of up to half as much time again. Default: None, the graph is kept, and as many path points pass
-            at once as suits the caches (a CPU) or the memory (a GPU).
+            of about half as much time again, and more if it is too small to keep the machine busy. Default: None, the
+            graph is kept, and as many path points pass at once as suits the caches (a CPU) or the memory (a GPU).
         generator (torch.Generator, optional): Source of the random starts. Default: None, one of its own with a fixed
             seed, ``loss.generator``.
         method (str, optional): Quadrature by Captum's names: "riemann_right", "riemann_left", "riemann_middle",
