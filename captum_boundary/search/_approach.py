@@ -7,8 +7,9 @@ from torch import Tensor
 
 from captum_boundary.search._geometry import project_onto_hyperplane
 from captum_boundary.search._incumbents import Incumbents
+from captum_boundary.search._oracle import Linearization
 
-__all__ = ["approach", "scan"]
+__all__ = ["SMOOTHING", "approach", "newton_step", "scan"]
 
 # The maximum over rival classes is smoothed over scores within this fraction of the input's depth. Several rivals then
 # share the slope, which finds nearer boundaries than always heeding the strongest one alone.
@@ -24,22 +25,27 @@ _SCANNED_POINTS = 64
 def approach(search: Incumbents, rows: Tensor) -> None:
     """Newton steps on the smoothed depth (DeepFool's idea), until the boundary is crossed or progress ends."""
     oracle = search.oracle
-    # The shortest l1 steps move few coordinates very far, where no slope is true any more.
-    norm = 2 if search.norm == 1 else search.norm
     points, depth = oracle.x.clone(), oracle.start_depth.clone()
     n_slow = torch.zeros_like(rows)
     for _ in range(min(_MAX_STEPS, search.budget)):
         if len(rows) == 0:
             return
         plane = oracle.linearize(points[rows], rows, temperature=SMOOTHING * search.scale[rows])
-        drop = _OVERSHOOT * plane.value + search.aim[rows]
-        points[rows] = project_onto_hyperplane(points[rows], plane.slope, drop, search.box.of(rows), norm)
+        points[rows] = newton_step(search, points[rows], rows, plane)
         before = depth[rows]
         depth[rows], _ = oracle.depth(points[rows], rows)
         crossed = depth[rows] < 0
         search.land(points[rows[crossed]], rows[crossed])
         n_slow[rows] += depth[rows] > _SLOW * before
         rows = rows[~crossed & (n_slow[rows] < 2)]
+
+
+def newton_step(search: Incumbents, points: Tensor, rows: Tensor, plane: Linearization) -> Tensor:
+    """The nearest points to ``points`` ``(n, D)`` that lie a little beyond the linearised boundary."""
+    # The shortest l1 steps move few coordinates very far, where no slope is true any more.
+    norm = 2 if search.norm == 1 else search.norm
+    drop = (_OVERSHOOT * plane.value + search.aim[rows]).clamp_min(0.0)
+    return project_onto_hyperplane(points, plane.slope, drop, search.box.of(rows), norm)
 
 
 def scan(search: Incumbents, rows: Tensor) -> None:

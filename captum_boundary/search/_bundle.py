@@ -12,7 +12,7 @@ from captum_boundary.search._oracle import Linearization
 __all__ = ["Bundle"]
 
 # Linearisations kept: enough for the corners that a few pieces of the boundary make.
-_CAPACITY = 6
+_CAPACITY = 8
 # A linearisation that, where it is put to the test, promises less of a crossing than there is (by this fraction of the
 # input's depth) belongs to another piece of the boundary.
 _SLACK = 0.05
@@ -30,18 +30,19 @@ class Bundle:
 
         search (Incumbents): The search this serves.
         n_examples (int): Number of examples.
+        n_planes (int): Linearisations that will be added for each of them, at most.
     """
 
-    def __init__(self, search: Incumbents, n_examples: int) -> None:
+    def __init__(self, search: Incumbents, n_examples: int, n_planes: int) -> None:
         self._search = search
-        capacity = _CAPACITY if search.norm == 2 else 0
+        capacity = min(n_planes, _CAPACITY) if search.norm == 2 else 1
         self._slopes = search.x.new_zeros(n_examples, capacity, search.x.shape[1])
         self._drops = search.x.new_zeros(n_examples, capacity)
         self._valid = torch.zeros(n_examples, capacity, dtype=torch.bool, device=search.x.device)
-        self._slot = 0
+        self._slot = torch.zeros(n_examples, dtype=torch.long, device=search.x.device)
 
-    def nearest(self, index: Tensor, rows: Tensor, points: Tensor, plane: Linearization) -> Tensor:
-        """Add the linearisations ``plane`` at ``points`` and return the nearest points beyond all that still hold.
+    def add(self, index: Tensor, rows: Tensor, points: Tensor, plane: Linearization) -> None:
+        """Add the linearisations ``plane`` at ``points``, and drop those that do not hold there.
 
         Args:
 
@@ -49,23 +50,24 @@ class Bundle:
             rows (Tensor): Examples of the search they belong to, ``(n,)``.
             points (Tensor): Where the linearisations were made, ``(n, D)``.
             plane (Linearization): The linearisations.
-
-        Returns:
-
-            - **nearest** (*Tensor*): Points ``(n, D)``.
         """
         search = self._search
-        x, box = search.x[rows], search.box.of(rows)
-        drop = (plane.value + search.aim[rows] + row_dot(plane.slope, x - points)).clamp_min(0.0)
-        if search.norm != 2:
-            return project_onto_hyperplane(x, plane.slope, drop, box, search.norm)
-        predicted = self._drops[index] - search.aim[rows, None] - _products(self._slopes[index], x - points)
+        moves = search.x[rows] - points
+        predicted = self._drops[index] - search.aim[rows, None] - _products(self._slopes[index], moves)
         self._valid[index] &= predicted <= (plane.depth + _SLACK * search.scale[rows])[:, None]
-        self._slopes[index, self._slot] = plane.slope
-        self._drops[index, self._slot] = drop
-        self._valid[index, self._slot] = True
-        self._slot = (self._slot + 1) % _CAPACITY
+        slot = self._slot[index]
+        self._slopes[index, slot] = plane.slope
+        self._drops[index, slot] = plane.value + search.aim[rows] + row_dot(plane.slope, moves)
+        self._valid[index, slot] = True
+        self._slot[index] = (slot + 1) % self._drops.shape[1]
 
+    def nearest(self, index: Tensor, rows: Tensor) -> Tensor:
+        """The nearest points ``(n, D)`` beyond all linearisations that still hold, of the places ``index``."""
+        search = self._search
+        x, box = search.x[rows], search.box.of(rows)
+        if search.norm != 2:
+            drop = self._drops[index, 0].clamp_min(0.0)
+            return project_onto_hyperplane(x, self._slopes[index, 0], drop, box, search.norm)
         slopes = self._slopes[index] * self._valid[index, :, None]
         drops = torch.where(self._valid[index], self._drops[index], 0.0)
         free = torch.ones_like(x, dtype=torch.bool)

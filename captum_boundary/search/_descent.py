@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from captum_boundary.search._approach import SMOOTHING
+from captum_boundary.search._approach import SMOOTHING, newton_step
 from captum_boundary.search._geometry import length, project_onto_ball
 from captum_boundary.search._incumbents import Incumbents
+from captum_boundary.search._oracle import Linearization
 
-__all__ = ["descend"]
+__all__ = ["descend", "dive"]
 
-# The radius shrinks by this rate when the boundary is crossed and grows when not, from the first step to the last.
-# In l1 it begins far out, at a point that is near in l2.
-_FIRST_RATE = {2: 0.05, math.inf: 0.05, 1: 0.2}
-_LAST_RATE = 0.005
-# Length of the steps as a fraction of the distance, from first to last.
-_FIRST_STEP, _LAST_STEP = 1.0, 0.01
+
+class _Schedule(NamedTuple):
+    """From the first step to the last: rates at which the radius changes, and steps as fractions of the distance."""
+
+    first_rate: float
+    last_rate: float
+    first_step: float = 1.0
+    last_step: float = 0.01
+
+
+# In l1 the descent begins far out, at a point that is near in l2.
+_FROM_THE_BOUNDARY = {2: _Schedule(0.05, 0.005), math.inf: _Schedule(0.05, 0.005), 1: _Schedule(0.2, 0.005)}
+_FROM_AFAR = _Schedule(0.3, 0.02, last_step=0.05)
 
 
 def descend(search: Incumbents, rows: Tensor, n_steps: Tensor) -> None:
@@ -36,27 +45,63 @@ def descend(search: Incumbents, rows: Tensor, n_steps: Tensor) -> None:
     """
     if len(rows) == 0:
         return
+    _follow_spheres(search, rows, search.points[rows], n_steps, _FROM_THE_BOUNDARY[search.norm])
+    search.land(search.points[rows], rows)
+
+
+def dive(search: Incumbents, rows: Tensor, starts: Tensor, n_steps: Tensor) -> None:
+    """Descend from points on either side of the boundary, near to it or not: every gradient makes a step.
+
+    Args:
+
+        search (Incumbents): The search.
+        rows (Tensor): Examples to work on, ``(n,)``.
+        starts (Tensor): Points to start from, ``(n, D)``. Examples without a boundary point take Newton steps.
+        n_steps (Tensor): Gradient evaluations for each of them, ``(n,)``.
+    """
+    if len(rows) == 0:
+        return
+    _follow_spheres(search, rows, starts, n_steps, _FROM_AFAR)
+
+
+def _follow_spheres(search: Incumbents, rows: Tensor, starts: Tensor, n_steps: Tensor, schedule: _Schedule) -> None:
     oracle = search.oracle
-    points, radius = search.points[rows], search.distance[rows]
+    points, radius = starts.clone(), search.length(starts, rows)
     temperature = SMOOTHING * search.scale[rows]
-    first_rate = _FIRST_RATE[search.norm]
+    n_approaching = torch.zeros_like(n_steps)  # steps before an example crosses its boundary for the first time
     for step in range(int(n_steps.max())):
         index = (step < n_steps).nonzero().flatten()
-        here, x = rows[index], search.x[rows[index]]
+        here = rows[index]
         plane = oracle.linearize(points[index], here, temperature=temperature[index])
         search.offer(points[index], here, plane.depth)
 
-        progress = step / n_steps[index].to(radius)
-        rate = first_rate * (_LAST_RATE / first_rate) ** progress
+        has_crossed = torch.isfinite(search.distance[here])
+        n_approaching[index] += ~has_crossed
+        begin = n_approaching[index]
+        progress = (step - begin) / (n_steps[index] - begin).clamp_min(1).to(radius)
+        rate = schedule.first_rate * (schedule.last_rate / schedule.first_rate) ** progress
         shrunk = torch.minimum(radius[index], search.distance[here]) * (1 - rate)
         radius[index] = torch.where(plane.depth < 0, shrunk, radius[index] * (1 + rate))
+        wave = 0.5 * (1 + torch.cos(math.pi * progress))
+        stride = schedule.last_step + (schedule.first_step - schedule.last_step) * wave
+        moved = _sphere_step(search, points[index], here, plane, radius[index], stride)
 
-        stride = _LAST_STEP + (_FIRST_STEP - _LAST_STEP) * 0.5 * (1 + torch.cos(math.pi * progress))
-        move = points[index] - x
-        normal = torch.nn.functional.normalize(plane.slope, eps=torch.finfo(move.dtype).tiny)
-        move = move - (stride * length(move, 2))[:, None] * normal
-        reach = length(move, search.norm)
-        move = move * torch.where(reach > 0, radius[index] / reach, 1.0).clamp_min(1.0)[:, None]
-        points[index] = search.box.of(here).clamp(x + project_onto_ball(move, radius[index], search.norm))
+        if not has_crossed.all():
+            approached = newton_step(search, points[index], here, plane)
+            moved = torch.where(has_crossed[:, None], moved, approached)
+            radius[index] = torch.where(has_crossed, radius[index], search.length(approached, here))
+        points[index] = moved
     search.offer(points, rows, oracle.depth(points, rows)[0])
-    search.land(search.points[rows], rows)
+
+
+def _sphere_step(
+    search: Incumbents, points: Tensor, rows: Tensor, plane: Linearization, radius: Tensor, stride: Tensor
+) -> Tensor:
+    """Turn the way from the inputs to ``points`` against the normals and make its length that of the ``radius``."""
+    x = search.x[rows]
+    move = points - x
+    normal = torch.nn.functional.normalize(plane.slope, eps=torch.finfo(move.dtype).tiny)
+    move = move - (stride * length(move, 2))[:, None] * normal
+    reach = length(move, search.norm)
+    move = move * torch.where(reach > 0, radius / reach, 1.0).clamp_min(1.0)[:, None]
+    return search.box.of(rows).clamp(x + project_onto_ball(move, radius, search.norm))

@@ -13,6 +13,8 @@ __all__ = ["Incumbents"]
 
 # Gains in distance below this fraction are not worth a gradient.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+# Up to here restarts and second gradients find other parts of the boundary. In more dimensions descents pay better.
+_FEW_DIMENSIONS = 512
 
 
 class Incumbents:
@@ -26,6 +28,7 @@ class Incumbents:
         scale (Tensor): Depth of the inputs, ``(N,)``, the unit in which other depths are large or small.
         aim (Tensor): How far beyond the boundary to aim, ``(N,)``.
         tolerance (float): Relative gain in distance below which an example is done.
+        few_dimensions (bool): Whether inputs are so small that restarts pay.
         seed (int): Where the random directions of this search start.
     """
 
@@ -42,6 +45,7 @@ class Incumbents:
         self.aim = (shallow * deep).sqrt()
         self.scale = torch.maximum(oracle.start_depth, shallow)
         self.tolerance = _TOLERANCE[oracle.dtype]
+        self.few_dimensions = self.x.shape[1] <= _FEW_DIMENSIONS
 
     def left(self, rows: Tensor) -> Tensor:
         """Gradient evaluations that remain to the examples ``rows``."""

@@ -7,6 +7,7 @@ knowledge of the model, so that leaving a region and entering one are the same p
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -84,24 +85,41 @@ class MarginOracle:
         internal_batch_size: int | None = None,
     ) -> None:
         self._forward_func = forward_func
-        self._templates = tuple(tensor.detach() for tensor in inputs)
+        self.inputs = tuple(tensor.detach() for tensor in inputs)
         self._arguments = _differentiable(format_additional_forward_args(additional_forward_args))
         self._chunk = internal_batch_size
+        self._n_inputs = len(inputs[0])
         self.dtype = geometry_dtype(inputs)
         self.resolution = max(torch.finfo(tensor.dtype).eps for tensor in inputs)
         self.device = inputs[0].device
-        self.x = self.pack(self._templates)
-        self.n_examples = len(self.x)
-        self.n_forward = torch.zeros(self.n_examples, dtype=torch.long, device=self.device)
-        self.n_gradient = torch.zeros_like(self.n_forward)
-        self.all_rows = torch.arange(self.n_examples, device=self.device)
+        self._in_order = torch.arange(self._n_inputs, device=self.device)
+        self._use(self._in_order, self.pack(self.inputs))
         self.on_gradient: Callable[[], None] | None = None  # called after every gradient, to show progress
 
         with torch.no_grad():
             scores = torch.cat([self._scores(self.x[rows], rows)[0] for rows in self._chunks(self.all_rows)])
         self.n_classes = scores.shape[1]
-        self.target = resolve_target(target, scores, self.is_binary)
-        margin, _ = margin_and_rival(scores, self.target)
+        self._aim(scores, resolve_target(target, scores, self.is_binary))
+
+    def of_pairs(self, rows: Tensor, target: Tensor) -> MarginOracle:
+        """An oracle for pairs of an example, ``rows`` ``(P,)`` of this one, and a class ``(P,)``; it counts anew."""
+        pairs = copy.copy(self)
+        pairs.inputs = tuple(template[rows.to(template.device)] for template in self.inputs)
+        pairs._use(self._owners[rows], self.x[rows])
+        pairs._aim(self.start_scores[rows], target)
+        return pairs
+
+    def _use(self, owners: Tensor, x: Tensor) -> None:
+        self._owners = owners  # which of the user's examples each row is
+        self.x = x
+        self.n_examples = len(x)
+        self.n_forward = torch.zeros_like(owners)
+        self.n_gradient = torch.zeros_like(owners)
+        self.all_rows = torch.arange(len(x), device=self.device)
+
+    def _aim(self, scores: Tensor, target: Tensor) -> None:
+        margin, _ = margin_and_rival(scores, target)
+        self.target = target
         self.sign = torch.where(margin < 0, -1.0, 1.0).to(margin.dtype)
         self.start_scores = scores
         self.start_depth = (self.sign * margin).to(self.dtype)
@@ -112,7 +130,7 @@ class MarginOracle:
 
     def unpack(self, points: Tensor) -> tuple[Tensor, ...]:
         """Undo :meth:`pack`: shapes, dtypes and devices of the inputs, for any number of points."""
-        return unpack(points, self._templates)
+        return unpack(points, self.inputs)
 
     def round(self, points: Tensor) -> Tensor:
         """The points as the model sees them, after rounding to the dtype of the inputs."""
@@ -129,13 +147,19 @@ class MarginOracle:
         return torch.cat(depths), torch.cat(rivals)
 
     def linearize(
-        self, points: Tensor, rows: Tensor, temperature: Tensor | None = None, rival: Tensor | None = None
+        self,
+        points: Tensor,
+        rows: Tensor,
+        temperature: Tensor | None = None,
+        rival: Tensor | None = None,
+        rank: int = 0,
     ) -> Linearization:
         """Linearise the decision at ``points``.
 
         By default the margin itself, against the strongest rival. With ``temperature`` ``(n,)`` the maximum over
         rivals is smoothed to a log-sum-exp, so that the slope heeds several rivals at once; with ``rival`` ``(n,)``
-        it is the margin over that class alone, where that is not -1.
+        it is the margin over that class alone, where that is not -1; with ``rank`` it is the margin over the rival of
+        that rank, 0 being the strongest.
         """
         parts = []
         for part, part_rows, index in self._pairs(points, rows, with_index=True):
@@ -149,13 +173,15 @@ class MarginOracle:
                     scale = temperature[index, None].to(scores).clamp_min(torch.finfo(scores.dtype).tiny)
                     weights = torch.softmax((others - others.amax(dim=1, keepdim=True)) / scale, dim=1)
                 else:
+                    if rank > 0:
+                        strongest = rival_scores(scores.detach(), target).topk(rank + 1, dim=1).indices[:, rank]
                     if rival is not None:
                         strongest = torch.where(rival[index] < 0, strongest, rival[index])
                     weights.scatter_(1, strongest[:, None], 1.0)
                 weights = -weights
                 weights.scatter_(1, target[:, None], 1.0)
                 weights *= sign[:, None]
-                value = sign * margin if rival is None else (weights * scores.detach()).sum(dim=1)
+                value = sign * margin if rival is None and rank == 0 else (weights * scores.detach()).sum(dim=1)
                 slope = self._slope(scores, leaves, weights)
             self._count(self.n_gradient, part_rows)
             parts.append(((sign * margin).to(self.dtype), value.to(self.dtype), slope))
@@ -164,20 +190,22 @@ class MarginOracle:
         return Linearization(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def scores(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Class scores ``(n, C)`` at ``points``, and what pulls weights of them ``(n, C)`` back to slopes."""
+        """Class scores ``(n, C)`` at ``points``, and what pulls weights of them ``(n, C)`` back to slopes, repeatedly."""
         with torch.inference_mode(False), torch.enable_grad():
             scores, leaves = self._scores(points, rows, with_grad=True)
 
         def pull_back(weights: Tensor) -> Tensor:
             self._count(self.n_gradient, rows)
-            return self._slope(scores, leaves, weights)
+            return self._slope(scores, leaves, weights, retain_graph=True)
 
         return scores.detach(), pull_back
 
-    def _slope(self, scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+    def _slope(
+        self, scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor, retain_graph: bool = False
+    ) -> Tensor:
         if not scores.requires_grad:  # a model that does not look at its inputs
             return torch.zeros_like(self.pack(leaves))
-        gradients = torch.autograd.grad(scores, leaves, weights, allow_unused=True)
+        gradients = torch.autograd.grad(scores, leaves, weights, retain_graph=retain_graph, allow_unused=True)
         filled = tuple(
             torch.zeros_like(leaf) if gradient is None else gradient
             for gradient, leaf in zip(gradients, leaves, strict=True)
@@ -200,11 +228,14 @@ class MarginOracle:
 
     def _arguments_of(self, rows: Tensor) -> tuple[Any, ...] | None:
         """Captum's rule: tensors with one entry an example follow their examples, all else is passed as it is."""
-        if self._arguments is None or torch.equal(rows, self.all_rows):
+        if self._arguments is None:
+            return None
+        owners = self._owners[rows]
+        if len(owners) == self._n_inputs and torch.equal(owners, self._in_order):
             return self._arguments
         return tuple(
-            argument[rows.to(argument.device)]
-            if isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == self.n_examples
+            argument[owners.to(argument.device)]
+            if isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == self._n_inputs
             else argument
             for argument in self._arguments
         )

@@ -170,12 +170,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         """
         with torch.inference_mode(False), torch.no_grad():
             boundary = self._find(inputs, target, additional_forward_args)
-        missing = (~boundary.found).nonzero().flatten().tolist()
-        if missing:
-            message = _not_found_message(missing, len(boundary), self.max_distance)
-            if self.strict:
-                raise BoundaryNotFoundError(message)
-            warnings.warn(message, BoundaryNotFoundWarning, stacklevel=2)
+        self._report(boundary.found)
         return boundary
 
     def perturb(
@@ -202,23 +197,30 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         return int(torch.randint(2**31, (1,), generator=self.generator, device=self.generator.device))
 
     def _find(self, inputs: Any, target: TargetType, additional_forward_args: object) -> BoundaryPoints:
+        oracle, box = self._begin(inputs, target, additional_forward_args)
+        return self._land(oracle, box, self._cross(oracle, box), is_tuple(inputs))
+
+    def _begin(self, inputs: Any, target: TargetType, additional_forward_args: object) -> tuple[MarginOracle, Box]:
+        """The model at the inputs, and their limits, after a look at whether all arguments make sense."""
         tensors = check_inputs(inputs)
         _warn_of_training_mode(self.forward_func)
         box = box_of(self.bounds, tensors)
-        oracle = MarginOracle(self.forward_func, tensors, target, additional_forward_args, self.internal_batch_size)
-        points, crossed = land(oracle, box, self._cross(oracle, box), oracle.all_rows)
+        return MarginOracle(self.forward_func, tensors, target, additional_forward_args, self.internal_batch_size), box
+
+    def _land(self, oracle: MarginOracle, box: Box, points: Tensor, as_tuple: bool) -> BoundaryPoints:
+        """Move ``points`` ``(N, D)`` onto the boundary, check their labels, and say what has come of every example."""
+        points, crossed = land(oracle, box, points, oracle.all_rows)
         depth, adversarial = oracle.depth(points, oracle.all_rows)
         distance = length(oracle.round(points) - oracle.x, self.norm)
         found = crossed & (depth < 0)
         if self.max_distance is not None:
             found &= distance <= self.max_distance
-        points = torch.where(found[:, None], points, oracle.x)
         unpacked = tuple(
-            torch.where(found.view(-1, *[1] * (tensor.ndim - 1)), point, tensor.detach())
-            for point, tensor in zip(oracle.unpack(points), tensors, strict=True)
+            torch.where(found.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1)), point, tensor)
+            for point, tensor in zip(oracle.unpack(points), oracle.inputs, strict=True)
         )
         return BoundaryPoints(
-            points=format_output(is_tuple(inputs), unpacked),
+            points=format_output(as_tuple, unpacked),
             target=oracle.target,
             adversarial=torch.where(found, adversarial, -1),
             distance=torch.where(found, distance, torch.inf),
@@ -227,6 +229,15 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             n_forward=oracle.n_forward,
             n_gradient=oracle.n_gradient,
         )
+
+    def _report(self, found: Tensor) -> None:
+        """Name the rows where nothing was found, in an error if the search is strict and in a warning if not."""
+        missing = (~found).nonzero().flatten().tolist()
+        if missing:
+            message = _not_found_message(missing, len(found), self.max_distance)
+            if self.strict:
+                raise BoundaryNotFoundError(message)
+            warnings.warn(message, BoundaryNotFoundWarning, stacklevel=3)
 
 
 def check_count(name: str, value: int | None, optional: bool = False) -> None:
@@ -256,5 +267,5 @@ def _warn_of_training_mode(forward_func: Callable[..., Any]) -> None:
             "The model has dropout or batch normalisation in training mode, so its decisions change from one "
             "evaluation to the next. Call model.eval() before searching for its boundary.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -24,9 +24,7 @@ __all__ = ["NearestBoundary"]
 # Gradients for the exact local search before the descent, and again after it, as a share of the budget and at most.
 _REFINEMENT_SHARE = 0.1
 _MAX_REFINEMENT = 4
-# Restarts find other parts of the boundary in few dimensions. There the descent leaves them a share of the budget; in
-# many dimensions it is the better use of all of it.
-_FEW_DIMENSIONS = 512
+# In few dimensions the descent leaves restarts a share of the budget; in many it is the better use of all of it.
 _DESCENT_SHARE = 0.5
 
 
@@ -118,15 +116,14 @@ class NearestBoundary(BoundarySearch):
 
         rows = all_rows[torch.isfinite(search.distance)]
         n_refinements = min(_MAX_REFINEMENT, math.ceil(_REFINEMENT_SHARE * self.budget))
-        settled = refine(search, rows, search.points[rows], n_refinements)
+        settled, _ = refine(search, rows, search.points[rows], n_refinements)
 
         jagged = rows[~settled]
         left = search.left(jagged)
-        few_dimensions = search.x.shape[1] <= _FEW_DIMENSIONS
-        n_steps = (_DESCENT_SHARE * left).long() if few_dimensions else (left - n_refinements).clamp_min(0)
+        n_steps = (_DESCENT_SHARE * left).long() if search.few_dimensions else (left - n_refinements).clamp_min(0)
         descend(search, jagged, n_steps)
-        settled[~settled] = refine(search, jagged, search.points[jagged], n_refinements)
+        settled[~settled], _ = refine(search, jagged, search.points[jagged], n_refinements)
 
         restarts_pay = torch.ones_like(all_rows, dtype=torch.bool)
-        restarts_pay[rows[~settled]] = few_dimensions
+        restarts_pay[rows[~settled]] = search.few_dimensions
         explore(search, all_rows[restarts_pay])
