@@ -132,8 +132,8 @@ class AttributionMaps(MarginOracle):
 
     def _fold(self, values: Tensor) -> Tensor:
         """Sums ``(N, P)`` over the channels of images."""
-        parts = torch.split(values, [template[0].numel() for template in self._templates], dim=1)
-        return flat_maps(tuple(part.view(t.shape) for part, t in zip(parts, self._templates, strict=True)))
+        parts = torch.split(values, [template[0].numel() for template in self.inputs], dim=1)
+        return flat_maps(tuple(part.view(t.shape) for part, t in zip(parts, self.inputs, strict=True)))
 
     def _mean_gradient(self, points: Tensor) -> Tensor:
         total = torch.zeros_like(points)
