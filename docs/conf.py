@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import captum_boundary
 
 DOCS = Path(__file__).parent
 GENERATED = DOCS / "_generated"
+REPOSITORY = "https://github.com/captum-boundary/captum-boundary"
 
 project = "captum-boundary"
 author = "The captum-boundary developers"
@@ -19,7 +21,7 @@ copyright = author  # noqa: A001 (Sphinx's name)
 release = version = captum_boundary.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
@@ -47,6 +49,7 @@ doctest_global_setup = "import torch\nfrom torch import nn\n_ = torch.manual_see
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # pages show the outputs that notebooks are stored with; CI runs them
 
 # Links into other projects need the network, which a build must not.
 intersphinx_mapping = {}
@@ -64,7 +67,7 @@ html_title = "captum-boundary"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
-    "source_repository": "https://github.com/captum-boundary/captum-boundary/",
+    "source_repository": f"{REPOSITORY}/",
     "source_branch": "main",
     "source_directory": "docs/",
 }
@@ -82,6 +85,26 @@ def draw_figures(app: Any) -> None:
                 runpy.run_path(str(script))["draw"]().savefig(picture)
     finally:
         sys.path.remove(str(DOCS / "figures"))
+
+
+def copy_tutorials(app: Any) -> None:
+    """Put the notebooks of tutorials/ among the pages, where their links to files of the repository lead elsewhere."""
+    copies = DOCS / "tutorials"
+    notebooks = {path.name: path.read_text(encoding="utf-8") for path in DOCS.parent.glob("tutorials/*.ipynb")}
+    for stale in {path.name for path in copies.glob("*.ipynb")} - set(notebooks):
+        (copies / stale).unlink()
+    for name, text in notebooks.items():
+        text = re.sub(r"\]\(\.\./docs/", "](../", text)
+        text = re.sub(r"\]\(\.\./(?=[A-Z])", f"]({REPOSITORY}/blob/main/", text)
+        copy = copies / name
+        if not copy.exists() or copy.read_text(encoding="utf-8") != text:
+            copy.write_text(text, encoding="utf-8")
+
+
+def name_source_of_tutorials(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """The button that leads to a page's source leads to the notebook, which is not in docs/."""
+    if context.get("page_source_suffix") == ".ipynb":
+        context["theme_source_directory"] = ""
 
 
 def put_into_napoleons_form(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -110,5 +133,7 @@ def find_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
 def setup(app: Any) -> None:
     """Connect the functions above."""
     app.connect("builder-inited", draw_figures)
+    app.connect("builder-inited", copy_tutorials)
+    app.connect("html-page-context", name_source_of_tutorials)
     app.connect("autodoc-process-docstring", put_into_napoleons_form, priority=100)
     app.connect("missing-reference", find_public_name)
