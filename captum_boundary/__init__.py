@@ -9,8 +9,10 @@ from captum_boundary._errors import (
     BoundaryValueError,
 )
 from captum_boundary.attr import (
+    AggregatedBoundaryNormals,
     BoundaryAttribution,
     BoundaryIntegratedGradients,
+    BoundaryNormals,
     BoundarySaliency,
     separate_activations,
 )
@@ -34,11 +36,13 @@ from captum_boundary.search import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AggregatedBoundaryNormals",
     "AttributionAttack",
     "AttributionRobustness",
     "BoundaryAttribution",
     "BoundaryError",
     "BoundaryIntegratedGradients",
+    "BoundaryNormals",
     "BoundaryNotFoundError",
     "BoundaryNotFoundWarning",
     "BoundaryPoints",

@@ -1,7 +1,16 @@
 """What does the decision boundary say about an input? Attributions by Captum's methods, from boundary points."""
 
 from captum_boundary.attr._activations import separate_activations
+from captum_boundary.attr.aggregated_boundary_normals import AggregatedBoundaryNormals
 from captum_boundary.attr.boundary_attribution import BoundaryAttribution
+from captum_boundary.attr.boundary_normals import BoundaryNormals
 from captum_boundary.attr.paper_methods import BoundaryIntegratedGradients, BoundarySaliency
 
-__all__ = ["BoundaryAttribution", "BoundaryIntegratedGradients", "BoundarySaliency", "separate_activations"]
+__all__ = [
+    "AggregatedBoundaryNormals",
+    "BoundaryAttribution",
+    "BoundaryIntegratedGradients",
+    "BoundaryNormals",
+    "BoundarySaliency",
+    "separate_activations",
+]

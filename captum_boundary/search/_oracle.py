@@ -190,22 +190,20 @@ class MarginOracle:
         return Linearization(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def scores(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Class scores ``(n, C)`` at ``points``, and what pulls weights of them ``(n, C)`` back to slopes, repeatedly."""
+        """Class scores ``(n, C)`` at ``points``, and what pulls weights of them ``(n, C)`` back to slopes."""
         with torch.inference_mode(False), torch.enable_grad():
             scores, leaves = self._scores(points, rows, with_grad=True)
 
         def pull_back(weights: Tensor) -> Tensor:
             self._count(self.n_gradient, rows)
-            return self._slope(scores, leaves, weights, retain_graph=True)
+            return self._slope(scores, leaves, weights)
 
         return scores.detach(), pull_back
 
-    def _slope(
-        self, scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor, retain_graph: bool = False
-    ) -> Tensor:
+    def _slope(self, scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor) -> Tensor:
         if not scores.requires_grad:  # a model that does not look at its inputs
             return torch.zeros_like(self.pack(leaves))
-        gradients = torch.autograd.grad(scores, leaves, weights, retain_graph=retain_graph, allow_unused=True)
+        gradients = torch.autograd.grad(scores, leaves, weights, allow_unused=True)
         filled = tuple(
             torch.zeros_like(leaf) if gradient is None else gradient
             for gradient, leaf in zip(gradients, leaves, strict=True)

@@ -190,6 +190,31 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
     def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
         """Points ``(N, D)`` inside ``box``, beyond the boundary wherever the search succeeded."""
 
+    def _cross_pairs(self, pairs: MarginOracle, box: Box, starts: Tensor | None) -> Tensor:
+        """As :meth:`_cross`, for pairs of an example and a class, near to ``starts`` ``(P, D)`` where given."""
+        if starts is not None:
+            raise BoundaryValueError(
+                f'{type(self).__name__} cannot start in random directions: use NearestBoundary, or sampling="classes".'
+            )
+        return self._cross(pairs, box)
+
+    def _find_pairs(
+        self,
+        oracle: MarginOracle,
+        rows: Tensor,
+        target: Tensor,
+        starts: Tensor | None = None,
+        one_each: bool = False,
+    ) -> BoundaryPoints:
+        """Boundary points of pairs of an example, ``rows`` ``(P,)``, and a class, ``target`` ``(P,)``.
+
+        Where an example has many pairs, less is spent on each than on ``one_each``.
+        """
+        box = box_of(self.bounds, oracle.inputs).of(rows)
+        pairs = oracle.of_pairs(rows, target)
+        points = self._cross(pairs, box) if one_each else self._cross_pairs(pairs, box, starts)
+        return self._land(pairs, box, points, as_tuple=True)
+
     def _seed(self) -> int:
         """A seed for this call: drawn from the user's generator, or always the same."""
         if self.generator is None:

@@ -69,6 +69,16 @@ class ClosestBoundary(BoundarySearch):
     def _find(self, inputs: Any, target: TargetType, additional_forward_args: object) -> BoundaryPoints:
         return reduce(_nearer, (search._find(inputs, target, additional_forward_args) for search in self.searches))
 
+    def _find_pairs(
+        self,
+        oracle: MarginOracle,
+        rows: Tensor,
+        target: Tensor,
+        starts: Tensor | None = None,
+        one_each: bool = False,
+    ) -> BoundaryPoints:
+        return reduce(_nearer, (search._find_pairs(oracle, rows, target, starts, one_each) for search in self.searches))
+
     def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
         raise NotImplementedError("ClosestBoundary compares the finished results of its searches.")
 

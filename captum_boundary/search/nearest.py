@@ -12,11 +12,11 @@ from tqdm.auto import tqdm
 
 from captum_boundary.search._approach import approach, scan
 from captum_boundary.search._bounds import Bounds
-from captum_boundary.search._descent import descend
+from captum_boundary.search._descent import descend, dive
 from captum_boundary.search._geometry import Box
 from captum_boundary.search._incumbents import Incumbents
 from captum_boundary.search._oracle import MarginOracle
-from captum_boundary.search._refinement import explore, refine
+from captum_boundary.search._refinement import explore, refine, settle
 from captum_boundary.search.boundary_search import BoundarySearch, check_count
 
 __all__ = ["NearestBoundary"]
@@ -26,6 +26,8 @@ _REFINEMENT_SHARE = 0.1
 _MAX_REFINEMENT = 4
 # In few dimensions the descent leaves restarts a share of the budget; in many it is the better use of all of it.
 _DESCENT_SHARE = 0.5
+# Gradients of the one descent that each of an example's many boundaries gets, as a share of the budget.
+_DIVE_SHARE = 0.4
 
 
 class NearestBoundary(BoundarySearch):
@@ -103,11 +105,30 @@ class NearestBoundary(BoundarySearch):
 
     def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
         search = Incumbents(oracle, box, self.norm, self.budget, self._seed())
-        with tqdm(total=self.budget, desc="Nearest boundary", unit="gradient", disable=not self.show_progress) as bar:
-            if self.show_progress:
-                oracle.on_gradient = lambda: bar.update(int(oracle.n_gradient.max()) - bar.n)
+        with self._progress(oracle):
             self._improve(search)
         return search.points
+
+    def _cross_pairs(self, pairs: MarginOracle, box: Box, starts: Tensor | None) -> Tensor:
+        search = Incumbents(pairs, box, self.norm, self.budget, self._seed())
+        with self._progress(pairs):
+            if starts is None and search.few_dimensions:
+                approach(search, pairs.all_rows)
+            else:
+                n_steps = torch.full_like(pairs.all_rows, math.ceil(_DIVE_SHARE * self.budget))
+                dive(search, pairs.all_rows, search.x if starts is None else starts, n_steps)
+            scan(search, pairs.all_rows[torch.isinf(search.distance)])
+            if search.few_dimensions:
+                settle(search, pairs.all_rows[torch.isfinite(search.distance)])
+                if starts is None:
+                    explore(search, pairs.all_rows)
+        return search.points
+
+    def _progress(self, oracle: MarginOracle) -> tqdm[Any]:
+        bar = tqdm(total=self.budget, desc="Nearest boundary", unit="gradient", disable=not self.show_progress)
+        if self.show_progress:
+            oracle.on_gradient = lambda: bar.update(int(oracle.n_gradient.max()) - bar.n)
+        return bar
 
     def _improve(self, search: Incumbents) -> None:
         all_rows = search.oracle.all_rows

@@ -1,0 +1,169 @@
+"""The mean normal of several decision boundaries around an input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from captum.attr import GradientAttribution
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_boundary._captum import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
+from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.attr._weighting import Weighting, check_weighting
+from captum_boundary.attr.boundary_normals import FlatNormals, collect
+from captum_boundary.search import BoundarySearch, NearestBoundary
+from captum_boundary.search._geometry import Box
+from captum_boundary.search._neighbours import (
+    Neighbours,
+    nearest_boundary,
+    neighbouring_classes,
+    neighbours_in_random_directions,
+)
+from captum_boundary.search._oracle import MarginOracle
+from captum_boundary.search.boundary_search import check_count
+
+__all__ = ["AggregatedBoundaryNormals"]
+
+
+class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
+    r"""The weighted mean of the unit normals of several decision boundaries near to the input.
+
+    The normal of the nearest boundary tells what would change the decision first. Other boundaries are often hardly
+    farther away, and which one is the nearest may be an accident: their mean normal tells what the decision rests on
+    altogether. "Robust Models Are More Interpretable Because Attributions Look Normal"
+    (https://arxiv.org/abs/2103.11257) explains why normals of nearby boundaries make good attributions.
+
+    With one boundary this is :class:`BoundarySaliency` with ``score="margin"``, scaled to unit length. The sign of an
+    attribution says whether more of the feature speaks for the target.
+
+    Args:
+
+        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
+            ``(N, 1)`` for a binary model. Logits are best.
+        search (BoundarySearch, optional): How boundary points are found. :class:`NearestBoundary` spends less than half
+            of its budget on each of several boundaries in many dimensions, and is needed for ``sampling="random"``.
+            Default: None, which means ``NearestBoundary(forward_func)``
+        multiply_by_inputs (bool, optional): Multiply by the difference of the input and the weighted mean of the
+            boundary points. Default: False
+
+    Raises:
+
+        BoundaryTypeError: If ``search`` is no BoundarySearch.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_boundary import AggregatedBoundaryNormals
+        >>> model = torch.nn.Linear(4, 3)
+        >>> inputs = torch.randn(2, 4)
+        >>> normals = AggregatedBoundaryNormals(model)
+        >>> attributions, boundaries = normals.attribute(inputs, n_boundaries=2, return_boundary=True)
+        >>> attributions.shape, boundaries.points.shape, boundaries.distance.shape
+        (torch.Size([2, 4]), torch.Size([2, 2, 4]), torch.Size([2, 2]))
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        search: BoundarySearch | None = None,
+        multiply_by_inputs: bool = False,
+    ) -> None:
+        super().__init__(forward_func)
+        if search is not None and not isinstance(search, BoundarySearch):
+            raise BoundaryTypeError(
+                f"search must be a BoundarySearch, such as NearestBoundary(model), but it is {type(search).__name__}."
+            )
+        self.search = NearestBoundary(forward_func) if search is None else search
+        self._multiply_by_inputs = multiply_by_inputs
+
+    @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_boundaries: int = 5,
+        sampling: str = "classes",
+        weighting: Weighting = "softmin",
+        *,
+        return_boundary: bool = False,
+    ) -> Any:
+        r"""Aggregate the normals of several boundaries of every example.
+
+        Args:
+
+            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
+                examples N, which all inputs of a tuple share.
+            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs; 0
+                or None for a model with one output. For an input outside the region of its target, the one boundary
+                with ``sampling="classes"`` is that of this region. Default: None, the predicted class of each example.
+            additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
+                Tensors with N entries follow their examples. Default: None
+            n_boundaries (int, optional): Number of boundaries, K. With 1 it is the nearest of all. Default: 5
+            sampling (str, optional): ``"classes"`` takes the nearest points of the regions of K other classes, those
+                with the nearest linearised boundaries; a model with two classes has only one. ``"random"`` takes the
+                boundary of the target's region near to K random points around the input. Default: ``"classes"``
+            weighting (str or Callable, optional): ``"softmin"`` weighs by ``exp(-distance / least distance)``,
+                ``"inverse"`` by ``1 / distance`` and ``"uniform"`` equally. A function takes distances ``(N, K)``,
+                infinite where there is no boundary, and returns weights of this shape, none negative. Weights are
+                scaled to sum to one. Default: ``"softmin"``
+            return_boundary (bool, optional): Return points, normals and weights as well. Default: False
+
+        Returns:
+            **attributions**, or a tuple of **attributions** and **boundaries**:
+
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Attributions, shaped like ``inputs``. Rows without
+              any boundary are NaN.
+            - **boundaries** (*BoundaryNormals*, returned if return_boundary=True): All boundaries.
+
+        Raises:
+
+            BoundaryTypeError: For arguments of the wrong type.
+            BoundaryValueError: For inputs, targets, outputs and weights of the wrong shape or value, and for
+                ``sampling="random"`` with a search that cannot start in random directions.
+            BoundaryNotFoundError: If the search is strict and some example has no boundary at all.
+        """
+        check_count("n_boundaries", n_boundaries)
+        if sampling not in ("classes", "random"):
+            raise BoundaryValueError(f'sampling must be "classes" or "random", but it is {sampling!r}.')
+        check_weighting(weighting)
+        with torch.inference_mode(False), torch.no_grad():
+            oracle, box = self.search._begin(inputs, target, additional_forward_args)
+            n_places = n_boundaries if sampling == "random" else min(n_boundaries, oracle.n_classes - 1)
+            neighbours = self._neighbours(oracle, box, n_places, sampling)
+            boundaries = collect(oracle, neighbours, n_places, weighting)
+            attributions = self._aggregate(oracle, boundaries)
+        self.search._report(boundaries.found.any(dim=1))
+        as_tuple = is_tuple(inputs)
+        maps = format_output(as_tuple, oracle.unpack(attributions))
+        return (maps, boundaries.shaped(oracle, as_tuple)) if return_boundary else maps
+
+    def attribute_future(self) -> None:
+        r"""This method is not implemented for boundary attributions."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        r"""Whether normals are multiplied by the difference of the input and its boundary points."""
+        return self._multiply_by_inputs
+
+    def has_convergence_delta(self) -> bool:
+        r"""Normals do not add up to a difference of outputs: always False."""
+        return False
+
+    def _neighbours(self, oracle: MarginOracle, box: Box, n_boundaries: int, sampling: str) -> Neighbours:
+        if n_boundaries == 1:
+            return nearest_boundary(self.search, oracle)
+        find = neighbouring_classes if sampling == "classes" else neighbours_in_random_directions
+        return find(self.search, oracle, box, n_boundaries)
+
+    def _aggregate(self, oracle: MarginOracle, boundaries: FlatNormals) -> Tensor:
+        """Attributions ``(N, D)``, NaN where there is no boundary."""
+        weights = boundaries.weights[:, :, None]
+        attributions = (weights * boundaries.normals).sum(dim=1)
+        if self._multiply_by_inputs:
+            attributions = attributions * (oracle.x - (weights * boundaries.points).sum(dim=1))
+        return attributions.masked_fill(~boundaries.found.any(dim=1, keepdim=True), torch.nan)

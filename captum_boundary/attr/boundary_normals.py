@@ -1,0 +1,112 @@
+"""Points, normals and weights of several boundaries of every example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_boundary._captum import format_output
+from captum_boundary.attr._weighting import Weighting, weigh
+from captum_boundary.search._neighbours import Neighbours
+from captum_boundary.search._oracle import MarginOracle
+
+__all__ = ["BoundaryNormals", "FlatNormals", "collect"]
+
+
+@dataclass(frozen=True)
+class BoundaryNormals:
+    r"""Several boundaries of every example, the nearest first.
+
+    Rows have ``K`` places, the number of boundaries asked for or, with ``sampling="classes"``, that of the other
+    classes if it is smaller. Places without a boundary come last, with ``found=False``.
+
+    Attributes:
+
+        points (Tensor or tuple[Tensor, ...]): Boundary points, ``(N, K, ...)`` for inputs ``(N, ...)``; the input
+            itself where none was found.
+        normals (Tensor or tuple[Tensor, ...]): Normals of the boundary at the points, into the region of the target,
+            shaped like ``points``, of Euclidean length 1 over all inputs together; zero where none was found.
+        weights (Tensor): Weights ``(N, K)``, which sum to one over those that were found.
+        distance (Tensor): Distances ``(N, K)`` of the points from the inputs, in the search's norm; infinite where none
+            was found.
+        target (Tensor): Class of each example whose region the normals point into, ``(N,)`` integers.
+        adversarial (Tensor): Class on the other side of each boundary, ``(N, K)`` integers; -1 where none was found.
+        found (Tensor): Whether there is a boundary, ``(N, K)`` booleans.
+        n_forward (Tensor): Forward passes spent on each example, ``(N,)`` integers.
+        n_gradient (Tensor): Backward passes spent on each example, ``(N,)`` integers.
+    """
+
+    points: Tensor | tuple[Tensor, ...]
+    normals: Tensor | tuple[Tensor, ...]
+    weights: Tensor
+    distance: Tensor
+    target: Tensor
+    adversarial: Tensor
+    found: Tensor
+    n_forward: Tensor
+    n_gradient: Tensor
+
+
+class FlatNormals(NamedTuple):
+    """What :class:`BoundaryNormals` holds, with flat points and normals ``(N, K, D)``."""
+
+    points: Tensor
+    normals: Tensor
+    weights: Tensor
+    distance: Tensor
+    adversarial: Tensor
+    found: Tensor
+
+    def shaped(self, oracle: MarginOracle, as_tuple: bool) -> BoundaryNormals:
+        """The same for the user, shaped like the inputs."""
+
+        def like_inputs(vectors: Tensor) -> Tensor | tuple[Tensor, ...]:
+            tensors = oracle.unpack(vectors.flatten(0, 1))
+            views = tuple(tensor.view(*vectors.shape[:2], *tensor.shape[1:]) for tensor in tensors)
+            shaped: Tensor | tuple[Tensor, ...] = format_output(as_tuple, views)
+            return shaped
+
+        return BoundaryNormals(
+            points=like_inputs(self.points),
+            normals=like_inputs(self.normals),
+            weights=self.weights,
+            distance=self.distance,
+            target=oracle.target,
+            adversarial=self.adversarial,
+            found=self.found,
+            n_forward=oracle.n_forward,
+            n_gradient=oracle.n_gradient,
+        )
+
+
+def collect(oracle: MarginOracle, neighbours: Neighbours, n_places: int, weighting: Weighting) -> FlatNormals:
+    """The neighbours of each example, in the order of their distances."""
+    rows, boundary, slopes = neighbours
+    order = boundary.distance.argsort(stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    sorted_rows = rows[order]
+    places = torch.arange(len(rows), device=rows.device) - torch.searchsorted(sorted_rows, sorted_rows)
+
+    def table(values: Tensor, empty: Tensor | float) -> Tensor:
+        shape = (oracle.n_examples, n_places, *values.shape[1:])
+        filled = torch.as_tensor(empty, dtype=values.dtype, device=values.device).expand(shape).clone()
+        filled[sorted_rows, places] = values[order]
+        return filled
+
+    found = table(boundary.found, False)
+    distance = table(boundary.distance, torch.inf)
+    is_leaving = boundary.target == oracle.target[rows]
+    adversarial = torch.where(is_leaving, boundary.adversarial, boundary.target)
+    points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
+    normals = torch.nn.functional.normalize(slopes, eps=torch.finfo(slopes.dtype).tiny)
+    return FlatNormals(
+        points=table(oracle.pack(points), oracle.x[:, None]),
+        normals=torch.where(found[:, :, None], table(normals, 0.0), 0.0),
+        weights=weigh(weighting, distance),
+        distance=distance,
+        adversarial=torch.where(found, table(adversarial, -1), -1),
+        found=found,
+    )
