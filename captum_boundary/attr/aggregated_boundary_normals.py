@@ -136,7 +136,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
             neighbours = self._neighbours(oracle, box, n_places, sampling)
             boundaries = collect(oracle, neighbours, n_places, weighting)
             attributions = self._aggregate(oracle, boundaries)
-        self.search._report(boundaries.found.any(dim=1))
+        self.search._report(boundaries.found.any(dim=1), stacklevel=4)  # past Captum's log_usage
         as_tuple = is_tuple(inputs)
         maps = format_output(as_tuple, oracle.unpack(attributions))
         return (maps, boundaries.shaped(oracle, as_tuple)) if return_boundary else maps

@@ -27,12 +27,13 @@ class BoundaryNormals:
 
         points (Tensor or tuple[Tensor, ...]): Boundary points, ``(N, K, ...)`` for inputs ``(N, ...)``; the input
             itself where none was found.
-        normals (Tensor or tuple[Tensor, ...]): Normals of the boundary at the points, into the region of the target,
-            shaped like ``points``, of Euclidean length 1 over all inputs together; zero where none was found.
+        normals (Tensor or tuple[Tensor, ...]): Normals at the points, shaped like ``points``: the directions, of
+            Euclidean length 1 over all inputs together, in which the target gains most on the adversarial class; zero
+            where none was found.
         weights (Tensor): Weights ``(N, K)``, which sum to one over those that were found.
         distance (Tensor): Distances ``(N, K)`` of the points from the inputs, in the search's norm; infinite where none
             was found.
-        target (Tensor): Class of each example whose region the normals point into, ``(N,)`` integers.
+        target (Tensor): Class of each example that is explained, ``(N,)`` integers.
         adversarial (Tensor): Class on the other side of each boundary, ``(N, K)`` integers; -1 where none was found.
         found (Tensor): Whether there is a boundary, ``(N, K)`` booleans.
         n_forward (Tensor): Forward passes spent on each example, ``(N,)`` integers.
@@ -84,7 +85,7 @@ class FlatNormals(NamedTuple):
 
 def collect(oracle: MarginOracle, neighbours: Neighbours, n_places: int, weighting: Weighting) -> FlatNormals:
     """The neighbours of each example, in the order of their distances."""
-    rows, boundary, slopes = neighbours
+    rows, boundary, adversarial, slopes = neighbours
     order = boundary.distance.argsort(stable=True)
     order = order[rows[order].argsort(stable=True)]
     sorted_rows = rows[order]
@@ -98,8 +99,6 @@ def collect(oracle: MarginOracle, neighbours: Neighbours, n_places: int, weighti
 
     found = table(boundary.found, False)
     distance = table(boundary.distance, torch.inf)
-    is_leaving = boundary.target == oracle.target[rows]
-    adversarial = torch.where(is_leaving, boundary.adversarial, boundary.target)
     points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
     normals = torch.nn.functional.normalize(slopes, eps=torch.finfo(slopes.dtype).tiny)
     return FlatNormals(
@@ -107,6 +106,6 @@ def collect(oracle: MarginOracle, neighbours: Neighbours, n_places: int, weighti
         normals=torch.where(found[:, :, None], table(normals, 0.0), 0.0),
         weights=weigh(weighting, distance),
         distance=distance,
-        adversarial=torch.where(found, table(adversarial, -1), -1),
+        adversarial=table(adversarial, -1),
         found=found,
     )

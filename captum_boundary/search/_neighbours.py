@@ -30,13 +30,14 @@ class Neighbours(NamedTuple):
     Attributes:
 
         rows (Tensor): The examples they belong to, ``(P,)``.
-        boundary (BoundaryPoints): The points, as a tuple. Its targets are the classes whose regions are left or
-            entered.
-        slopes (Tensor): Slopes ``(P, D)`` of the margin at the points, uphill on the side of the example's target.
+        boundary (BoundaryPoints): The points, as a tuple, of the classes whose regions are left or entered.
+        adversarial (Tensor): The class that the example's target is separated from, ``(P,)``; -1 where not found.
+        slopes (Tensor): Slopes ``(P, D)`` of the target's margin over that class, at the points.
     """
 
     rows: Tensor
     boundary: BoundaryPoints
+    adversarial: Tensor
     slopes: Tensor
 
 
@@ -75,13 +76,14 @@ def neighbours_in_random_directions(search: BoundarySearch, oracle: MarginOracle
 
 
 def _neighbours(oracle: MarginOracle, rows: Tensor, boundary: BoundaryPoints) -> Neighbours:
-    pairs = oracle.of_pairs(rows, boundary.target)
+    pairs = oracle.of_pairs(rows, oracle.target[rows])
+    adversarial = torch.where(boundary.target == pairs.target, boundary.adversarial, boundary.target)
+    adversarial = torch.where(boundary.found, adversarial, -1)
     points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
-    slopes = pairs.linearize(pairs.pack(points), pairs.all_rows).slope
+    slopes = pairs.linearize(pairs.pack(points), pairs.all_rows, rival=adversarial).slope
     oracle.n_forward.index_add_(0, rows, boundary.n_forward + pairs.n_forward)
     oracle.n_gradient.index_add_(0, rows, boundary.n_gradient + pairs.n_gradient)
-    # Depth falls from the input's side of the boundary to the other one, and the target may be on either.
-    return Neighbours(rows, boundary, slopes * oracle.sign[rows, None])
+    return Neighbours(rows, boundary, adversarial, slopes * pairs.sign[:, None])
 
 
 def _nearest_classes(search: BoundarySearch, oracle: MarginOracle, box: Box, n: int) -> Tensor:

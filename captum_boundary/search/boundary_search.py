@@ -255,14 +255,14 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             n_gradient=oracle.n_gradient,
         )
 
-    def _report(self, found: Tensor) -> None:
+    def _report(self, found: Tensor, stacklevel: int = 3) -> None:
         """Name the rows where nothing was found, in an error if the search is strict and in a warning if not."""
         missing = (~found).nonzero().flatten().tolist()
         if missing:
             message = _not_found_message(missing, len(found), self.max_distance)
             if self.strict:
                 raise BoundaryNotFoundError(message)
-            warnings.warn(message, BoundaryNotFoundWarning, stacklevel=3)
+            warnings.warn(message, BoundaryNotFoundWarning, stacklevel=stacklevel)
 
 
 def check_count(name: str, value: int | None, optional: bool = False) -> None:
