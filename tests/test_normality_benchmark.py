@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 pytest.importorskip("sklearn")
+imread = pytest.importorskip("matplotlib.image").imread
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[SimpleNamespace]:
     """The modules of the benchmark, which import each other by name."""
     sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-    names = ("normality", "normality_measures", "normality_summary", "rar_settings", "rar_data")
+    names = ("normality", "normality_measures", "normality_picture", "normality_summary", "rar_settings", "rar_data")
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     sys.path.pop(0)
 
@@ -97,6 +98,16 @@ def test_differences_are_paired_by_image_and_seed(benchmark) -> None:
     assert [seed["mean"] for seed in robust["seeds"]] == [1.0, 3.0]
     assert (robust["mean"], robust["n"]) == (2.0, 3)  # the images' means over seeds are 2, 1 and 3
     assert [seed["n"] for seed in unfinished["seeds"]] == [3]
+
+
+def test_picture_has_two_panels_for_each_data_set(benchmark, tmp_path: Path) -> None:
+    columns = {"distance": [1.0, 2.0], "alignment": [0.5, None], "|IG - BIG|": [0.1, 0.3]}
+    means = benchmark.normality_summary.means({"standard": [columns], "ig_norm": [columns]})
+    for n_datasets in (1, 2):
+        path = tmp_path / f"{n_datasets}.png"
+        benchmark.normality_picture.draw(dict.fromkeys(("mnist", "digits")[:n_datasets], means), path)
+        height, width = imread(path).shape[:2]
+        assert width / height == pytest.approx(n_datasets * 4.6 / 6.8, rel=0.02)
 
 
 @pytest.mark.parametrize(

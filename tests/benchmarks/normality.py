@@ -1,4 +1,4 @@
-"""Do robust networks' attributions look normal? Networks trained in six ways; prints tables and claims, saves JSON.
+"""Do robust networks' attributions look normal? Networks trained in six ways: tables, claims, a picture and JSON.
 
     python tests/benchmarks/normality.py --dataset mnist fashion_mnist [--quick]
 
@@ -38,6 +38,7 @@ from typing import Any
 import torch
 from intervals import Values
 from normality_measures import evaluate
+from normality_picture import draw
 from normality_summary import STANDARD, claims, differences, means, sign
 from rar_checkpoint import Checkpoint, CheckpointError
 from rar_data import Data, DataNotReachableError, load, pixels
@@ -80,7 +81,9 @@ def main() -> None:
     for dataset in options.dataset:
         print(f"\n{dataset}\n")
         show(summarize(per_seed[dataset], options))
-    print(f"\nSaved {path}")
+    picture = options.output / "normality.png"
+    draw({dataset: means(per_seed[dataset]) for dataset in options.dataset}, picture)
+    print(f"\nSaved {path} and {picture}")
 
 
 def finish(dataset: str, name: str, seed: int, data: Data, options: argparse.Namespace) -> dict[str, Values]:
