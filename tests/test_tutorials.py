@@ -41,7 +41,7 @@ def test_it_ran_without_errors_and_warnings(notebook):
 
 
 def test_it_shows_a_picture(notebook):
-    assert any("image/png" in output.get("data", {}) for output in outputs(notebook))
+    assert any({"image/png", "image/jpeg"} & set(output.get("data", {})) for output in outputs(notebook))
 
 
 def test_it_names_no_machine(notebook):
