@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import linprog, nnls
+from exact_distances import least_distance, relu_region_distances, relu_scores
+from scipy.optimize import linprog
 from torch import Tensor
 
 from captum_boundary import BoundaryNotFoundWarning, NearestBoundary
@@ -69,15 +70,6 @@ def distance_in_box(x: np.ndarray, slope: np.ndarray, drop: float, norm: float, 
         bounds=[(low - value, high - value) for value in x] + [(0, None)] * n_bounds,
     )
     return solution.fun if solution.success else math.inf
-
-
-def least_distance(rows: np.ndarray, limits: np.ndarray) -> np.ndarray | None:
-    """Shortest u with ``rows @ u >= limits``, exactly (Lawson and Hanson's reduction to non-negative least squares)."""
-    system = np.vstack([rows.T, limits])
-    goal = np.zeros(len(system))
-    goal[-1] = 1.0
-    residual = system @ nnls(system, goal)[0] - goal
-    return None if -residual[-1] < 1e-12 else -residual[:-1] / residual[-1]
 
 
 @pytest.mark.parametrize("norm", [2, math.inf, 1])
@@ -158,33 +150,6 @@ def test_progress_is_shown_on_demand(capsys):
     assert "Nearest boundary" in capsys.readouterr().err
 
 
-def relu_scores(x: Tensor, first: Tensor, first_bias: Tensor, last: Tensor, last_bias: Tensor) -> Tensor:
-    """One ReLU network for every example, all in one batch."""
-    hidden = torch.relu(torch.einsum("nhd,nd->nh", first, x) + first_bias)
-    return torch.einsum("nch,nh->nc", last, hidden) + last_bias
-
-
-def exact_relu_distance(first, first_bias, last, last_bias, x, target, limit) -> float:
-    """Distance to the decision boundary: a quadratic programme in every activation region and for every other class."""
-    n_hidden, n_inputs = first.shape
-    before = first @ x + first_bias
-    box = np.vstack([np.eye(n_inputs), -np.eye(n_inputs)])
-    room = np.concatenate([-limit - x, x - limit])
-    best = math.inf
-    for pattern in itertools.product([0.0, 1.0], repeat=n_hidden):
-        active = np.array(pattern)
-        sides = np.where(active > 0, 1.0, -1.0)
-        slopes = (last * active) @ first
-        scores = slopes @ x + (last * active) @ first_bias + last_bias
-        for other in set(range(len(last_bias))) - {target}:
-            region = np.vstack([sides[:, None] * first, slopes[other] - slopes[target], box])
-            limits = np.concatenate([-sides * before, [scores[target] - scores[other]], room])
-            move = least_distance(region, limits)
-            if move is not None:
-                best = min(best, float(np.linalg.norm(move)))
-    return best
-
-
 def tiny_networks(n_cases: int, seed: int, limit: float):
     """Random networks, inputs and exact distances in batches of equal shape; networks without boundary left out."""
     random = np.random.default_rng(seed)
@@ -199,7 +164,7 @@ def tiny_networks(n_cases: int, seed: int, limit: float):
             x = random.normal(size=n_inputs).clip(-limit, limit)
             used = first[:n_hidden], first_bias[:n_hidden], last[:, :n_hidden], last_bias
             target = int((used[2] @ np.maximum(used[0] @ x + used[1], 0) + last_bias).argmax())
-            distance = exact_relu_distance(*used, x, target, limit)
+            distance = np.delete(relu_region_distances(*used, x, limit, [target]), target).min()
             if math.isfinite(distance):
                 cases.append((x, first, first_bias, last, last_bias, distance))
         yield [torch.tensor(np.stack(column)) for column in zip(*cases, strict=True)]

@@ -1,0 +1,263 @@
+"""Aggregated normals against closed forms on linear models, and against their own parts everywhere."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from captum_boundary import (
+    AggregatedBoundaryNormals,
+    BoundarySaliency,
+    BoundaryTypeError,
+    BoundaryValueError,
+    ClosestBoundary,
+    NearestBoundary,
+    PGDBoundary,
+)
+
+WEIGHTINGS = {
+    "softmin": lambda distance: torch.exp(-distance / distance.amin(dim=1, keepdim=True)),
+    "inverse": lambda distance: 1 / distance,
+    "uniform": torch.ones_like,
+}
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def open_fan(n_classes: int) -> nn.Linear:
+    """A linear model of which every class meets every other one next to the origin, at its hyperplane's foot."""
+    model = nn.Linear(n_classes, n_classes).double()
+    model.weight.data = torch.eye(n_classes, dtype=torch.float64)
+    model.bias.data = torch.zeros(n_classes, dtype=torch.float64)
+    model.bias.data[0] = 1.0
+    return model
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5)).double()
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Tensor:
+    return torch.randn(7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("multiply_by_inputs", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_linear_models_have_the_closed_form(weighting, multiply_by_inputs, dtype):
+    n_classes = 6
+    model = open_fan(n_classes).to(dtype)
+    inputs = 0.1 * torch.rand(4, n_classes, dtype=dtype)
+    difference = model.weight[0] - model.weight[1:]
+    normal = difference / difference.norm(dim=1, keepdim=True)  # (K, D)
+    distance = (model.bias[0] - model.bias[1:] + inputs @ difference.T) / difference.norm(dim=1)  # (N, K)
+    weights = WEIGHTINGS[weighting](distance)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    expected = weights @ normal
+    if multiply_by_inputs:
+        points = inputs[:, None] - distance[:, :, None] * normal
+        expected = expected * (inputs - (weights[:, :, None] * points).sum(dim=1))
+
+    method = AggregatedBoundaryNormals(model, multiply_by_inputs=multiply_by_inputs)
+    actual, boundaries = method.attribute(inputs, weighting=weighting, return_boundary=True)
+
+    tolerance = 1e-5 if dtype == torch.float64 else 5e-4
+    close(actual, expected.detach(), tolerance)
+    close(boundaries.distance, distance.sort(dim=1).values.detach(), tolerance)
+    close(boundaries.weights, weights.gather(1, distance.argsort(dim=1)).detach(), tolerance)
+    close(boundaries.normals, normal[boundaries.adversarial - 1].detach(), tolerance)
+    assert (boundaries.target == 0).all()
+
+
+@pytest.mark.parametrize("sampling", ["classes", "random"])
+def test_one_boundary_is_boundary_saliency_of_unit_length(sampling, network, inputs):
+    for target in (None, 2):
+        saliency = BoundarySaliency(network, score="margin").attribute(inputs, target)
+        normals = AggregatedBoundaryNormals(network).attribute(inputs, target, n_boundaries=1, sampling=sampling)
+        close(normals, saliency / saliency.norm(dim=1, keepdim=True), 1e-9)
+
+
+@pytest.mark.parametrize("sampling", ["classes", "random"])
+@pytest.mark.parametrize("multiply_by_inputs", [False, True])
+def test_attributions_are_the_mean_of_what_is_returned(sampling, multiply_by_inputs, network, inputs):
+    method = AggregatedBoundaryNormals(network, multiply_by_inputs=multiply_by_inputs)
+    actual, boundaries = method.attribute(inputs, n_boundaries=3, sampling=sampling, return_boundary=True)
+    weights = boundaries.weights[:, :, None]
+    expected = (weights * boundaries.normals).sum(dim=1)
+    if multiply_by_inputs:
+        expected = expected * (inputs - (weights * boundaries.points).sum(dim=1))
+    close(actual, expected, 1e-12)
+    close(boundaries.weights.sum(dim=1), torch.ones(7, dtype=torch.float64), 1e-12)
+    close(boundaries.normals.norm(dim=2), torch.ones(7, 3, dtype=torch.float64), 1e-12)
+    close((boundaries.points - inputs[:, None]).norm(dim=2), boundaries.distance, 1e-12)
+    assert method.multiplies_by_inputs is multiply_by_inputs
+    assert not method.has_convergence_delta()
+
+
+def test_normals_are_gradients_of_the_margin_over_the_class_beyond(network, inputs):
+    _, boundaries = AggregatedBoundaryNormals(network).attribute(inputs, n_boundaries=4, return_boundary=True)
+    points = boundaries.points.flatten(0, 1).requires_grad_()
+    scores = network(points)
+    target = boundaries.target.repeat_interleave(4)
+    margin = scores.gather(1, target[:, None]) - scores.gather(1, boundaries.adversarial.flatten()[:, None])
+    (gradient,) = torch.autograd.grad(margin.sum(), points)
+    close(boundaries.normals.flatten(0, 1), gradient / gradient.norm(dim=1, keepdim=True), 1e-9)
+    assert torch.equal(scores.argmax(dim=1), boundaries.adversarial.flatten())
+
+
+def test_inputs_outside_of_their_target_have_its_boundary_alone(network, inputs):
+    target = network(inputs).argmin(dim=1)
+    target[0] = network(inputs[:1]).argmax()
+    _, boundaries = AggregatedBoundaryNormals(network).attribute(inputs, target, n_boundaries=3, return_boundary=True)
+    assert boundaries.found.sum(dim=1).tolist() == [3, 1, 1, 1, 1, 1, 1]
+    close(boundaries.weights[1:, 0], torch.ones(6, dtype=torch.float64))
+    assert (network(boundaries.points[1:, 0]).argmax(dim=1) == target[1:]).all()
+    # The normal points into the region of the target, and so did the way to its boundary.
+    way = boundaries.points[1:, 0] - inputs[1:]
+    assert ((boundaries.normals[1:, 0] * way).sum(dim=1) > 0).all()
+    assert (boundaries.normals[1:, 1:] == 0).all()
+    assert torch.equal(boundaries.points[1:, 1:], inputs[1:, None].expand(-1, 2, -1))
+    assert (boundaries.adversarial[1:, 1:] == -1).all()
+
+
+def test_a_model_with_one_output_has_one_other_class(inputs):
+    model = nn.Linear(6, 1).double()
+    attributions, boundaries = AggregatedBoundaryNormals(model).attribute(inputs, return_boundary=True)
+    assert boundaries.distance.shape == (7, 1)
+    sign = torch.where(model(inputs) > 0, 1.0, -1.0)
+    close(attributions, (sign * model.weight / model.weight.norm()).detach())
+    random = AggregatedBoundaryNormals(model).attribute(inputs, n_boundaries=3, sampling="random")
+    close(random, attributions)
+
+
+@pytest.mark.parametrize("norm", [2, math.inf, 1])
+def test_every_norm(norm, network, inputs):
+    search = NearestBoundary(network, norm=norm)
+    _, boundaries = AggregatedBoundaryNormals(network, search).attribute(inputs, return_boundary=True)
+    nearest = search.find(inputs).distance
+    ways = boundaries.points - inputs[:, None]
+    close(torch.linalg.vector_norm(ways, ord=norm, dim=2), boundaries.distance, 1e-9)
+    assert (boundaries.distance[:, 0] <= 1.2 * nearest).all()
+
+
+def test_other_searches_go_to_classes_but_not_in_random_directions(network, inputs):
+    nearest, pgd = NearestBoundary(network), PGDBoundary(network, epsilons=(1.0, 3.0, 9.0))
+    closest = ClosestBoundary([nearest, pgd])
+    results = {
+        search: AggregatedBoundaryNormals(network, search).attribute(inputs, n_boundaries=2, return_boundary=True)[1]
+        for search in (nearest, pgd, closest)
+    }
+    assert results[pgd].found.any(dim=1).all()
+    best = torch.minimum(results[nearest].distance[:, 0], results[pgd].distance[:, 0])
+    close(results[closest].distance[:, 0], best, 1e-9)
+    for search in (pgd, closest):
+        with pytest.raises(BoundaryValueError, match="PGDBoundary cannot start in random directions"):
+            AggregatedBoundaryNormals(network, search).attribute(inputs, sampling="random")
+
+
+def test_all_evaluations_are_counted(network, inputs):
+    calls = []
+
+    def counted(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return network(x)
+
+    for n_boundaries, sampling in ((1, "classes"), (2, "classes"), (4, "classes"), (3, "random")):
+        calls.clear()
+        method = AggregatedBoundaryNormals(counted)
+        boundaries = method.attribute(inputs, None, None, n_boundaries, sampling, return_boundary=True)[1]
+        assert boundaries.n_forward.sum() == sum(calls)
+        assert (boundaries.n_gradient > 0).all()
+
+
+def test_a_generator_changes_random_directions_alone(network, inputs):
+    def normals(seed: int | None, sampling: str) -> Tensor:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        search = NearestBoundary(network, budget=5, generator=generator)
+        return AggregatedBoundaryNormals(network, search).attribute(inputs, n_boundaries=2, sampling=sampling)
+
+    assert torch.equal(normals(None, "random"), normals(None, "random"))
+    assert torch.equal(normals(3, "random"), normals(3, "random"))
+    assert not torch.equal(normals(3, "random"), normals(4, "random"))
+
+
+@settings(deadline=None, max_examples=15)
+@given(scale=st.floats(0.01, 100.0), shift=st.floats(-2.0, 2.0), seed=st.integers(0, 100))
+def test_units_of_scores_and_inputs_do_not_matter(scale, shift, seed):
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Linear(4, 3).double()
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    expected = AggregatedBoundaryNormals(model).attribute(inputs)
+    close(AggregatedBoundaryNormals(lambda x: scale * model(x) + shift).attribute(inputs), expected, 1e-4)
+    close(AggregatedBoundaryNormals(lambda x: model(x / scale)).attribute(scale * inputs), expected, 1e-4)
+
+
+class TestWeights:
+    """The user's own weights."""
+
+    def test_are_used_and_scaled(self, network, inputs):
+        method = AggregatedBoundaryNormals(network)
+        seen = []
+
+        def first_alone(distance: Tensor) -> Tensor:
+            seen.append(distance.clone())
+            weights = torch.zeros_like(distance)
+            weights[:, 0] = 7.0
+            distance.zero_()  # a copy
+            return weights
+
+        attributions, boundaries = method.attribute(inputs, n_boundaries=3, weighting=first_alone, return_boundary=True)
+        close(attributions, boundaries.normals[:, 0], 1e-12)
+        assert torch.equal(seen[0], boundaries.distance)
+        assert (boundaries.distance > 0).all()
+
+    @pytest.mark.parametrize(
+        ("weighting", "error", "message"),
+        [
+            ("nearest", BoundaryValueError, '"softmin", "inverse", "uniform", or a function, but it is \'nearest\''),
+            (3, BoundaryTypeError, "a name or a function, but it is int"),
+            (lambda d: 1.0, BoundaryTypeError, "return a Tensor, but it returned float"),
+            (lambda d: d[:, :1], BoundaryValueError, r"of shape \(7, 2\), but it returned \(7, 1\)"),
+            (lambda d: -d, BoundaryValueError, "none negative and one positive"),
+            (lambda d: 0 * d, BoundaryValueError, "none negative and one positive"),
+            (lambda d: d / 0, BoundaryValueError, "finite"),
+        ],
+    )
+    def test_that_make_no_sense_are_refused(self, weighting, error, message, network, inputs):
+        with pytest.raises(error, match=message):
+            AggregatedBoundaryNormals(network).attribute(inputs, n_boundaries=2, weighting=weighting)
+
+
+def test_an_input_on_a_boundary_has_that_boundary_alone():
+    model = open_fan(4)
+    inputs = torch.zeros(1, 4, dtype=torch.float64)
+    inputs[0, 1] = 1.0 - 1e-12
+    attributions = AggregatedBoundaryNormals(model).attribute(inputs)
+    expected = torch.tensor([[0.5**0.5, -(0.5**0.5), 0.0, 0.0]], dtype=torch.float64)
+    close(attributions, expected, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_boundaries": 0}, "n_boundaries must be a positive integer, but it is 0"),
+        ({"n_boundaries": 2.5}, "n_boundaries must be a positive integer, but it is 2.5"),
+        ({"sampling": "all"}, '"classes" or "random", but it is \'all\''),
+    ],
+)
+def test_bad_options_say_how_to_mend_them(options, message, network, inputs):
+    with pytest.raises(BoundaryValueError, match=message):
+        AggregatedBoundaryNormals(network).attribute(inputs, **options)
