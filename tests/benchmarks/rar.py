@@ -45,7 +45,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     if options.threads:
         torch.set_num_threads(options.threads)
-    name = f"{options.dataset}-{options.scale}{'-quick' if options.quick else ''}"
+    name = "-".join([options.dataset, options.scale, *["smooth"] * options.smooth, *["quick"] * options.quick])
     folder = options.output / name
     try:
         data = load(options.dataset, options.data)
@@ -62,20 +62,20 @@ def main() -> None:
     if expected:
         print()
         print_claims(expected)
-    draw(
+    has_picture = draw(
         {objective: result["shown"] for objective, result in results.items()},
         data.test_images,
         settings.k,
         folder / "maps.png",
     )
     save("rar", {"data": data.source, "summary": summary, "rows": rows, "claims": expected}, folder / "table.json")
-    print(f"\nSaved {folder / 'table.json'} and {folder / 'maps.png'}")
+    print(f"\nSaved {folder / 'table.json'}" + (f" and {folder / 'maps.png'}" if has_picture else ""))
 
 
 def finish(objective: str, data: Data, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate, or what is left of both."""
     device = torch.device(options.device)
-    train_settings = training(options.dataset, objective, options.scale, options.seed, options.quick)
+    train_settings = training(options.dataset, objective, options.scale, options.seed, options.quick, options.smooth)
     test_settings = evaluation(options.dataset, options.scale, options.quick)
     both = {**asdict(train_settings), "evaluation": asdict(test_settings)}
     run = Run(train_settings, data, device)
@@ -128,6 +128,7 @@ def parse() -> argparse.Namespace:
         help=f"{', '.join(OBJECTIVES)}, or all",
     )
     parser.add_argument("--scale", choices=["cpu", "paper"], default="cpu")
+    parser.add_argument("--smooth", action="store_true", help="GELUs, which let IG objectives see the network bend")
     parser.add_argument("--quick", action="store_true", help="a run of everything in about a minute")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: cuda where there is one)")

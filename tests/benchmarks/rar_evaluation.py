@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,13 @@ from captum_boundary.robust import AttributionAttack, AttributionRobustness, eva
 
 BATCH = 100
 SHOWN = 20  # attacked images that are kept for the picture
+# Columns of the table, and their units.
+MEASURES = {
+    "IN %": ("topk_intersection", 100),
+    "CO": ("kendall_tau", 1),
+    "Spearman": ("spearman_rho", 1),
+    "cosine": ("cosine_similarity", 1),
+}
 
 
 def evaluate(run: Run, data: Data, settings: Evaluation) -> dict[str, Any]:
@@ -61,18 +69,16 @@ def attribution_robustness(
     """Means over the ``attacked`` test images, under attacks and under a random move of their size.
 
     Top-k intersection is that under an attack on just those features, correlations are those under one on as many as an
-    object has: what lowers one of them most may leave the other higher than chance does.
+    object has: what lowers one of them most may leave the other higher than chance does. Without images, all are NaN.
     """
+    if len(attacked) == 0:
+        names = [f"{name}{suffix}" for name in MEASURES for suffix in ("", " random")]
+        return dict.fromkeys(names, math.nan), {"rows": attacked.cpu()}
     on_top = _attacked(network, data, attacked, settings, k=settings.k, measure="topk")
     on_ranks = _attacked(network, data, attacked, settings, k=settings.attack_k, measure="kendall")
-    measures = {
-        "IN %": ("topk_intersection", 100, on_top),
-        "CO": ("kendall_tau", 1, on_ranks),
-        "Spearman": ("spearman_rho", 1, on_ranks),
-        "cosine": ("cosine_similarity", 1, on_ranks),
-    }
     row = {}
-    for name, (measure, unit, results) in measures.items():
+    for name, (measure, unit) in MEASURES.items():
+        results = on_top if measure == "topk_intersection" else on_ranks
         row[name] = unit * torch.cat([getattr(result, measure) for result in results]).mean().item()
         row[f"{name} random"] = unit * torch.cat([getattr(result.control, measure) for result in results]).mean().item()
     first = on_top[0]

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+Activation = Callable[[], nn.Module]
 
-def build(image_shape: tuple[int, int, int], n_classes: int, scale: str, seed: int) -> nn.Module:
-    """A network that takes images in [0, 1] and returns logits, with weights drawn from ``seed``."""
+
+def build(image_shape: tuple[int, int, int], n_classes: int, scale: str, seed: int, smooth: bool = False) -> nn.Module:
+    """A network that takes images in [0, 1] and returns logits, with weights drawn from ``seed``.
+
+    Its activations are the paper's or, if it is to be ``smooth``, GELUs, whose second derivative is not zero.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if image_shape[0] == 1:
-            return PaperNet(image_shape, n_classes) if scale == "paper" else SmallNet(image_shape, n_classes)
-        return ResidualNet(n_classes, *(((16, 32, 64), 2) if scale == "paper" else ((8, 16, 32), 1)))
+            make = PaperNet if scale == "paper" else SmallNet
+            return make(image_shape, n_classes, nn.GELU if smooth else nn.ReLU)
+        sizes = ((16, 32, 64), 2) if scale == "paper" else ((8, 16, 32), 1)
+        return ResidualNet(n_classes, *sizes, nn.GELU if smooth else partial(nn.LeakyReLU, 0.1))
 
 
 class PaperNet(nn.Sequential):
     """Two 5x5 convolutions, each with a max-pooling, and two linear layers."""
 
-    def __init__(self, image_shape: tuple[int, int, int], n_classes: int) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], n_classes: int, activation: Activation) -> None:
         n_channels, height, width = image_shape
         layers: list[nn.Module] = []
         for n_inputs, n_outputs in pairwise((n_channels, 32, 64)):
-            layers += [nn.Conv2d(n_inputs, n_outputs, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(n_inputs, n_outputs, 5, padding=2), activation(), nn.MaxPool2d(2)]
         n_features = 64 * (height // 4) * (width // 4)
-        super().__init__(*layers, nn.Flatten(), nn.Linear(n_features, 1024), nn.ReLU(), nn.Linear(1024, n_classes))
+        super().__init__(*layers, nn.Flatten(), nn.Linear(n_features, 1024), activation(), nn.Linear(1024, n_classes))
         for name, parameter in self.named_parameters():
             if name.endswith("weight"):
                 nn.init.trunc_normal_(parameter, std=0.1, a=-0.2, b=0.2)
@@ -37,39 +46,39 @@ class PaperNet(nn.Sequential):
 class SmallNet(nn.Sequential):
     """Two strided convolutions and two linear layers: a fifth of the work of 5x5 convolutions with pooling."""
 
-    def __init__(self, image_shape: tuple[int, int, int], n_classes: int) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], n_classes: int, activation: Activation) -> None:
         n_channels, height, width = image_shape
         layers: list[nn.Module] = []
         for n_inputs, n_outputs in pairwise((n_channels, 16, 32)):
-            layers += [nn.Conv2d(n_inputs, n_outputs, 4, stride=2, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(n_inputs, n_outputs, 4, stride=2, padding=1), activation()]
         n_features = 32 * (height // 4) * (width // 4)
-        super().__init__(*layers, nn.Flatten(), nn.Linear(n_features, 100), nn.ReLU(), nn.Linear(100, n_classes))
+        super().__init__(*layers, nn.Flatten(), nn.Linear(n_features, 100), activation(), nn.Linear(100, n_classes))
 
 
 class ResidualNet(nn.Sequential):
     """A residual network without batch normalisation, which standardises every image by itself."""
 
-    def __init__(self, n_classes: int, widths: tuple[int, int, int], blocks_per_stage: int) -> None:
+    def __init__(
+        self, n_classes: int, widths: tuple[int, int, int], blocks_per_stage: int, activation: Activation
+    ) -> None:
         n_before = widths[0]
         layers: list[nn.Module] = [Standardization(), _convolution(3, n_before)]
         for stage, n_filters in enumerate(widths):
-            layers += [ResidualBlock(n_before, n_filters, stride=1 if stage == 0 else 2)]
-            layers += [ResidualBlock(n_filters, n_filters) for _ in range(blocks_per_stage - 1)]
+            layers += [ResidualBlock(n_before, n_filters, activation, stride=1 if stage == 0 else 2)]
+            layers += [ResidualBlock(n_filters, n_filters, activation) for _ in range(blocks_per_stage - 1)]
             n_before = n_filters
-        super().__init__(
-            *layers, nn.LeakyReLU(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_before, n_classes)
-        )
+        super().__init__(*layers, activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_before, n_classes))
 
 
 class ResidualBlock(nn.Module):
     """Activations before convolutions; the shortcut is averaged over strides and padded with zero channels."""
 
-    def __init__(self, n_inputs: int, n_outputs: int, stride: int = 1) -> None:
+    def __init__(self, n_inputs: int, n_outputs: int, activation: Activation, stride: int = 1) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            nn.LeakyReLU(0.1),
+            activation(),
             _convolution(n_inputs, n_outputs, stride),
-            nn.LeakyReLU(0.1),
+            activation(),
             _convolution(n_outputs, n_outputs),
         )
         self.shortcut = nn.AvgPool2d(stride)

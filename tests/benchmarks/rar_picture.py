@@ -16,10 +16,15 @@ KEPT, NEW = torch.tensor([0.0, 0.35, 0.75]), torch.tensor([0.9, 0.4, 0.0])
 LEGEND = "Darker: more attribution.  Blue: among the {k} largest before the attack.  Orange: newcomers after it."
 
 
-def draw(shown: Mapping[str, Mapping[str, Tensor]], images: Tensor, k: int, path: Path, n_images: int = 4) -> None:
-    """Save a picture of the first ``n_images`` that every objective has maps of; ``images`` are those of the test."""
+def draw(shown: Mapping[str, Mapping[str, Tensor]], images: Tensor, k: int, path: Path, n_images: int = 4) -> bool:
+    """Save a picture of the first ``n_images`` that every objective has maps of; ``images`` are those of the test.
+
+    False, and no picture, where there is no such image.
+    """
     rows = [row for row in next(iter(shown.values()))["rows"].tolist() if all(row in s["rows"] for s in shown.values())]
     rows = rows[:n_images]
+    if not rows:
+        return False
     width, height = (1.2 + 2.15 * len(shown)) * CELL, (len(rows) * 1.25 + 0.9) * CELL
     figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
@@ -44,6 +49,7 @@ def draw(shown: Mapping[str, Mapping[str, Tensor]], images: Tensor, k: int, path
         pairs[0, 1].set_title("\nafter", size=9)
     figure.text(0.5, 0.02, LEGEND.format(k=k), ha="center", size=9)
     figure.savefig(path)
+    return True
 
 
 def _draw_pair(axes: list[Axes], maps: Mapping[str, Tensor], index: int, k: int) -> None:

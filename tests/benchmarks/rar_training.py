@@ -60,7 +60,9 @@ class Run:
 
     def __init__(self, settings: Training, data: Data, device: torch.device) -> None:
         self.settings = settings
-        self.network = build(data.image_shape, data.n_classes, settings.scale, settings.seed).to(device)
+        self.network = build(data.image_shape, data.n_classes, settings.scale, settings.seed, settings.smooth).to(
+            device
+        )
         self.optimizer = _optimizer(self.network, settings)
         self.batches = Batches(data.to(device), settings)
         self.generator = torch.Generator().manual_seed(settings.seed + 1)

@@ -9,7 +9,7 @@ import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,20 @@ def save(section: str, result: Mapping[str, Any], path: Path) -> None:
 def environment() -> dict[str, Any]:
     packages = ("torch", "captum", "foolbox", "torchvision")
     return {
-        **{name: version(name) for name in packages},
+        **{name: version_of(name) for name in packages},
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "peak memory, MiB": peak_memory(),
     }
+
+
+def version_of(package: str) -> str | None:
+    """None where it is not installed: not every benchmark needs every package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def peak_memory() -> int:
