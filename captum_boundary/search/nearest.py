@@ -105,18 +105,19 @@ class NearestBoundary(BoundarySearch):
 
     def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
         search = Incumbents(oracle, box, self.norm, self.budget, self._seed())
-        with self._progress(oracle):
+        with self._progress(oracle, self.budget):
             self._improve(search)
         return search.points
 
     def _cross_pairs(self, pairs: MarginOracle, box: Box, starts: Tensor | None) -> Tensor:
         search = Incumbents(pairs, box, self.norm, self.budget, self._seed())
-        with self._progress(pairs):
+        n_steps = math.ceil(_DIVE_SHARE * self.budget)
+        with self._progress(pairs, self.budget if search.few_dimensions else n_steps):
             if starts is None and search.few_dimensions:
                 approach(search, pairs.all_rows)
             else:
-                n_steps = torch.full_like(pairs.all_rows, math.ceil(_DIVE_SHARE * self.budget))
-                dive(search, pairs.all_rows, search.x if starts is None else starts, n_steps)
+                starts_of_all = search.x if starts is None else starts
+                dive(search, pairs.all_rows, starts_of_all, torch.full_like(pairs.all_rows, n_steps))
             scan(search, pairs.all_rows[torch.isinf(search.distance)])
             if search.few_dimensions:
                 settle(search, pairs.all_rows[torch.isfinite(search.distance)])
@@ -124,8 +125,8 @@ class NearestBoundary(BoundarySearch):
                     explore(search, pairs.all_rows)
         return search.points
 
-    def _progress(self, oracle: MarginOracle) -> tqdm[Any]:
-        bar = tqdm(total=self.budget, desc="Nearest boundary", unit="gradient", disable=not self.show_progress)
+    def _progress(self, oracle: MarginOracle, n_gradients: int) -> tqdm[Any]:
+        bar = tqdm(total=n_gradients, desc="Nearest boundary", unit="gradient", disable=not self.show_progress)
         if self.show_progress:
             oracle.on_gradient = lambda: bar.update(int(oracle.n_gradient.max()) - bar.n)
         return bar
