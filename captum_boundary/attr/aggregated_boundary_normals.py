@@ -11,11 +11,12 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_boundary._captum import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._errors import BoundaryValueError
 from captum_boundary.attr._weighting import Weighting, check_weighting
 from captum_boundary.attr.boundary_normals import FlatNormals, collect
-from captum_boundary.search import BoundarySearch, NearestBoundary
+from captum_boundary.search import BoundarySearch
 from captum_boundary.search._geometry import Box
+from captum_boundary.search._given import search_for
 from captum_boundary.search._neighbours import (
     Neighbours,
     nearest_boundary,
@@ -72,11 +73,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         multiply_by_inputs: bool = False,
     ) -> None:
         super().__init__(forward_func)
-        if search is not None and not isinstance(search, BoundarySearch):
-            raise BoundaryTypeError(
-                f"search must be a BoundarySearch, such as NearestBoundary(model), but it is {type(search).__name__}."
-            )
-        self.search = NearestBoundary(forward_func) if search is None else search
+        self.search = search_for(forward_func, search)
         self._multiply_by_inputs = multiply_by_inputs
 
     @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]

@@ -18,7 +18,7 @@ from captum_boundary._captum import (
     is_tuple,
     run_forward,
 )
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._errors import BoundaryValueError
 from captum_boundary._margin import class_scores, resolve_target
 from captum_boundary.attr._calls import MethodCall, ask, ask_one_by_one, undisturbed_randomness
 from captum_boundary.attr._methods import (
@@ -31,7 +31,8 @@ from captum_boundary.attr._methods import (
     takes_baselines,
 )
 from captum_boundary.attr._score import MarginScore
-from captum_boundary.search import BoundaryPoints, BoundarySearch, NearestBoundary
+from captum_boundary.search import BoundaryPoints, BoundarySearch
+from captum_boundary.search._given import points_for, search_for
 from captum_boundary.search._oracle import check_inputs
 
 __all__ = ["BoundaryAttribution"]
@@ -105,11 +106,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         super().__init__(forward_func)
         if score not in ("output", "margin"):
             raise BoundaryValueError(f'score must be "output" or "margin", but it is {score!r}.')
-        if search is not None and not isinstance(search, BoundarySearch):
-            raise BoundaryTypeError(
-                f"search must be a BoundarySearch, such as NearestBoundary(model), but it is {type(search).__name__}."
-            )
-        self.search = NearestBoundary(forward_func) if search is None else search
+        self.search = search_for(forward_func, search)
         self.method = method
         self.score = score
         self._prototype = build_method(method, forward_func, score)
@@ -173,7 +170,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
                 boundary = self.search.find(inputs, target, additional_forward_args)
                 target = None  # what it means is known from here on
             else:
-                _check_boundary(boundary, tensors)
+                points_for(tensors, boundary)
             if boundary.found.any():
                 arguments = format_additional_forward_args(additional_forward_args)
                 attributions, delta = self._attribute(
@@ -273,21 +270,6 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
                 f"{self._prototype.get_name()} has no convergence delta for each example. Leave out "
                 "return_convergence_delta, or compare sums of attributions with compute_convergence_delta."
             )
-
-
-def _check_boundary(boundary: object, inputs: tuple[Tensor, ...]) -> None:
-    if not isinstance(boundary, BoundaryPoints):
-        raise BoundaryTypeError(
-            f"boundary must be BoundaryPoints, as a search's find returns them, but it is {type(boundary).__name__}."
-        )
-    points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
-    given, needed = ([(tuple(t.shape), t.dtype, t.device) for t in tensors] for tensors in (points, inputs))
-    if given != needed:
-        raise BoundaryValueError(
-            f"boundary must hold one point for each input, of shapes, dtypes and devices {needed}, but it holds "
-            f"{given}. Search the boundary of these very inputs, or leave boundary out, as one must where NoiseTunnel "
-            "or sensitivity_max move the inputs."
-        )
 
 
 def _nan_where_missing(values: Any, found: Tensor) -> Any:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from captum_boundary._captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._errors import BoundaryValueError
 from captum_boundary.metrics._maps import check_attributions
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._bounds import Bounds, box_of
 from captum_boundary.search._geometry import length, project_onto_hyperplane, row_dot
+from captum_boundary.search._given import points_for
 from captum_boundary.search._oracle import MarginOracle, check_inputs
 
 __all__ = ["attribution_gap", "first_order_optimality", "normal_alignment"]
@@ -205,17 +206,7 @@ def _oracle_of(
 ) -> tuple[MarginOracle, Tensor]:
     """The model and the flat boundary points ``(N, D)``, after a look at whether all belong together."""
     tensors = check_inputs(inputs)
-    if not isinstance(boundary, BoundaryPoints):
-        raise BoundaryTypeError(
-            f"boundary must be BoundaryPoints, as a search's find returns them, but it is {type(boundary).__name__}."
-        )
-    points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
-    given, needed = ([(tuple(t.shape), t.dtype, t.device) for t in parts] for parts in (points, tensors))
-    if given != needed:
-        raise BoundaryValueError(
-            f"boundary must hold one point for each input, of shapes, dtypes and devices {needed}, but it holds "
-            f"{given}. Search the boundary of these very inputs."
-        )
+    points = points_for(tensors, boundary)
     oracle = MarginOracle(forward_func, tensors, target, additional_forward_args)
     if target is not None and not torch.equal(oracle.target, boundary.target):
         raise BoundaryValueError(
