@@ -102,16 +102,17 @@ def finish(dataset: str, name: str, seed: int, data: Data, options: argparse.Nam
     return columns
 
 
-def schedule(dataset: str, name: str, seed: int, n_steps: int, batch_size: int) -> Training:
-    """That of the benchmark of training, shrunk to ``n_steps``, with a share of its epsilon."""
+def schedule(dataset: str, name: str, seed: int, n_steps: int | None, batch_size: int | None) -> Training:
+    """That of the benchmark of training, which None leaves as it is, with a share of its epsilon."""
     objective, share = NETWORKS[name]
     settings = training(dataset, objective, "cpu", seed, quick=False)
+    n_steps = n_steps or settings.n_steps
     shrunk = n_steps / settings.n_steps
     strength = {key: share * settings.loss[key] for key in ("epsilon", "attack_step_size") if key in settings.loss}
     return replace(
         settings,
         n_steps=n_steps,
-        batch_size=batch_size,
+        batch_size=batch_size or settings.batch_size,
         learning_rates=tuple((int(shrunk * begin), rate) for begin, rate in settings.learning_rates),
         warm_up=int(shrunk * settings.warm_up),
         loss={**settings.loss, **strength},
@@ -159,8 +160,8 @@ def parse() -> argparse.Namespace:
     here = Path(__file__).parent
     parser.add_argument("--dataset", nargs="+", choices=["mnist", "fashion_mnist", "digits"], default=["mnist"])
     parser.add_argument("--seeds", type=int, default=2, help="networks of each kind (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=2000, help="of training (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="of training (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="of training (default: those of rar.py at --scale cpu)")
+    parser.add_argument("--batch-size", type=int, help="of training (default: that of rar.py at --scale cpu)")
     parser.add_argument("--images", type=int, default=100, help="to explain (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke run on digits")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
