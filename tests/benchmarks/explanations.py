@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 COSTS = ("gradients", "forwards", "seconds")
 N_BACKGROUNDS = 20
-DEFAULT_IMAGES = {"imagenet": 50, "cifar10": 200}
+DEFAULT_IMAGES = {"imagenet": 50, "cifar10": 100}
 BATCH_SIZES = {"imagenet": 10, "cifar10": 50}
 
 
@@ -168,7 +168,7 @@ def shown(columns: Mapping[str, Mapping[str, float]], plain: tuple[str, ...] = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=DEFAULT_IMAGES, default="imagenet", help="(default: %(default)s)")
-    parser.add_argument("--n-images", type=int, help="at most (default: 50 of ImageNet, 200 of CIFAR-10, 6 if quick)")
+    parser.add_argument("--n-images", type=int, help="at most (default: 50 of ImageNet, 100 of CIFAR-10, 6 if quick)")
     parser.add_argument("--only", help="rows to compute, separated by semicolons (default: all)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON")
     parser.add_argument("--quick", action="store_true", help="few images and coarse measures")
@@ -179,7 +179,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     settings = Settings(
         n_curve_steps=8 if options.quick else 50,
-        sensitivity_images=1 if options.quick else 10,
+        sensitivity_images=1 if options.quick else 5,
         sensitivity_samples=1 if options.quick else 3,
         batch_size=BATCH_SIZES[options.data],
     )
