@@ -75,7 +75,9 @@ def main() -> None:
 def finish(objective: str, data: Data, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate, or what is left of both."""
     device = torch.device(options.device)
-    train_settings = training(options.dataset, objective, options.scale, options.seed, options.quick, options.smooth)
+    train_settings = training(
+        options.dataset, objective, options.scale, options.seed, options.quick, options.smooth, options.weight
+    )
     test_settings = evaluation(options.dataset, options.scale, options.quick)
     both = {**asdict(train_settings), "evaluation": asdict(test_settings)}
     run = Run(train_settings, data, device)
@@ -129,6 +131,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--scale", choices=["cpu", "paper"], default="cpu")
     parser.add_argument("--smooth", action="store_true", help="GELUs, which let IG objectives see the network bend")
+    parser.add_argument("--weight", type=float, help="of the regulariser (default: the paper's)")
     parser.add_argument("--quick", action="store_true", help="a run of everything in about a minute")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: cuda where there is one)")

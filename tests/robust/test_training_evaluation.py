@@ -72,3 +72,20 @@ def test_smooth_networks_bend_everywhere(
         kinds = {type(module) for module in build(shape, 10, scale, 0, smooth).modules()}
         assert (torch.nn.GELU in kinds) == smooth
         assert kinds.isdisjoint({torch.nn.ReLU, torch.nn.LeakyReLU}) == smooth
+
+
+def test_weights_are_the_papers_unless_given(benchmark: Callable[[str], ModuleType]) -> None:
+    training = benchmark("rar_settings").training
+    weights = {
+        (objective, weight): training("fashion_mnist", objective, "cpu", 0, False, weight=weight).loss.get("weight")
+        for objective in ("natural", "ig_norm", "ig_sum_norm")
+        for weight in (None, 3.0)
+    }
+    assert weights == {
+        ("natural", None): None,
+        ("natural", 3.0): None,
+        ("ig_norm", None): 1.0,
+        ("ig_norm", 3.0): 3.0,
+        ("ig_sum_norm", None): 0.1,
+        ("ig_sum_norm", 3.0): 3.0,
+    }
