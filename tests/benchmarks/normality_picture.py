@@ -1,4 +1,4 @@
-"""Alignment of gradients and normals against the distance of the boundary, for every network."""
+"""How normal attributions look against the distance of the boundary, for every network."""
 
 from __future__ import annotations
 
@@ -10,44 +10,41 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-INK, BLUE, ORANGE = "#222222", "#0b5fa5", "#c2410c"
-ROWS = {"alignment": "cosine of gradient and normal", "|IG - BIG|": "|IG - BIG|"}
+BLUE, ORANGE = "#0b5fa5", "#c2410c"
+PANELS = {
+    "alignment": "cosine of gradient and normal",
+    "gradient kept": "cosine of gradient and gradient 0.5 away",
+    "|IG - BIG|": "|IG - BIG|",
+}
+# Marker and size of each network in turn: bigger ones for stronger training.
+MARKERS = (("o", 5), ("^", 5), ("^", 7), ("^", 9), ("s", 7), ("D", 7))
+WIDTH, HEIGHT = 3.4, 2.9  # of a panel, in inches
 
 
 def draw(means: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Save a picture with a column of panels for each data set; of each network its mean and, in pale, every seed."""
-    figure = Figure(figsize=(4.6 * len(means), 3.4 * len(ROWS)), dpi=110, layout="constrained")
+    """Save a picture with a line of panels for each data set: the mean of each network and, in pale, every seed's."""
+    figure = Figure(figsize=(WIDTH * len(PANELS), HEIGHT * len(means) + 0.3), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(ROWS), len(means), squeeze=False)
-    for axes, (dataset, by_network) in zip(panels.T, means.items(), strict=True):
-        axes[0].set_title(dataset.replace("_", " "))
-        for panel, (column, label) in zip(axes, ROWS.items(), strict=True):
+    lines = figure.subplots(len(means), len(PANELS), squeeze=False)
+    for axes, (dataset, by_network) in zip(lines, means.items(), strict=True):
+        for panel, (column, title) in zip(axes, PANELS.items(), strict=True):
             _draw_panel(panel, by_network, column)
-            panel.set(ylabel=label)
-        axes[-1].set_xlabel("l2 distance to the boundary")
+            panel.set_title(title, size=9)
+            panel.set_xlabel(f"{dataset.replace('_', ' ')}: l2 distance to the boundary", size=8)
+    names = lines[0, 0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower center", ncols=len(MARKERS), frameon=False, fontsize=8)
     figure.savefig(path)
 
 
 def _draw_panel(axes: Axes, by_network: Mapping[str, Any], column: str) -> None:
     strengths = [cells for name, cells in by_network.items() if not name.startswith("ig_")]
-    axes.plot(
-        [cells["distance"]["mean"] for cells in strengths], [cells[column]["mean"] for cells in strengths], color=BLUE
-    )
-    for name, cells in by_network.items():
-        colour = ORANGE if name.startswith("ig_") else BLUE
+    axes.plot(*([cells[key]["mean"] for cells in strengths] for key in ("distance", column)), color=BLUE, lw=1)
+    for (name, cells), (marker, size) in zip(by_network.items(), MARKERS, strict=False):
+        style = {"fmt": marker, "ms": size, "color": ORANGE if name.startswith("ig_") else BLUE}
         x, y = cells["distance"], cells[column]
-        axes.errorbar(
-            x["mean"],
-            y["mean"],
-            xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]],
-            yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
-            fmt="o",
-            color=colour,
-            ms=5,
-            lw=1,
-        )
-        axes.plot(x["seeds"], y["seeds"], "o", color=colour, ms=4, alpha=0.35, mew=0)
-        axes.annotate(name, (x["mean"], y["mean"]), xytext=(5, 5), textcoords="offset points", size=8, color=INK)
-    axes.margins(x=0.18, y=0.15)
+        x_error, y_error = ([[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]] for cell in (x, y))
+        axes.errorbar(x["mean"], y["mean"], y_error, x_error, lw=0.8, label=name, **style)
+        axes.plot(x["seeds"], y["seeds"], marker, color=style["color"], ms=size, alpha=0.3, mew=0)
+    axes.tick_params(labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
