@@ -39,7 +39,7 @@ def linear() -> SimpleNamespace:
 
 
 def test_measures_of_a_linear_network(benchmark, linear) -> None:
-    columns = benchmark.normality_measures.measure(linear.network, linear.images, linear.labels)
+    columns = benchmark.normality_measures.measure(linear.network, linear.images, linear.labels, budget=20)
     zero, one = torch.zeros(8), torch.ones(8)
     for name, expected in {
         "|SM - BSM|": zero,
@@ -67,7 +67,9 @@ def test_only_correct_images_are_explained(benchmark, linear) -> None:
     labels = linear.labels.clone()
     labels[1] = (labels[1] + 1) % 5
     attack = benchmark.rar_settings.Evaluation(0.0, 1, 0.1, 1, 1, 1, 0.1)
-    columns = benchmark.normality_measures.evaluate(linear.network, linear.images, labels, attack, n_explained=3)
+    columns = benchmark.normality_measures.evaluate(
+        linear.network, linear.images, labels, attack, n_explained=3, budget=10
+    )
     assert columns["accuracy"] == columns["robust accuracy"] == [1, 0, 1, 1, 1, 1, 1, 1]
     assert [value is None for value in columns["distance"]] == [False, True, False]
 
@@ -129,12 +131,12 @@ def test_networks_are_those_of_the_training_benchmark(benchmark) -> None:
 
 @pytest.fixture
 def options(tmp_path: Path) -> Namespace:
-    return Namespace(steps=20, batch_size=32, images=5, device="cpu", save_seconds=0.0, output=tmp_path)
+    return Namespace(steps=20, batch_size=32, images=5, budget=10, device="cpu", save_seconds=0.0, output=tmp_path)
 
 
 def test_what_is_finished_is_not_done_again(benchmark, options: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     data = benchmark.rar_data.load("digits", options.output)
-    monkeypatch.setattr(benchmark.normality_measures, "measure", lambda _, images, __: {"a": torch.ones(len(images))})
+    monkeypatch.setattr(benchmark.normality_measures, "measure", lambda _, images, *__: {"a": torch.ones(len(images))})
     first = benchmark.normality.finish("digits", "standard", 0, data, options)
     monkeypatch.setattr(benchmark.normality, "Run", None)
     assert benchmark.normality.finish("digits", "standard", 0, data, options) == first
@@ -145,4 +147,6 @@ def test_what_is_finished_is_not_done_again(benchmark, options: Namespace, monke
 def test_a_network_that_is_always_wrong_is_an_error(benchmark, linear) -> None:
     attack = benchmark.rar_settings.Evaluation(0.0, 1, 0.1, 1, 1, 1, 0.1)
     with pytest.raises(ValueError, match="none of the first 3 test images correctly: train for longer"):
-        benchmark.normality_measures.evaluate(linear.network, linear.images, (linear.labels + 1) % 5, attack, 3)
+        benchmark.normality_measures.evaluate(
+            linear.network, linear.images, (linear.labels + 1) % 5, attack, 3, budget=10
+        )

@@ -90,14 +90,16 @@ def finish(dataset: str, name: str, seed: int, data: Data, options: argparse.Nam
     """Train and measure, or what is left of both."""
     settings = schedule(dataset, name, seed, options.steps, options.batch_size)
     file = options.output / f"{dataset}-{name.replace(' / ', '-')}-{seed}"
-    measured = Checkpoint(file.with_suffix(".measures.pt"), {**asdict(settings), "n_images": options.images})
+    measured = Checkpoint(
+        file.with_suffix(".measures.pt"), {**asdict(settings), "n_images": options.images, "budget": options.budget}
+    )
     columns = measured.load()
     if columns is None:
         run = Run(settings, data, torch.device(options.device))
         train(run, Checkpoint(file.with_suffix(".pt"), asdict(settings)), options.save_seconds)
         images, labels = (tensor[:N_CLASSIFIED].to(options.device) for tensor in (data.test_images, data.test_labels))
         attack = evaluation(dataset, "cpu", quick=False)
-        columns = evaluate(run.network, pixels(images), labels, attack, options.images)
+        columns = evaluate(run.network, pixels(images), labels, attack, options.images, options.budget)
         measured.save(columns)
     return columns
 
@@ -122,7 +124,7 @@ def schedule(dataset: str, name: str, seed: int, n_steps: int | None, batch_size
 def summarize(per_seed: Mapping[str, list[dict[str, Values]]], options: argparse.Namespace) -> dict[str, Any]:
     to_standard = differences(per_seed, STANDARD)
     return {
-        "settings": {name: getattr(options, name) for name in ("steps", "batch_size", "images", "seeds")},
+        "settings": {name: getattr(options, name) for name in ("steps", "batch_size", "images", "budget", "seeds")},
         "means": means(per_seed),
         f"differences to {STANDARD}": to_standard,
         f"differences to {STRONGEST}": differences(per_seed, STRONGEST),
@@ -163,6 +165,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of training (default: those of rar.py at --scale cpu)")
     parser.add_argument("--batch-size", type=int, help="of training (default: that of rar.py at --scale cpu)")
     parser.add_argument("--images", type=int, default=100, help="to explain (default: %(default)s)")
+    parser.add_argument("--budget", type=int, default=40, help="of each search, in gradients (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a smoke run on digits")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     parser.add_argument("--threads", type=int, help="threads of torch")

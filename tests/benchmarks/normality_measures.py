@@ -33,7 +33,7 @@ ON_OBJECT = {"EG": energy_game, "PP": positive_percentage, "Con": concentration}
 
 
 def evaluate(
-    network: nn.Module, images: Tensor, labels: Tensor, attack: Evaluation, n_explained: int
+    network: nn.Module, images: Tensor, labels: Tensor, attack: Evaluation, n_explained: int, budget: int
 ) -> dict[str, Values]:
     """Columns of one number for each image: accuracies of all, the rest of the first ``n_explained`` where correct."""
     parts = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
@@ -53,7 +53,7 @@ def evaluate(
             f"The network classifies none of the first {n_explained} test images correctly: train for longer."
         )
     batches = tqdm(rows.split(BATCH), "Measuring", unit="batch")
-    measured = [measure(network, images[batch], labels[batch]) for batch in batches]
+    measured = [measure(network, images[batch], labels[batch], budget) for batch in batches]
     for name in measured[0]:
         values = torch.cat([part[name] for part in measured]).double()
         columns[name] = values.new_full((n_explained,), torch.nan).index_copy_(0, rows, values)
@@ -67,9 +67,9 @@ def is_correct(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return network(images).argmax(dim=1) == labels
 
 
-def measure(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def measure(network: nn.Module, images: Tensor, labels: Tensor, budget: int) -> dict[str, Tensor]:
     """Columns ``(N,)`` of images that are classified correctly; not finite where there is no boundary point."""
-    boundary = NearestBoundary(network, bounds=BOUNDS).find(images, labels)
+    boundary = NearestBoundary(network, bounds=BOUNDS, budget=budget).find(images, labels)
     on_boundary = {"boundary": boundary, "n_steps": N_STEPS}
     maps = {
         "SM": Saliency(network).attribute(images.clone().requires_grad_(), labels, abs=False).detach(),
