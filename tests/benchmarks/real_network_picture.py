@@ -61,7 +61,7 @@ def explain(model: nn.Module, images: Tensor, search: NearestBoundary, boundary:
         "Saliency": Saliency(model).attribute(leaves, target, abs=False),
         "IG, black": IntegratedGradients(model).attribute(leaves, target=target, **path),
         "BSM": BoundarySaliency(model, search).attribute(images, boundary=boundary),
-        "mean of 5\nnormals": AggregatedBoundaryNormals(model, search).attribute(images),
+        "5 normals": AggregatedBoundaryNormals(model, search).attribute(images),
         "BIG": BoundaryIntegratedGradients(model, search).attribute(images, boundary=boundary, **path),
     }
     return {name: attributions.detach() for name, attributions in maps.items()}
@@ -77,7 +77,7 @@ def draw(images: Tensor, boundary: BoundaryPoints, maps: dict[str, Tensor]) -> F
         outlier_perc=BEYOND_FULL_COLOUR,
         figure=Figure(figsize=(9, 3.9), layout="constrained"),
     )
-    axes[0, 1].set_title(f"to the boundary,\n× {AMPLIFICATION}", fontsize=axes[0, 0].title.get_fontsize())  # noqa: RUF001
+    axes[0, 1].title.set_text(f"change × {AMPLIFICATION}")  # noqa: RUF001
     for panel, change in zip(axes[:, 1], boundary.points - images, strict=True):
         grey = (0.5 + AMPLIFICATION * change).clamp(0, 1)
         panel.images[0].set_data(grey.permute(1, 2, 0).numpy())
@@ -87,8 +87,10 @@ def draw(images: Tensor, boundary: BoundaryPoints, maps: dict[str, Tensor]) -> F
 def save(figure: Figure, path: Path) -> None:
     """Save with few colours: maps of a real network look like noise, which does not compress."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    Image.open(buffer).convert("RGB").quantize(N_COLOURS).save(path, optimize=True)
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", pad_inches=0.05)
+    picture = Image.open(buffer).convert("RGB")
+    palette = picture.quantize(N_COLOURS, method=Image.Quantize.MAXCOVERAGE, kmeans=5)
+    picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 if __name__ == "__main__":
