@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from captum_boundary import (
+    AggregatedBoundaryNormals,
     BoundaryAttribution,
     BoundaryIntegratedGradients,
     BoundaryPoints,
@@ -61,7 +62,7 @@ def explainers(mean_colour: Tensor, backgrounds: Tensor) -> dict[str, Explainer]
     def mean(images: Tensor) -> Tensor:
         return mean_colour.expand_as(images)
 
-    methods = {
+    return {
         REFERENCE: Explainer(partial(_integrated_gradients, black)),
         "IG, blurred": Explainer(partial(_integrated_gradients, blurred)),
         "IG, mean colour": Explainer(partial(_integrated_gradients, mean)),
@@ -78,16 +79,15 @@ def explainers(mean_colour: Tensor, backgrounds: Tensor) -> dict[str, Explainer]
         "boundary SmoothGrad": _boundary(
             partial(BoundaryAttribution, method=_smoothed_saliency), **SMOOTHING, nt_samples_batch_size=1
         ),
+        "mean of 5 normals": Explainer(partial(_mean_normals, False)),
+        "mean of 5 normals x way": Explainer(partial(_mean_normals, True)),
     }
-    try:
-        from captum_boundary import AggregatedBoundaryNormals
-    except ImportError:
-        return methods
 
-    def aggregated(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None) -> Tensor:
-        return AggregatedBoundaryNormals(model, search=search(model)).attribute(images, target)
 
-    return {**methods, "aggregated normals": Explainer(aggregated)}
+def _mean_normals(
+    multiply_by_inputs: bool, model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None
+) -> Tensor:
+    return AggregatedBoundaryNormals(model, search(model), multiply_by_inputs).attribute(images, target)
 
 
 def _boundary(method: Callable[..., BoundaryAttribution], **options: Any) -> Explainer:
