@@ -103,7 +103,12 @@ def test_differences_are_paired_by_image_and_seed(benchmark) -> None:
 
 
 def test_picture_has_a_line_of_panels_for_each_data_set(benchmark, tmp_path: Path) -> None:
-    columns = {"distance": [1.0, 2.0], "alignment": [0.5, None], "gradient kept": [0.9, 0.8], "|IG - BIG|": [0.1, 0.3]}
+    columns = {
+        "distance": [1.0, 2.0],
+        "alignment": [0.5, None],
+        "alignment of margins": [0.9, 0.8],
+        "|IG - BIG|": [0.1, 0.3],
+    }
     means = benchmark.normality_summary.means({"standard": [columns], "ig_norm": [columns, columns]})
     path = tmp_path / "picture.png"
     benchmark.normality_picture.draw({"mnist": means, "digits": means}, path)
@@ -123,15 +128,17 @@ def test_sign_is_that_of_all_seeds(benchmark, intervals, expected) -> None:
 def test_networks_are_those_of_the_training_benchmark(benchmark) -> None:
     published = benchmark.rar_settings.training("mnist", "madry", "cpu", 3, quick=False)
     schedule = benchmark.normality.schedule
-    assert schedule("mnist", "adversarial", 3, None, None) == published
-    weaker = schedule("mnist", "adversarial / 4", 3, published.n_steps // 2, 16)
+    assert schedule("mnist", "adversarial", 3, None, None, smooth=False) == published
+    weaker = schedule("mnist", "adversarial / 4", 3, published.n_steps // 2, 16, smooth=True)
     assert weaker.loss["epsilon"] == published.loss["epsilon"] / 4
-    assert (weaker.warm_up, weaker.batch_size) == (published.warm_up // 2, 16)
+    assert (weaker.warm_up, weaker.batch_size, weaker.smooth) == (published.warm_up // 2, 16, True)
 
 
 @pytest.fixture
 def options(tmp_path: Path) -> Namespace:
-    return Namespace(steps=20, batch_size=32, images=5, budget=10, device="cpu", save_seconds=0.0, output=tmp_path)
+    return Namespace(
+        steps=20, batch_size=32, images=5, budget=10, smooth=False, device="cpu", save_seconds=0.0, output=tmp_path
+    )
 
 
 def test_what_is_finished_is_not_done_again(benchmark, options: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,21 +75,21 @@ def main() -> None:
             for seed, dataset, name in bar:
                 bar.set_description(f"{dataset}, seed {seed}, {name}")
                 per_seed[dataset].setdefault(name, []).append(finish(dataset, name, seed, data[dataset], options))
-                save(dataset, summarize(per_seed[dataset], options), path)
+                save(section(dataset, options), summarize(per_seed[dataset], options), path)
     except (CheckpointError, DataNotReachableError) as error:
         sys.exit(str(error))
     for dataset in options.dataset:
-        print(f"\n{dataset}\n")
+        print(f"\n{section(dataset, options)}\n")
         show(summarize(per_seed[dataset], options))
     picture = options.output / "normality.png"
-    draw({dataset: means(per_seed[dataset]) for dataset in options.dataset}, picture)
+    draw({section(dataset, options): means(per_seed[dataset]) for dataset in options.dataset}, picture)
     print(f"\nSaved {path} and {picture}")
 
 
 def finish(dataset: str, name: str, seed: int, data: Data, options: argparse.Namespace) -> dict[str, Values]:
     """Train and measure, or what is left of both."""
-    settings = schedule(dataset, name, seed, options.steps, options.batch_size)
-    file = options.output / f"{dataset}-{name.replace(' / ', '-')}-{seed}"
+    settings = schedule(dataset, name, seed, options.steps, options.batch_size, options.smooth)
+    file = options.output / f"{section(dataset, options)}-{name.replace(' / ', '-')}-{seed}"
     measured = Checkpoint(
         file.with_suffix(".measures.pt"), {**asdict(settings), "n_images": options.images, "budget": options.budget}
     )
@@ -104,10 +104,15 @@ def finish(dataset: str, name: str, seed: int, data: Data, options: argparse.Nam
     return columns
 
 
-def schedule(dataset: str, name: str, seed: int, n_steps: int | None, batch_size: int | None) -> Training:
+def section(dataset: str, options: argparse.Namespace) -> str:
+    """Where results are kept."""
+    return f"{dataset}-smooth" if options.smooth else dataset
+
+
+def schedule(dataset: str, name: str, seed: int, n_steps: int | None, batch_size: int | None, smooth: bool) -> Training:
     """That of the benchmark of training, which None leaves as it is, with a share of its epsilon."""
     objective, share = NETWORKS[name]
-    settings = training(dataset, objective, "cpu", seed, quick=False)
+    settings = training(dataset, objective, "cpu", seed, quick=False, smooth=smooth)
     n_steps = n_steps or settings.n_steps
     shrunk = n_steps / settings.n_steps
     strength = {key: share * settings.loss[key] for key in ("epsilon", "attack_step_size") if key in settings.loss}
@@ -161,6 +166,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     here = Path(__file__).parent
     parser.add_argument("--dataset", nargs="+", choices=["mnist", "fashion_mnist", "digits"], default=["mnist"])
+    parser.add_argument("--smooth", action="store_true", help="GELUs in place of ReLUs")
     parser.add_argument("--seeds", type=int, default=2, help="networks of each kind (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="of training (default: those of rar.py at --scale cpu)")
     parser.add_argument("--batch-size", type=int, help="of training (default: that of rar.py at --scale cpu)")

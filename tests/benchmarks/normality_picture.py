@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 BLUE, ORANGE = "#0b5fa5", "#c2410c"
 PANELS = {
     "alignment": "cosine of gradient and normal",
-    "gradient kept": "cosine of gradient and gradient 0.5 away",
+    "alignment of margins": "cosine of margin's gradient and normal",
     "|IG - BIG|": "|IG - BIG|",
 }
 # Marker and size of each network in turn: bigger ones for stronger training.
