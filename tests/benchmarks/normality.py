@@ -75,14 +75,18 @@ def main() -> None:
             for seed, dataset, name in bar:
                 bar.set_description(f"{dataset}, seed {seed}, {name}")
                 per_seed[dataset].setdefault(name, []).append(finish(dataset, name, seed, data[dataset], options))
-                save(section(dataset, options), summarize(per_seed[dataset], options), path)
+                save(section(dataset, options), collected(per_seed[dataset], options), path)
     except (CheckpointError, DataNotReachableError) as error:
         sys.exit(str(error))
+    shown = {}
     for dataset in options.dataset:
+        result = collected(per_seed[dataset], options) | summary(per_seed[dataset])
+        save(section(dataset, options), result, path)
         print(f"\n{section(dataset, options)}\n")
-        show(summarize(per_seed[dataset], options))
+        show(result)
+        shown[section(dataset, options)] = result["means"]
     picture = options.output / "normality.png"
-    draw({section(dataset, options): means(per_seed[dataset]) for dataset in options.dataset}, picture)
+    draw(shown, picture)
     print(f"\nSaved {path} and {picture}")
 
 
@@ -126,15 +130,19 @@ def schedule(dataset: str, name: str, seed: int, n_steps: int | None, batch_size
     )
 
 
-def summarize(per_seed: Mapping[str, list[dict[str, Values]]], options: argparse.Namespace) -> dict[str, Any]:
+def collected(per_seed: Mapping[str, list[dict[str, Values]]], options: argparse.Namespace) -> dict[str, Any]:
+    """All numbers that are known so far."""
+    names = ("steps", "batch_size", "images", "budget", "seeds")
+    return {"settings": {name: getattr(options, name) for name in names}, "per image": per_seed, "claims": []}
+
+
+def summary(per_seed: Mapping[str, list[dict[str, Values]]]) -> dict[str, Any]:
     to_standard = differences(per_seed, STANDARD)
     return {
-        "settings": {name: getattr(options, name) for name in ("steps", "batch_size", "images", "budget", "seeds")},
         "means": means(per_seed),
         f"differences to {STANDARD}": to_standard,
         f"differences to {STRONGEST}": differences(per_seed, STRONGEST),
         "claims": claims(to_standard),
-        "per image": per_seed,
     }
 
 
