@@ -16,8 +16,15 @@ PANELS = {
     "alignment of margins": "cosine of margin's gradient and normal",
     "|IG - BIG|": "|IG - BIG|",
 }
-# Marker and size of each network in turn: bigger ones for stronger training.
-MARKERS = (("o", 5), ("^", 5), ("^", 7), ("^", 9), ("s", 7), ("D", 7))
+# Marker and size of each network: bigger ones for stronger training.
+MARKERS = {
+    "standard": ("o", 5),
+    "adversarial / 4": ("^", 5),
+    "adversarial / 2": ("^", 7),
+    "adversarial": ("^", 9),
+    "ig_norm": ("s", 7),
+    "ig_sum_norm": ("D", 7),
+}
 WIDTH, HEIGHT = 3.4, 2.9  # of a panel, in inches
 
 
@@ -39,7 +46,8 @@ def draw(means: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 def _draw_panel(axes: Axes, by_network: Mapping[str, Any], column: str) -> None:
     strengths = [cells for name, cells in by_network.items() if not name.startswith("ig_")]
     axes.plot(*([cells[key]["mean"] for cells in strengths] for key in ("distance", column)), color=BLUE, lw=1)
-    for (name, cells), (marker, size) in zip(by_network.items(), MARKERS, strict=False):
+    for name, cells in by_network.items():
+        marker, size = MARKERS[name]
         style = {"fmt": marker, "ms": size, "color": ORANGE if name.startswith("ig_") else BLUE}
         x, y = cells["distance"], cells[column]
         x_error, y_error = ([[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]] for cell in (x, y))
