@@ -42,7 +42,7 @@ def normal_alignment(
     r"""Cosine of the gradient at the input and the unit normal at its boundary point.
 
     1 means that the ordinary saliency map already shows the normal of the boundary, as in a linear model with
-    ``score="margin"``. Robust models score higher than others.
+    ``score="margin"``. The paper finds it higher for robust models.
 
     Args:
 

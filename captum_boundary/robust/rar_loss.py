@@ -212,7 +212,6 @@ class RARLoss(nn.Module):
         )
         self.model = model
         self.size = size
-        self.epsilon = epsilon
         self.weight = self._size.weight if weight is None else weight
         self.bounds = bounds
         self.loss_func = cross_entropy if loss_func is None else loss_func
@@ -221,6 +220,17 @@ class RARLoss(nn.Module):
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self.parts: RARParts | None = None
         self._layer = (layer,)  # in a tuple, since it belongs to the model already
+
+    @property
+    def epsilon(self) -> float:
+        r"""Radius of the perturbations. Assign it to let it grow in training; the attack's steps grow with it."""
+        return self._maximizer.epsilon
+
+    @epsilon.setter
+    def epsilon(self, value: float) -> None:
+        check_positive("epsilon", value)
+        step_size = self._maximizer.step_size * value / self._maximizer.epsilon
+        self._maximizer = self._maximizer._replace(epsilon=value, step_size=step_size)
 
     def forward(
         self, inputs: TensorOrTupleOfTensorsGeneric, target: Tensor, additional_forward_args: object = None

@@ -66,8 +66,10 @@ class BoundaryPoints:
     def __len__(self) -> int:
         return len(self.found)
 
-    def __getitem__(self, rows: slice | list[int] | Tensor) -> BoundaryPoints:
-        """The boundary points of some rows (a slice, indices or a mask), to work through many examples in batches."""
+    def __getitem__(self, rows: int | slice | list[int] | Tensor) -> BoundaryPoints:
+        """The boundary points of some rows (an index, a slice, indices or a mask), to work in batches or on one."""
+        if isinstance(rows, int):
+            rows = [rows]
 
         def of_rows(values: Any) -> Any:
             return tuple(map(of_rows, values)) if isinstance(values, tuple) else values[rows]

@@ -159,6 +159,18 @@ def test_the_attack_stays_in_the_ball_and_beats_random_points(size, norm, bounds
     assert objective(perturbed).mean() > at_random.mean(dim=1).max()
 
 
+@pytest.mark.parametrize("norm", [math.inf, 2])
+def test_epsilon_may_grow_between_steps(norm) -> None:
+    model, (x, y) = softplus_network(), batch()
+    rar = RARLoss(model, "ig_norm", epsilon=0.02, norm=norm, attack_step_size=0.01)
+    rar.epsilon = 0.2
+    grown = RARLoss(model, "ig_norm", epsilon=0.2, norm=norm, attack_step_size=0.1)
+    torch.testing.assert_close(rar.perturb(x, y), grown.perturb(x, y))
+    assert rar.epsilon == 0.2
+    with pytest.raises(BoundaryValueError, match="epsilon must be"):
+        rar.epsilon = 0
+
+
 def test_the_penalised_form_ends_where_its_optimum_is() -> None:
     weight = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)
     model = OneLayer(weight[0])

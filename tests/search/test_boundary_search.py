@@ -131,6 +131,7 @@ def test_rows_can_be_taken_from_a_result(linear):
             assert len(part) == 2
             assert torch.equal(part.points[0] if isinstance(structure, tuple) else part.points, points[1:3])
             assert torch.equal(part.distance, boundary.distance[1:3])
+        assert torch.equal(boundary[2].distance, boundary.distance[2:3])
 
 
 @every_search
