@@ -59,7 +59,7 @@ def tiny_networks(n_cases: int, seed: int):
 @pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")  # some have one region alone
 def test_tiny_relu_networks_against_enumeration():
     ratios = []
-    for x, *parameters, exact in tiny_networks(n_cases=5, seed=0):
+    for x, *parameters, exact in tiny_networks(n_cases=8, seed=0):
         search = NearestBoundary(relu_scores, bounds=(-LIMIT, LIMIT))
         boundaries = boundaries_of(relu_scores, search, x, None, tuple(parameters), n_boundaries=exact.shape[1] - 1)
         exact = exact.scatter(1, boundaries.target[:, None], math.inf)
