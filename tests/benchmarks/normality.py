@@ -188,7 +188,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--save-seconds", type=float, default=30.0, help="time between checkpoints (default: 30)")
     options = parser.parse_args()
     if options.quick:
-        options.dataset, options.seeds, options.steps, options.images = ["digits"], 1, 40, 20
+        options.dataset, options.seeds, options.steps = ["digits"], 1, 40
+        options.images, options.budget = 10, 10
         options.output /= "quick"
     return options
 
