@@ -81,6 +81,9 @@ def explainers(mean_colour: Tensor, backgrounds: Tensor) -> dict[str, Explainer]
         ),
         "mean of 5 normals": Explainer(partial(_mean_normals, False)),
         "mean of 5 normals x way": Explainer(partial(_mean_normals, True)),
+        # Two maps that know nothing of the network: what a measure says of these it may say of any.
+        "random signs and sizes": Explainer(lambda model, images, target, _: torch.randn_like(images)),
+        "the same everywhere": Explainer(lambda model, images, target, _: torch.ones_like(images)),
     }
 
 
