@@ -30,7 +30,9 @@ def test_regions_of_a_linear_model_equal_programmes(n_classes, n_inputs):
     weight, bias = (parameter.detach().numpy() for parameter in (model.weight, model.bias))
     exact = torch.tensor(np.stack([linear_region_distances(weight, bias, x) for x in inputs.numpy()]))
 
-    boundaries = boundaries_of(model, NearestBoundary(model), inputs, n_boundaries=n_classes - 1)
+    attributions, boundaries = AggregatedBoundaryNormals(model).attribute(
+        inputs, n_boundaries=n_classes - 1, return_boundary=True
+    )
 
     assert torch.equal(boundaries.found, torch.isfinite(boundaries.distance))
     assert (boundaries.distance.diff(dim=1)[boundaries.found[:, 1:]] >= 0).all()
@@ -38,6 +40,13 @@ def test_regions_of_a_linear_model_equal_programmes(n_classes, n_inputs):
     found = boundaries.found
     assert found.double().mean() > 0.9
     torch.testing.assert_close(boundaries.distance[found], exact[found], rtol=1e-5, atol=0)
+    slopes = model.weight.detach()[boundaries.target][:, None] - model.weight.detach()[boundaries.adversarial]
+    normals = torch.where(found[:, :, None], slopes / slopes.norm(dim=2, keepdim=True), 0.0)
+    torch.testing.assert_close(boundaries.normals, normals, rtol=1e-5, atol=1e-5)
+    distance = torch.where(found, exact, torch.inf)
+    weights = torch.softmax(-distance / distance.amin(dim=1, keepdim=True), dim=1)
+    torch.testing.assert_close(boundaries.weights, weights, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attributions, (weights[:, :, None] * normals).sum(dim=1), rtol=1e-5, atol=1e-5)
 
 
 def tiny_networks(n_cases: int, seed: int):
