@@ -21,9 +21,7 @@ _MOST_LINES = 0.8  # times the budget
 _LINES_TIMES_DIMENSION = 25  # times the budget
 
 
-def refine(
-    search: Incumbents, rows: Tensor, starts: Tensor, n_gradients: int, rival: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def refine(search: Incumbents, rows: Tensor, starts: Tensor, n_gradients: int, rival: Tensor | None = None) -> Tensor:
     """Move to the nearest point of the linearised boundary, linearise there, and so on.
 
     Where the linearisations stay true this ends on the nearest point of the boundary in a few steps. An example leaves
@@ -42,7 +40,6 @@ def refine(
     Returns:
 
         - **settled** (*Tensor*): Whether the best point known of an example passed the first-order test here, ``(n,)``.
-        - **points** (*Tensor*): Where the last linearisations of each example lead, ``(n, D)``.
     """
     oracle = search.oracle
     meets_corners = search.few_dimensions and search.norm == 2 and oracle.n_classes > 2
@@ -74,7 +71,7 @@ def refine(
         settled[index] = ~promising & on_boundary & is_best
         points[index] = nearest
         index = index[promising]
-    return settled, points
+    return settled
 
 
 def settle(search: Incumbents, rows: Tensor) -> None:

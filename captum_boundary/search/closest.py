@@ -63,7 +63,10 @@ class ClosestBoundary(BoundarySearch):
             raise BoundaryValueError(
                 f"searches must share their norm, for their distances to be compared, but their norms are {norms}."
             )
-        super().__init__(searches[0].forward_func, norm=norms[0], strict=strict)
+        sizes = [search.internal_batch_size for search in searches if search.internal_batch_size is not None]
+        super().__init__(
+            searches[0].forward_func, norm=norms[0], strict=strict, internal_batch_size=min(sizes, default=None)
+        )
         self.searches = tuple(searches)
 
     def _find(self, inputs: Any, target: TargetType, additional_forward_args: object) -> BoundaryPoints:

@@ -138,13 +138,13 @@ class NearestBoundary(BoundarySearch):
 
         rows = all_rows[torch.isfinite(search.distance)]
         n_refinements = min(_MAX_REFINEMENT, math.ceil(_REFINEMENT_SHARE * self.budget))
-        settled, _ = refine(search, rows, search.points[rows], n_refinements)
+        settled = refine(search, rows, search.points[rows], n_refinements)
 
         jagged = rows[~settled]
         left = search.left(jagged)
         n_steps = (_DESCENT_SHARE * left).long() if search.few_dimensions else (left - n_refinements).clamp_min(0)
         descend(search, jagged, n_steps)
-        settled[~settled], _ = refine(search, jagged, search.points[jagged], n_refinements)
+        settled[~settled] = refine(search, jagged, search.points[jagged], n_refinements)
 
         restarts_pay = torch.ones_like(all_rows, dtype=torch.bool)
         restarts_pay[rows[~settled]] = search.few_dimensions
