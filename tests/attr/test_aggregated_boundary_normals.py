@@ -166,6 +166,20 @@ def test_other_searches_go_to_classes_but_not_in_random_directions(network, inpu
             AggregatedBoundaryNormals(network, search).attribute(inputs, sampling="random")
 
 
+def test_no_more_examples_than_allowed_pass_through_the_model_at_once(network, inputs):
+    sizes = []
+
+    def watched(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return network(x)
+
+    first, second = (NearestBoundary(watched, budget=5, internal_batch_size=size) for size in (3, 2))
+    for search, largest in ((first, 3), (ClosestBoundary([first, second]), 3)):
+        sizes.clear()
+        AggregatedBoundaryNormals(watched, search).attribute(inputs, n_boundaries=3)
+        assert max(sizes) <= largest
+
+
 def test_all_evaluations_are_counted(network, inputs):
     calls = []
 
