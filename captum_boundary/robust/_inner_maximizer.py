@@ -23,16 +23,21 @@ class InnerMaximizer(NamedTuple):
     step_size: float
     penalty: float | None  # on the squared l2 distance, in place of the ball
 
-    def maximize(
-        self,
-        objective: Callable[[Tensor], Tensor],
-        x: Tensor,
-        box: Box,
-        slope: Tensor,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Points ``(N, D)`` in ``box``, from a start on the side where ``slope``, the loss's at ``x``, rises."""
-        points = self._start(x, box, slope, generator)
+    def start(self, x: Tensor, box: Box, slope: Tensor, noise: Tensor | None) -> Tensor:
+        """Points ``(N, D)`` in ``box``, on the side where ``slope``, the loss's at ``x``, rises.
+
+        They are ``noise`` away from ``x``, whose signs follow the slope, or one step along the slope.
+        """
+        # A norm of attributions has a maximum on each side of the input, and the lower one lies where the loss falls.
+        # At the input itself, where attributions are zero, it has no slope at all: that of the loss leads out.
+        move = self._step(slope) if noise is None else torch.where(slope == 0, noise, noise.abs() * slope.sign())
+        moved = box.clamp(x + move)
+        has_room = (moved - x).abs() >= move.abs() / 2
+        return torch.where(has_room, moved, box.clamp(x - move))
+
+    def ascend(self, objective: Callable[[Tensor], Tensor], start: Tensor, x: Tensor, box: Box) -> Tensor:
+        """Where the ascent from ``start`` ends, within the ball around ``x`` and in ``box``."""
+        points = start
         for _ in range(self.n_steps):
             leaves = points.detach().requires_grad_()
             with torch.enable_grad():
@@ -43,20 +48,8 @@ class InnerMaximizer(NamedTuple):
             points = box.clamp(x + self._within(points + self._step(gradient) - x))
         return points
 
-    def _start(self, x: Tensor, box: Box, slope: Tensor, generator: torch.Generator | None) -> Tensor:
-        # A norm of attributions has a maximum on each side of the input, and the lower one lies where the loss falls.
-        # At the input itself, where attributions are zero, it has no slope at all: that of the loss leads out.
-        if generator is None:
-            move = self._step(slope)
-        else:
-            noise = self._noise(x, generator)
-            move = torch.where(slope == 0, noise, noise.abs() * slope.sign())
-        moved = box.clamp(x + move)
-        has_room = (moved - x).abs() >= move.abs() / 2
-        return torch.where(has_room, moved, box.clamp(x - move))
-
-    def _noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Uniform in the ball."""
+    def noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Moves that are uniform in the ball."""
         if self.norm == math.inf:
             uniform = torch.rand(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
             return (2 * uniform - 1).to(x.device) * self.epsilon

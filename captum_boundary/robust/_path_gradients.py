@@ -13,6 +13,7 @@ path is the curve :math:`h(z(a))`, and the sum is
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from captum_boundary._errors import BoundaryValueError
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 
-__all__ = ["Quadrature", "path_attribution"]
+__all__ = ["Quadrature", "batches", "examples_at_once", "path_attribution"]
 
 # What one forward pass may save for the backward pass. On a CPU larger batches fall out of the caches (a single forward
 # pass for all path points of a convolutional network may take twice as long as one for each), a GPU wants them.
@@ -71,40 +72,45 @@ def path_attribution(
     """Integrated Gradients of the loss from ``start`` to ``end``, flat ``(N, D)`` points; ``(N, ...)``.
 
     Gradients reach the parameters of the loss and ``end``. With ``internal_batch_size`` no more examples than that pass
-    through the model at once, and their graph is built again in the backward pass, so that memory does not grow with
-    the number of nodes.
+    through the model at once. Where these are not all of them, the graph is built again in the backward pass, part by
+    part, so that memory does not grow with the number of nodes.
     """
-    n_examples = len(loss)
-    n_rows = min(internal_batch_size or n_examples, n_examples)
-    if n_rows < n_examples:
-        groups = [slice(first, first + n_rows) for first in range(0, n_examples, n_rows)]
-        return torch.cat(
-            [path_attribution(loss.of_rows(g), start[g], end[g], rule, internal_batch_size) for g in groups]
-        )
-    integral = _PathIntegral(loss, start, rule, _nodes_at_once(loss, start, internal_batch_size))
+    nodes_at_once = len(rule.nodes)
     if internal_batch_size is not None:
+        n_edges = _extra_points(loss)
+        nodes_at_once = min(nodes_at_once, internal_batch_size // len(loss) - n_edges)
+        if nodes_at_once < 1 < len(loss):
+            groups = batches(len(loss), max(1, internal_batch_size // (1 + n_edges)))
+            parts = [(loss.of_rows(rows), start[rows], end[rows]) for rows in groups]
+            return torch.cat([path_attribution(*part, rule, internal_batch_size) for part in parts])
+    suitable = min(nodes_at_once, _nodes_that_suit(loss)) if nodes_at_once > 1 else 1
+    integral = _PathIntegral(loss, start, rule, suitable)
+    if nodes_at_once < len(rule.nodes):
         attribution: Tensor = _Recomputed.apply(integral, end, *loss.parameters.values())
         return attribution
     return _total(integral.terms(end, loss.state, keep_graph=torch.is_grad_enabled()))
 
 
-def _nodes_at_once(loss: PointwiseLoss, start: Tensor, internal_batch_size: int | None) -> int:
-    """Path points of every example for one forward pass."""
-    if internal_batch_size is not None:
-        return max(1, internal_batch_size // len(loss))
-    saved = 0
+def examples_at_once(loss: PointwiseLoss, rule: Quadrature, internal_batch_size: int) -> int:
+    """Examples whose whole paths pass through the model at once; if not even one can, as many as single nodes do."""
+    n_points = len(rule.nodes) + _extra_points(loss)
+    return internal_batch_size // n_points or internal_batch_size
 
-    def count(tensor: Tensor) -> Tensor:
-        nonlocal saved
-        saved += tensor.nbytes if tensor.data_ptr() not in weights else 0
-        return tensor
 
-    weights = {tensor.data_ptr() for tensor in loss.state.values()}
-    one = loss.of_rows(slice(0, 1))
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        one(start[:1].clone().requires_grad_())
-    available = _CPU_BYTES if start.device.type == "cpu" else _ACCELERATOR_BYTES
-    return max(1, available // (max(saved, 1) * len(loss)))
+def batches(n_examples: int, size: int) -> list[slice]:
+    """Rows of consecutive batches of at most ``size`` examples."""
+    return [slice(first, min(first + size, n_examples)) for first in range(0, n_examples, size)]
+
+
+def _extra_points(loss: PointwiseLoss) -> int:
+    """The curve in a layer's output has one point more than nodes: a step takes both its ends."""
+    return 0 if loss.layer is None else 1
+
+
+def _nodes_that_suit(loss: PointwiseLoss) -> int:
+    """Nodes of every example in one forward pass that make the best use of the device."""
+    available = _CPU_BYTES if loss.device.type == "cpu" else _ACCELERATOR_BYTES
+    return max(1, available // (loss.bytes_per_example * len(loss)))
 
 
 class _PathIntegral(NamedTuple):
@@ -119,9 +125,12 @@ class _PathIntegral(NamedTuple):
         """Parts ``(N, ...)`` of the sum."""
         loss = replace(self.loss, state=state)
         part = self._layer_part if loss.layer is not None else self._input_part
-        for first in range(0, len(self.rule.nodes), self.nodes_at_once):
+        n_nodes = len(self.rule.nodes)
+        n_parts = math.ceil(n_nodes / self.nodes_at_once)
+        for index in range(n_parts):
+            nodes = slice(n_nodes * index // n_parts, n_nodes * (index + 1) // n_parts)
             with torch.enable_grad():
-                value = part(loss, end, slice(first, first + self.nodes_at_once), keep_graph)
+                value = part(loss, end, nodes, keep_graph)
             yield value if keep_graph else value.detach()
 
     def _input_part(self, loss: PointwiseLoss, end: Tensor, nodes: slice, keep_graph: bool) -> Tensor:
@@ -132,8 +141,7 @@ class _PathIntegral(NamedTuple):
 
     def _layer_part(self, loss: PointwiseLoss, end: Tensor, nodes: slice, keep_graph: bool) -> Tensor:
         """The layer's output moves from one node to the next, its gradient is that at the right or left of them."""
-        last = nodes.start + len(self.rule.nodes[nodes])
-        edges = [k / len(self.rule.nodes) for k in range(nodes.start, last + 1)]
+        edges = [k / len(self.rule.nodes) for k in range(nodes.start, nodes.stop + 1)]
         losses, outputs = loss.with_layer(self._points(end, edges))
         gradient = _gradient(losses, outputs, keep_graph)
         of_steps = (len(edges), len(loss), *outputs.shape[1:])

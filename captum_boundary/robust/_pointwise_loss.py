@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._flat import unpack
+from captum_boundary._flat import pack, unpack
 
 __all__ = ["LossFunction", "PointwiseLoss", "cross_entropy", "losses_of"]
 
@@ -67,6 +68,27 @@ class PointwiseLoss:
 
     def __len__(self) -> int:
         return len(self.target)
+
+    @property
+    def device(self) -> torch.device:
+        return self.templates[0].device
+
+    @cached_property
+    def bytes_per_example(self) -> int:
+        """What the forward pass of one example saves for the backward pass, next to the model's parameters."""
+        saved = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal saved
+            saved += tensor.nbytes if tensor.data_ptr() not in of_model else 0
+            return tensor
+
+        of_model = {tensor.data_ptr() for tensor in self.state.values()}
+        one = self.of_rows(slice(0, 1))
+        point = pack(one.templates).detach().requires_grad_()
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            one(point)
+        return max(saved, 1)
 
     @property
     def parameters(self) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,8 @@ from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._flat import pack, unpack
 from captum_boundary.robust._checks import as_target, check_classification, check_finite, check_layer, check_positive
 from captum_boundary.robust._inner_maximizer import InnerMaximizer
-from captum_boundary.robust._path_gradients import Quadrature, path_attribution
+from captum_boundary.robust._mean_size import mean_size
+from captum_boundary.robust._path_gradients import Quadrature, batches, examples_at_once, path_attribution
 from captum_boundary.robust._pointwise_loss import LossFunction, PointwiseLoss, cross_entropy, losses_of
 from captum_boundary.robust._sizes import size_of
 from captum_boundary.search._bounds import Bounds, box_of
@@ -54,12 +55,21 @@ class RARParts:
 class _Problem:
     """One call's inputs, checked, and the loss around them."""
 
-    inputs: tuple[Tensor, ...]
-    as_tuple: bool
     x: Tensor  # the inputs as flat points (N, D)
     box: Box
-    arguments: tuple[Any, ...]
     loss: PointwiseLoss
+    as_tuple: bool
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.loss.templates
+
+    def of_rows(self, rows: slice) -> _Problem:
+        return replace(self, x=self.x[rows], box=self.box.of(rows), loss=self.loss.of_rows(rows))
+
+    def with_state(self, state: Mapping[str, Tensor]) -> _Problem:
+        """The same problem for other values of some of the model's parameters."""
+        return replace(self, loss=replace(self.loss, state={**self.loss.state, **state}))
 
 
 class RARLoss(nn.Module):
@@ -124,10 +134,13 @@ class RARLoss(nn.Module):
             Default: None
         layer (Module, optional): Module of the model to whose output is attributed, along the curve that the straight
             path in the input takes there. Default: None, the input.
-        internal_batch_size (int, optional): Examples times path points that pass through the model at once. Their
-            graph is then built anew in the backward pass, so that memory does not grow with ``n_steps``, at the price
-            of about half as much time again, and more if it is too small to keep the machine busy. Default: None, the
-            graph is kept, and as many path points pass at once as suits the caches (a CPU) or the memory (a GPU).
+        internal_batch_size (int, optional): Examples times path points that pass through the model at once for the
+            regulariser, whose memory then does not grow with ``n_steps``: its gradient is taken for a few examples
+            after the other, in the forward pass, which costs no time as long as a whole path fits. With less than
+            ``n_steps`` (plus one with ``layer``) the path is taken in parts, at the price of about half as much time
+            again. Gradients reach the parameters of the model then, not those that ``loss_func`` or ``size`` may have.
+            Default: None, the graph is kept until the backward pass, and as many path points pass at once as suits the
+            caches (a CPU) or the memory (a GPU).
         generator (torch.Generator, optional): Source of the random starts. Default: None, one of its own with a fixed
             seed, ``loss.generator``.
         method (str, optional): Quadrature by Captum's names: "riemann_right", "riemann_left", "riemann_middle",
@@ -258,27 +271,27 @@ class RARLoss(nn.Module):
         end = self._perturb(problem)
         perturbed = unpack(end, problem.inputs)
 
-        output = self.model(*(perturbed if self._size.at_perturbed else problem.inputs), *problem.arguments)
+        output = self.model(*(perturbed if self._size.at_perturbed else problem.inputs), *problem.loss.arguments)
         loss = losses_of(self.loss_func, output, problem.loss.target)
         # The forward pass may have moved the running statistics.
         problem = replace(problem, loss=problem.loss.as_of_now())
         if self._size.of is None:
             # l(x) + w [l(x') - l(x)], with the loss at x' from the forward pass above.
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight != 1):
-                regularizer = self._regularizer(problem, end)
-            total = loss + (self.weight - 1) * regularizer if self.weight != 1 else loss
+                sizes = self._regularizer(problem, end)
+            total = (loss + (self.weight - 1) * sizes if self.weight != 1 else loss).mean()
         else:
-            regularizer = self._regularizer(problem, end)
-            total = loss + self.weight * regularizer
-        check_finite(total)
+            mean, sizes = self._mean_size(problem, end)
+            total = loss.mean() + self.weight * mean
+        check_finite((loss + self.weight * sizes).detach())
 
         natural = loss.detach()
         if self._size.at_perturbed:
             with torch.no_grad():
                 natural = problem.loss(problem.x)
         points = format_output(problem.as_tuple, perturbed)
-        self.parts = RARParts(natural, loss.detach(), regularizer.detach(), points)
-        return total.mean()
+        self.parts = RARParts(natural, loss.detach(), sizes.detach(), points)
+        return total
 
     def perturb(
         self, inputs: TensorOrTupleOfTensorsGeneric, target: Tensor, additional_forward_args: object = None
@@ -328,32 +341,64 @@ class RARLoss(nn.Module):
         )
         if self.loss_func is cross_entropy:
             check_classification(loss, pack(tensors)[:1])
-        return _Problem(tensors, is_tuple(inputs), pack(tensors), box_of(self.bounds, tensors), arguments, loss)
+        return _Problem(pack(tensors), box_of(self.bounds, tensors), loss, is_tuple(inputs))
 
     def _perturb(self, problem: _Problem) -> Tensor:
-        loss = problem.loss.detached()
-        x = problem.x
+        noise = self._maximizer.noise(problem.x, self.generator) if self.random_start else None
+        problem = replace(problem, loss=problem.loss.detached())
+        ends = []
+        for rows in self._groups(problem.loss, self._attack_rule):
+            part = problem.of_rows(rows)
+            start = self._maximizer.start(part.x, part.box, self._slope(part), None if noise is None else noise[rows])
+            ends.append(self._maximizer.ascend(self._objective(part), start, part.x, part.box))
+        return torch.cat(ends)
+
+    def _objective(self, problem: _Problem) -> Callable[[Tensor], Tensor]:
+        """What the attack maximises."""
 
         def objective(points: Tensor) -> Tensor:
             if self._size.of is None:
-                return loss(points)
-            sizes = self._sizes(loss, problem, points, self._attack_rule)
-            return loss(points) + self.weight * sizes if self._size.at_perturbed else sizes
+                return problem.loss(points)
+            sizes = self._sizes(problem, points, self._attack_rule)
+            return problem.loss(points) + self.weight * sizes if self._size.at_perturbed else sizes
 
-        leaves = x.clone().requires_grad_()
+        return objective
+
+    def _slope(self, problem: _Problem) -> Tensor:
+        """The gradient of the loss at the inputs."""
+        leaves = problem.x.clone().requires_grad_()
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(loss(leaves).sum(), leaves, materialize_grads=True)
-        generator = self.generator if self.random_start else None
-        return self._maximizer.maximize(objective, x, problem.box, slope, generator)
+            (slope,) = torch.autograd.grad(problem.loss(leaves).sum(), leaves, materialize_grads=True)
+        return slope
 
     def _regularizer(self, problem: _Problem, end: Tensor) -> Tensor:
         if self._size.of is None:
             return problem.loss(end) - problem.loss(problem.x)
-        return self._sizes(problem.loss, problem, end, self._rule)
+        return self._sizes(problem, end, self._rule)
 
-    def _sizes(self, loss: PointwiseLoss, problem: _Problem, end: Tensor, rule: Quadrature) -> Tensor:
-        attribution = path_attribution(loss, problem.x, end, rule, self.internal_batch_size)
-        if loss.layer is None and not problem.as_tuple:
+    def _mean_size(self, problem: _Problem, end: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of the regulariser over the batch, and its value for each example, without a graph."""
+        parameters = problem.loss.parameters
+        if self.internal_batch_size is None or not torch.is_grad_enabled() or not parameters:
+            sizes = self._regularizer(problem, end)
+            return sizes.mean(), sizes.detach()
+
+        def sizes_of(rows: slice, state: Mapping[str, Tensor]) -> Tensor:
+            return self._regularizer(problem.of_rows(rows).with_state(state), end[rows])
+
+        return mean_size(sizes_of, self._groups(problem.loss, self._rule), parameters)
+
+    def _groups(self, loss: PointwiseLoss, rule: Quadrature) -> list[slice]:
+        """Batches of examples whose paths pass through the model at once."""
+        if self.internal_batch_size is None:
+            return [slice(0, len(loss))]
+        if self._size.of is None:  # which needs no path
+            return batches(len(loss), self.internal_batch_size)
+        return batches(len(loss), examples_at_once(loss, rule, self.internal_batch_size))
+
+    def _sizes(self, problem: _Problem, end: Tensor, rule: Quadrature) -> Tensor:
+        attribution = path_attribution(problem.loss, problem.x, end, rule, self.internal_batch_size)
+        if problem.loss.layer is None and not problem.as_tuple:
             attribution = attribution.reshape(problem.inputs[0].shape)
         return self._size.measure(attribution)
 

@@ -31,7 +31,7 @@ class Box(NamedTuple):
     def clamp(self, points: Tensor) -> Tensor:
         return points.clamp(self.lower, self.upper)
 
-    def of(self, rows: Tensor) -> Box:
+    def of(self, rows: Tensor | slice) -> Box:
         """The limits of some rows of a batch."""
         return Box(*(side if len(side) == 1 else side[rows] for side in self))
 

@@ -212,14 +212,27 @@ class _ThroughThePath:
         model.register_forward_pre_hook(lambda module, inputs: self.batch_sizes.append(len(inputs[0])))
 
 
-@pytest.mark.parametrize(("internal_batch_size", "largest"), [(1, 1), (3, 3), (4, 4), (7, 4), (8, 8), (1000, 40)])
-def test_internal_batch_size_is_kept(internal_batch_size, largest, model, points) -> None:
+@pytest.mark.parametrize(
+    ("internal_batch_size", "largest", "n_passed"),
+    # All of the path's 40 points twice, unless they fit at once, and one to see how many suit the machine, if any do.
+    [(1, 1, 80), (3, 3, 81), (4, 4, 80), (7, 4, 80), (8, 8, 81), (30, 20, 81), (1000, 40, 41)],
+)
+def test_internal_batch_size_is_kept(internal_batch_size, largest, n_passed, model, points) -> None:
     start, end, target = points
     counter = _ThroughThePath(model)
     rule = Quadrature.of("riemann_right", 10)
     path_attribution(loss_of(model, start, target), start, end, rule, internal_batch_size).sum().backward()
     assert max(counter.batch_sizes) == largest
-    assert sum(counter.batch_sizes) == 2 * 40
+    assert sum(counter.batch_sizes) == n_passed
+
+
+@pytest.mark.parametrize("internal_batch_size", [1, 2, 4, 7, 8, 20, 1000])
+def test_internal_batch_size_is_kept_in_a_layer(internal_batch_size, model, points) -> None:
+    start, end, target = points
+    counter = _ThroughThePath(model)
+    loss = loss_of(model, start, target, layer=model[1])
+    path_attribution(loss, start, end, Quadrature.of("riemann_right", 10), internal_batch_size).sum().backward()
+    assert max(counter.batch_sizes) <= max(2, internal_batch_size)  # a step along the curve takes both its ends
 
 
 def test_the_default_puts_small_models_in_one_batch_and_large_ones_in_several(points) -> None:

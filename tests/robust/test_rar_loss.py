@@ -222,13 +222,50 @@ def test_parameter_gradients_at_fixed_points(size, internal_batch_size, with_lay
 def test_internal_batch_size_changes_nothing(size) -> None:
     x, y = batch()
     outcomes = []
-    for internal_batch_size in (None, 1, 6, 13):
+    for internal_batch_size in (None, 1, 6, 13, 50, 130, 10_000):
         model = softplus_network()
         loss = RARLoss(model, size, epsilon=0.3, internal_batch_size=internal_batch_size)(x, y)
         loss.backward()
         outcomes.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
     for outcome in outcomes[1:]:
         torch.testing.assert_close(outcome, outcomes[0], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("with_layer", [False, True])
+@pytest.mark.parametrize("internal_batch_size", [12, 25, 60])
+def test_internal_batch_size_costs_nothing_where_whole_paths_fit(internal_batch_size, with_layer) -> None:
+    model, (x, y) = softplus_network(), batch()
+    layer = model[1] if with_layer else None
+    settings = {"epsilon": 0.3, "n_steps": 11, "attack_n_steps": 5, "attack_steps": 2, "layer": layer}
+    passed: dict[int | None, list[int]] = {}
+    for size in (None, internal_batch_size):
+        rar = RARLoss(model, "ig_norm", internal_batch_size=size, **settings)
+        passed[size] = []
+        handle = model.register_forward_pre_hook(lambda _, inputs, of=passed[size]: of.append(len(inputs[0])))
+        rar(x, y).backward()
+        handle.remove()
+    examples_alone = len(x) + 1  # of checks and measurements, at most one for each group of one example
+    assert sum(passed[internal_batch_size]) <= sum(passed[None]) + 2 * examples_alone
+    assert max(passed[internal_batch_size]) <= internal_batch_size
+
+
+def test_gradients_of_accumulated_and_scaled_losses() -> None:
+    x, y = batch()
+    gradients = []
+    for internal_batch_size in (None, 120):
+        model = softplus_network()
+        rar = RARLoss(model, epsilon=0.3, internal_batch_size=internal_batch_size)
+        (0.5 * rar(x, y) + 2 * rar(x, y)).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-11)
+
+
+def test_frozen_parameters_get_no_gradient_in_groups_either() -> None:
+    model, (x, y) = softplus_network(), batch()
+    frozen = next(model.parameters()).requires_grad_(False)
+    RARLoss(model, epsilon=0.3, internal_batch_size=60)(x, y).backward()
+    assert frozen.grad is None
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter is not frozen)
 
 
 @pytest.mark.parametrize("size", ["ig_norm", "ig_sum_norm", "sum"])
