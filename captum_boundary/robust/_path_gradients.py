@@ -83,17 +83,20 @@ def path_attribution(
             groups = batches(len(loss), max(1, internal_batch_size // (1 + n_edges)))
             parts = [(loss.of_rows(rows), start[rows], end[rows]) for rows in groups]
             return torch.cat([path_attribution(*part, rule, internal_batch_size) for part in parts])
-    suitable = min(nodes_at_once, _nodes_that_suit(loss)) if nodes_at_once > 1 else 1
-    integral = _PathIntegral(loss, start, rule, suitable)
+    suitable = max(1, _points_that_suit(loss) // len(loss)) if nodes_at_once > 1 else 1
+    integral = _PathIntegral(loss, start, rule, max(1, min(nodes_at_once, suitable)))
     if nodes_at_once < len(rule.nodes):
         attribution: Tensor = _Recomputed.apply(integral, end, *loss.parameters.values())
         return attribution
     return _total(integral.terms(end, loss.state, keep_graph=torch.is_grad_enabled()))
 
 
-def examples_at_once(loss: PointwiseLoss, rule: Quadrature, internal_batch_size: int) -> int:
-    """Examples whose whole paths pass through the model at once; if not even one can, as many as single nodes do."""
+def examples_at_once(loss: PointwiseLoss, rule: Quadrature, internal_batch_size: int | None) -> int:
+    """Examples whose whole paths pass through the model at once; if not even one may, as many as single nodes do."""
     n_points = len(rule.nodes) + _extra_points(loss)
+    if internal_batch_size is None:
+        # An ordinary forward pass takes the whole batch, so that there is room for as many points.
+        return max(1, max(len(loss), _points_that_suit(loss)) // n_points)
     return internal_batch_size // n_points or internal_batch_size
 
 
@@ -107,10 +110,10 @@ def _extra_points(loss: PointwiseLoss) -> int:
     return 0 if loss.layer is None else 1
 
 
-def _nodes_that_suit(loss: PointwiseLoss) -> int:
-    """Nodes of every example in one forward pass that make the best use of the device."""
+def _points_that_suit(loss: PointwiseLoss) -> int:
+    """Points in one forward pass that make the best use of the device."""
     available = _CPU_BYTES if loss.device.type == "cpu" else _ACCELERATOR_BYTES
-    return max(1, available // (loss.bytes_per_example * len(loss)))
+    return max(1, available // loss.bytes_per_example)
 
 
 class _PathIntegral(NamedTuple):

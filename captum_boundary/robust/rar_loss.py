@@ -135,12 +135,13 @@ class RARLoss(nn.Module):
         layer (Module, optional): Module of the model to whose output is attributed, along the curve that the straight
             path in the input takes there. Default: None, the input.
         internal_batch_size (int, optional): Examples times path points that pass through the model at once for the
-            regulariser, whose memory then does not grow with ``n_steps``: its gradient is taken for a few examples
-            after the other, in the forward pass, which costs no time as long as a whole path fits. With less than
+            regulariser. Its gradient is taken for a few examples after the other, in the forward pass already, so that
+            memory does not grow with ``n_steps``, and no time is lost as long as a whole path fits. With less than
             ``n_steps`` (plus one with ``layer``) the path is taken in parts, at the price of about half as much time
-            again. Gradients reach the parameters of the model then, not those that ``loss_func`` or ``size`` may have.
-            Default: None, the graph is kept until the backward pass, and as many path points pass at once as suits the
-            caches (a CPU) or the memory (a GPU).
+            again. Default: None, as many as suit the caches (a CPU) or fill a GPU, and no less than the batch.
+            Gradients reach the parameters of the model, not those that ``loss_func`` or ``size`` may have. For
+            functions of yours None means that the graph is kept until the backward pass, and gradients reach all
+            parameters.
         generator (torch.Generator, optional): Source of the random starts. Default: None, one of its own with a fixed
             seed, ``loss.generator``.
         method (str, optional): Quadrature by Captum's names: "riemann_right", "riemann_left", "riemann_middle",
@@ -344,13 +345,13 @@ class RARLoss(nn.Module):
         return _Problem(pack(tensors), box_of(self.bounds, tensors), loss, is_tuple(inputs))
 
     def _perturb(self, problem: _Problem) -> Tensor:
-        noise = self._maximizer.noise(problem.x, self.generator) if self.random_start else None
         problem = replace(problem, loss=problem.loss.detached())
+        noise = self._maximizer.noise(problem.x, self.generator) if self.random_start else None
+        start = self._maximizer.start(problem.x, problem.box, self._slope(problem), noise)
         ends = []
         for rows in self._groups(problem.loss, self._attack_rule):
             part = problem.of_rows(rows)
-            start = self._maximizer.start(part.x, part.box, self._slope(part), None if noise is None else noise[rows])
-            ends.append(self._maximizer.ascend(self._objective(part), start, part.x, part.box))
+            ends.append(self._maximizer.ascend(self._objective(part), start[rows], part.x, part.box))
         return torch.cat(ends)
 
     def _objective(self, problem: _Problem) -> Callable[[Tensor], Tensor]:
@@ -379,7 +380,10 @@ class RARLoss(nn.Module):
     def _mean_size(self, problem: _Problem, end: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of the regulariser over the batch, and its value for each example, without a graph."""
         parameters = problem.loss.parameters
-        if self.internal_batch_size is None or not torch.is_grad_enabled() or not parameters:
+        # A function of the user's may have parameters of its own, which only an ordinary graph leads to.
+        is_ours = self.loss_func is cross_entropy and isinstance(self.size, str)
+        in_groups = is_ours or self.internal_batch_size is not None
+        if not in_groups or not parameters or not torch.is_grad_enabled():
             sizes = self._regularizer(problem, end)
             return sizes.mean(), sizes.detach()
 
@@ -390,10 +394,8 @@ class RARLoss(nn.Module):
 
     def _groups(self, loss: PointwiseLoss, rule: Quadrature) -> list[slice]:
         """Batches of examples whose paths pass through the model at once."""
-        if self.internal_batch_size is None:
-            return [slice(0, len(loss))]
         if self._size.of is None:  # which needs no path
-            return batches(len(loss), self.internal_batch_size)
+            return batches(len(loss), self.internal_batch_size or len(loss))
         return batches(len(loss), examples_at_once(loss, rule, self.internal_batch_size))
 
     def _sizes(self, problem: _Problem, end: Tensor, rule: Quadrature) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import resource
 import statistics
 import time
@@ -147,6 +148,7 @@ def plain_step(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 def measure_memory(n_steps: int, chunked: bool, device: str) -> float:
     """MiB that a step, with one step of the attack, adds to the peak of a fresh process that has trained without it."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # what is free goes back to the system, which counts the rest
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(added_memory, (n_steps, chunked, device))
 
