@@ -28,6 +28,9 @@ class _Schedule(NamedTuple):
 # In l1 the descent begins far out, at a point that is near in l2.
 _FROM_THE_BOUNDARY = {2: _Schedule(0.05, 0.005), math.inf: _Schedule(0.05, 0.005), 1: _Schedule(0.2, 0.005)}
 _FROM_AFAR = _Schedule(0.3, 0.02, last_step=0.05)
+# After this many steps on one and the same side of the boundary, the rate doubles with every further one.
+_PATIENCE = 3
+_FASTEST_RATE = 0.3
 
 
 def descend(search: Incumbents, rows: Tensor, n_steps: Tensor) -> None:
@@ -69,6 +72,7 @@ def _follow_spheres(search: Incumbents, rows: Tensor, starts: Tensor, n_steps: T
     points, radius = starts.clone(), search.length(starts, rows)
     temperature = SMOOTHING * search.scale[rows]
     n_approaching = torch.zeros_like(n_steps)  # steps before an example crosses its boundary for the first time
+    run = torch.zeros_like(n_steps)  # steps in a row beyond the boundary, or, if negative, on the near side of it
     for step in range(int(n_steps.max())):
         index = (step < n_steps).nonzero().flatten()
         here = rows[index]
@@ -80,8 +84,12 @@ def _follow_spheres(search: Incumbents, rows: Tensor, starts: Tensor, n_steps: T
         begin = n_approaching[index]
         progress = (step - begin) / (n_steps[index] - begin).clamp_min(1).to(radius)
         rate = schedule.first_rate * (schedule.last_rate / schedule.first_rate) ** progress
+        beyond = plane.depth < 0
+        run[index] = torch.where(beyond, run[index].clamp_min(0) + 1, run[index].clamp_max(0) - 1)
+        hurried = rate * 2.0 ** (run[index].abs() - _PATIENCE).clamp_min(0)
+        rate = torch.maximum(rate, hurried.clamp_max(_FASTEST_RATE))
         shrunk = torch.minimum(radius[index], search.distance[here]) * (1 - rate)
-        radius[index] = torch.where(plane.depth < 0, shrunk, radius[index] * (1 + rate))
+        radius[index] = torch.where(beyond, shrunk, radius[index] * (1 + rate))
         wave = 0.5 * (1 + torch.cos(math.pi * progress))
         stride = schedule.last_step + (schedule.first_step - schedule.last_step) * wave
         moved = _sphere_step(search, points[index], here, plane, radius[index], stride)
