@@ -54,12 +54,14 @@ class AttributionRobustness(MapAgreement):
             several inputs. They sum to one, or are zero.
         after (Tensor): Maps at the perturbed inputs.
         control (MapAgreement): The same measures under a random perturbation.
+        k (int): Number of features whose intersection is measured.
     """
 
     perturbed: Tensor | tuple[Tensor, ...]
     before: Tensor
     after: Tensor
     control: MapAgreement
+    k: int
 
 
 def evaluate_attribution_robustness(
@@ -144,6 +146,7 @@ def evaluate_attribution_robustness(
             before=before.view(-1, *maps.map_shape),
             after=after.view(-1, *maps.map_shape),
             control=MapAgreement(**_measures(maps, before, of_control, k)),
+            k=k,
         )
 
 

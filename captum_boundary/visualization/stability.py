@@ -36,16 +36,16 @@ def plot_stability(
     r"""Show what an attack does to the attributions of images.
 
     A row for each image: the image, the attacked image, the maps of both in the same colours, and where the ``k``
-    largest values of the two maps lie. Below stand the share of these that remain, which is the top-k intersection, and
-    Kendall's rank correlation of the maps, with that under a random perturbation.
+    largest values of the two maps lie. Below stand Kendall's rank correlation of the maps and the share of the ``k``
+    largest values that remain, which is the top-k intersection, with those under a random perturbation.
 
     Args:
 
         inputs (Tensor): Images ``(N, C, H, W)``, grey or in colour.
         robustness (AttributionRobustness): What
             :func:`~captum_boundary.robust.evaluate_attribution_robustness` returned for these images.
-        k (int, optional): Number of pixels that are the top. Give the number that was evaluated. Default: None, an
-            eighth of the map, the attack's default.
+        k (int, optional): Number of pixels that are the top. Default: None, the number that was evaluated. There is no
+            random share for any other.
         bounds (tuple, optional): Values shown as black and white, in the form of a search's ``bounds``, such as
             ``((0 - mean) / std, (1 - mean) / std)`` for normalised images. Default: None, ``(0, 1)``.
         cmap (str, optional): Matplotlib colour map of the maps, which are magnitudes. Default: ``"viridis"``
@@ -91,7 +91,7 @@ def plot_stability(
             "images that were evaluated."
         )
     check_count("k", k, optional=True)
-    k = top_count(k, images[0, 0].numel())
+    k = top_count(robustness.k if k is None else k, images[0, 0].numel())
     before, after = (maps_of(getattr(robustness, when), images, f"robustness.{when}") for when in ("before", "after"))
     marks = _marks(before, after, k)
     pictures, attacked = (displayed(each, images, bounds) for each in (images, perturbed))
@@ -111,7 +111,9 @@ def plot_stability(
             f"Kendall's τ {robustness.kendall_tau[row]:.2f}\nrandom: {robustness.control.kendall_tau[row]:.2f}",
         )
         show_map(panels[4], marks[row], _COLOURS, -0.5, 3.5)
-        caption(panels[4], f"{(marks[row] == 1).sum() / k:.0%} remain")
+        remain = f"{(marks[row] == 1).sum() / k:.0%} remain"
+        control = f"\nrandom: {robustness.control.topk_intersection[row]:.0%}" if k == robustness.k else ""
+        caption(panels[4], remain + control)
     handles = [Patch(facecolor=_COLOURS(index), label=_MARKS[index]) for index in (1, 2, 3)]
     figure.legend(handles=handles, loc="outside lower right", ncols=3, fontsize=8, frameon=False)
     return figure, axes

@@ -1,4 +1,4 @@
-"""The networks of https://arxiv.org/abs/1905.09957, and smaller ones of the same make."""
+"""The networks of https://arxiv.org/abs/1905.09957, and a small one for a processor."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def build(image_shape: tuple[int, int, int], n_classes: int, scale: str, seed: i
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
+        if scale == "cpu":
+            return SmallNet(image_shape, n_classes, nn.GELU if smooth else nn.ReLU)
         if image_shape[0] == 1:
-            make = PaperNet if scale == "paper" else SmallNet
-            return make(image_shape, n_classes, nn.GELU if smooth else nn.ReLU)
-        sizes = ((16, 32, 64), 2) if scale == "paper" else ((8, 16, 32), 1)
-        return ResidualNet(n_classes, *sizes, nn.GELU if smooth else partial(nn.LeakyReLU, 0.1))
+            return PaperNet(image_shape, n_classes, nn.GELU if smooth else nn.ReLU)
+        return ResidualNet(n_classes, nn.GELU if smooth else partial(nn.LeakyReLU, 0.1))
 
 
 class PaperNet(nn.Sequential):
@@ -58,14 +58,12 @@ class SmallNet(nn.Sequential):
 class ResidualNet(nn.Sequential):
     """A residual network without batch normalisation, which standardises every image by itself."""
 
-    def __init__(
-        self, n_classes: int, widths: tuple[int, int, int], blocks_per_stage: int, activation: Activation
-    ) -> None:
-        n_before = widths[0]
+    def __init__(self, n_classes: int, activation: Activation) -> None:
+        n_before = 16
         layers: list[nn.Module] = [Standardization(), _convolution(3, n_before)]
-        for stage, n_filters in enumerate(widths):
-            layers += [ResidualBlock(n_before, n_filters, activation, stride=1 if stage == 0 else 2)]
-            layers += [ResidualBlock(n_filters, n_filters, activation) for _ in range(blocks_per_stage - 1)]
+        for n_filters in (16, 32, 64):
+            layers += [ResidualBlock(n_before, n_filters, activation, stride=1 if n_filters == 16 else 2)]
+            layers += [ResidualBlock(n_filters, n_filters, activation)]
             n_before = n_filters
         super().__init__(*layers, activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_before, n_classes))
 

@@ -148,7 +148,7 @@ def _small(dataset: str, objective: str) -> dict[str, Any]:
     n_steps, batch_size, rate = {
         "mnist": (2000, 64, 3e-3),
         "fashion_mnist": (800, 32, 2e-3),
-        "gtsrb": (600, 32, 2e-3),
+        "gtsrb": (800, 32, 2e-3),
         "flowers102": (300, 16, 3e-3),
         "digits": (600, 64, 3e-3),
     }[dataset]

@@ -31,10 +31,10 @@ def pixels(axis) -> np.ndarray:
     return np.asarray(image.get_array())
 
 
-def made_by_hand(before: torch.Tensor, after: torch.Tensor, perturbed) -> AttributionRobustness:
+def made_by_hand(before: torch.Tensor, after: torch.Tensor, perturbed, k: int = 2) -> AttributionRobustness:
     measures = {field.name: torch.full((len(before),), 0.25) for field in dataclasses.fields(MapAgreement)}
     control = MapAgreement(**{**measures, "kendall_tau": torch.full((len(before),), 0.75)})
-    return AttributionRobustness(**measures, perturbed=perturbed, before=before, after=after, control=control)
+    return AttributionRobustness(**measures, perturbed=perturbed, before=before, after=after, control=control, k=k)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,12 @@ def test_images_and_maps_are_those_of_the_attack(attacked):
 
 def test_the_numbers_are_those_of_the_evaluation(attacked):
     images, robustness = attacked
-    _, axes = plot_stability(images, robustness, k=4)
+    _, axes = plot_stability(images, robustness)
     for row, panels in enumerate(axes):
         assert f"{robustness.kendall_tau[row]:.2f}" in panels[3].get_xlabel().split("\n")[0]
         assert f"{robustness.control.kendall_tau[row]:.2f}" in panels[3].get_xlabel().split("\n")[1]
-        assert panels[4].get_xlabel() == f"{robustness.topk_intersection[row]:.0%} remain"
+        shares = robustness.topk_intersection[row], robustness.control.topk_intersection[row]
+        assert panels[4].get_xlabel() == "{:.0%} remain\nrandom: {:.0%}".format(*shares)
         assert (pixels(panels[4]) == KEPT).sum() == round(4 * robustness.topk_intersection[row].item())
 
 
@@ -78,6 +79,7 @@ def test_each_map_has_k_marks(attacked, k):
     images, robustness = attacked
     _, axes = plot_stability(images, robustness, k=k)
     for row, panels in enumerate(axes):
+        assert "random" not in panels[4].get_xlabel()  # the evaluation was for another k
         marks = pixels(panels[4])
         for kinds, maps in (((KEPT, LOST), robustness.before), ((KEPT, GAINED), robustness.after)):
             marked = np.isin(marks, kinds)
@@ -90,9 +92,9 @@ def test_marks_by_hand():
     before = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
     after = torch.tensor([[[4.0, 1.0], [2.0, 3.0]]])
     images = rand(1, 1, 2, 2)
-    figure, axes = plot_stability(images, made_by_hand(before, after, images), k=2)
+    figure, axes = plot_stability(images, made_by_hand(before, after, images))
     np.testing.assert_array_equal(pixels(axes[0, 4]), [[KEPT, LOST], [0, GAINED]])
-    assert axes[0, 4].get_xlabel() == "50% remain"
+    assert axes[0, 4].get_xlabel() == "50% remain\nrandom: 25%"
     image = axes[0, 4].images[0]
     (legend,) = figure.legends
     for handle, text, kind in zip(legend.legend_handles, legend.get_texts(), (KEPT, LOST, GAINED), strict=True):
@@ -100,9 +102,9 @@ def test_marks_by_hand():
         np.testing.assert_allclose(handle.get_facecolor(), image.to_rgba(np.array([[float(kind)]]))[0, 0])
 
 
-def test_k_is_an_eighth_of_the_map_by_default(attacked):
+def test_k_is_that_of_the_evaluation_by_default(attacked):
     _, axes = plot_stability(*attacked)
-    assert axes[0, 4].get_title() == "top 3"
+    assert axes[0, 4].get_title() == "top 4"
 
 
 def test_maps_that_are_zero_and_subfigures():
