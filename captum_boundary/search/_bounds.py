@@ -87,6 +87,7 @@ def _check_inside(tensor: Tensor, lower: Tensor, upper: Tensor, name: str) -> No
         row = int(outside.nonzero()[0])
         raise BoundaryValueError(
             f"{name} must lie inside bounds, but row {row} has values from {flat[row].min():.4g} to "
-            f"{flat[row].max():.4g} where bounds allow {lower.min():.4g} to {upper.max():.4g}. For normalised inputs, "
-            "give bounds in normalised units: ((0 - mean) / std, (1 - mean) / std)."
+            f"{flat[row].max():.4g} where bounds allow {lower.min():.4g} to {upper.max():.4g}. Clip inputs that were "
+            "moved (sensitivity_max takes a perturb_func that does). For normalised inputs, give bounds in normalised "
+            "units: ((0 - mean) / std, (1 - mean) / std)."
         )
