@@ -36,6 +36,7 @@ class PointwiseLoss:
     templates: tuple[Tensor, ...]  # of the shapes and dtypes of the inputs
     target: Tensor  # (N, ...)
     arguments: tuple[Any, ...]
+    per_example: tuple[bool, ...]  # whether an argument has an entry for each example
     layer: nn.Module | None
     state: dict[str, Tensor]  # of the model: parameters with their graph, buffers as they were
     autocast: tuple[str, bool, torch.dtype]
@@ -61,6 +62,7 @@ class PointwiseLoss:
             templates=inputs,
             target=target,
             arguments=arguments,
+            per_example=tuple(isinstance(v, Tensor) and v.ndim > 0 and len(v) == len(target) for v in arguments),
             layer=layer,
             state=_state_of(model),
             autocast=(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
@@ -109,7 +111,7 @@ class PointwiseLoss:
             self,
             templates=tuple(template[rows] for template in self.templates),
             target=self.target[rows],
-            arguments=tuple(value[rows] if self._is_per_example(value) else value for value in self.arguments),
+            arguments=self._of_examples(lambda value: value[rows]),
         )
 
     def __call__(self, points: Tensor) -> Tensor:
@@ -121,9 +123,7 @@ class PointwiseLoss:
     def output(self, points: Tensor) -> Any:
         """What the model returns at ``points``."""
         n_repeats = len(points) // len(self)
-        arguments = tuple(
-            _repeated(value, n_repeats) if self._is_per_example(value) else value for value in self.arguments
-        )
+        arguments = self._of_examples(lambda value: _repeated(value, n_repeats))
         # Fused attention has no second derivative.
         with _evaluation_mode(self.model), self._autocast(), sdpa_kernel(SDPBackend.MATH):
             return functional_call(self.model, self.state, (*unpack(points, self.templates), *arguments))
@@ -148,8 +148,9 @@ class PointwiseLoss:
         device, enabled, dtype = self.autocast
         return torch.autocast(device, dtype, enabled)
 
-    def _is_per_example(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(self)
+    def _of_examples(self, change: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
+        """The arguments, with those that follow the examples changed."""
+        return tuple(change(v) if follows else v for v, follows in zip(self.arguments, self.per_example, strict=True))
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:

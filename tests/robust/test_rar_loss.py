@@ -249,6 +249,35 @@ def test_internal_batch_size_costs_nothing_where_whole_paths_fit(internal_batch_
     assert max(passed[internal_batch_size]) <= max(len(x), internal_batch_size)
 
 
+class Conditioned(nn.Module):
+    """Logits that depend on a scale for each example, and on a table that all of them share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = softplus_network()
+
+    def forward(self, x: Tensor, scales: Tensor, table: Tensor) -> Tensor:
+        assert len(scales) == len(x)
+        return self.body(x * scales[:, None]) + table.sum(dim=0)
+
+
+@pytest.mark.parametrize("n_entries", range(1, 6))
+def test_further_arguments_follow_their_examples_into_every_group(n_entries) -> None:
+    x, y = batch()
+    generator = torch.Generator().manual_seed(2)
+    scales = 0.5 + torch.rand(len(x), generator=generator, dtype=torch.float64)
+    table = torch.rand(n_entries, 3, generator=generator, dtype=torch.float64)  # as long as some group of examples
+    outcomes = []
+    for internal_batch_size in (None, 1, 3, 4, 8, 12, 16, 20, 1000):
+        model = Conditioned()
+        settings = {"epsilon": 0.3, "n_steps": 4, "internal_batch_size": internal_batch_size}
+        loss = RARLoss(model, "ig_sum_norm", **settings)(x, y, (scales, table))
+        loss.backward()
+        outcomes.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    for outcome in outcomes[1:]:
+        torch.testing.assert_close(outcome, outcomes[0], rtol=1e-9, atol=1e-11)
+
+
 def test_gradients_of_accumulated_and_scaled_losses() -> None:
     x, y = batch()
     gradients = []
