@@ -75,6 +75,12 @@ class PointwiseLoss:
     def device(self) -> torch.device:
         return self.templates[0].device
 
+    @property
+    def in_half_precision(self) -> bool:
+        """Whether gradients are lost that are not scaled up before the backward pass."""
+        _, enabled, dtype = self.autocast
+        return enabled and dtype == torch.float16
+
     @cached_property
     def bytes_per_example(self) -> int:
         """What the forward pass of one example saves for the backward pass, next to the model's parameters."""

@@ -141,7 +141,7 @@ class RARLoss(nn.Module):
             again. Default: None, as many as suit the caches (a CPU) or fill a GPU, and no less than the batch.
             Gradients reach the parameters of the model, not those that ``loss_func`` or ``size`` may have. For
             functions of yours None means that the graph is kept until the backward pass, and gradients reach all
-            parameters.
+            parameters. So it is under float16 autocast, for the sake of ``GradScaler``.
         generator (torch.Generator, optional): Source of the random starts. Default: None, one of its own with a fixed
             seed, ``loss.generator``.
         method (str, optional): Quadrature by Captum's names: "riemann_right", "riemann_left", "riemann_middle",
@@ -382,7 +382,7 @@ class RARLoss(nn.Module):
         parameters = problem.loss.parameters
         # A function of the user's may have parameters of its own, which only an ordinary graph leads to.
         is_ours = self.loss_func is cross_entropy and isinstance(self.size, str)
-        in_groups = is_ours or self.internal_batch_size is not None
+        in_groups = (is_ours or self.internal_batch_size is not None) and not problem.loss.in_half_precision
         if not in_groups or not parameters or not torch.is_grad_enabled():
             sizes = self._regularizer(problem, end)
             return sizes.mean(), sizes.detach()

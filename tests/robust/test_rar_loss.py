@@ -537,6 +537,26 @@ def test_autocast_holds_in_the_backward_pass(internal_batch_size) -> None:
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 
+@pytest.mark.parametrize("internal_batch_size", [None, 8, 64])
+def test_scaled_losses_keep_small_gradients_in_half_precision(internal_batch_size) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Softplus(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.03)
+    x, y = batch()
+    gradients = []
+    for enabled in (False, True):
+        # The weight is in the place of a GradScaler's scale. Without it, some gradients are too small for float16.
+        settings = {"epsilon": 1e-3, "n_steps": 8, "weight": 2**14, "random_start": False}
+        rar = RARLoss(model, **settings, internal_batch_size=internal_batch_size)
+        with torch.autocast("cpu", torch.float16, enabled):
+            regularizer = rar(x.float(), y) - F.cross_entropy(model(x.float()), y)
+        gradients.append(torch.autograd.grad(regularizer, list(model.parameters())))
+    for expected, actual in zip(*gradients, strict=True):
+        assert (actual - expected).norm() < 0.2 * expected.norm()
+
+
 def test_transformers_train() -> None:
     torch.manual_seed(0)
 
