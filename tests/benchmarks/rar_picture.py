@@ -26,6 +26,7 @@ def draw(shown: Mapping[str, Mapping[str, Tensor]], images: Tensor, k: int, path
     if not rows:
         return False
     width, height = (1.2 + 2.15 * len(shown)) * CELL, (len(rows) * 1.25 + 0.9) * CELL
+    is_narrow = len(shown) < 3
     figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
     columns = figure.add_gridspec(
@@ -36,7 +37,7 @@ def draw(shown: Mapping[str, Mapping[str, Tensor]], images: Tensor, k: int, path
         left=0.01,
         right=0.99,
         top=0.88,
-        bottom=0.08,
+        bottom=0.12 if is_narrow else 0.08,
     )
     pictures = columns[0].subgridspec(len(rows), 1).subplots(squeeze=False)
     for axis, row in zip(pictures[:, 0], rows, strict=True):
@@ -47,7 +48,8 @@ def draw(shown: Mapping[str, Mapping[str, Tensor]], images: Tensor, k: int, path
             _draw_pair(axes, maps, maps["rows"].tolist().index(row), k)
         pairs[0, 0].set_title(f"{objective}\nbefore", size=9)
         pairs[0, 1].set_title("\nafter", size=9)
-    figure.text(0.5, 0.02, LEGEND.format(k=k), ha="center", size=9)
+    legend = LEGEND.format(k=k)
+    figure.supxlabel(legend.replace("  ", "\n") if is_narrow else legend, size=9)
     figure.savefig(path)
     return True
 
