@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from captum_boundary.robust._path_gradients import added
+
 __all__ = ["mean_size"]
 
 # Sizes (n,) of some rows of the batch, by the parameters' names and values.
@@ -31,15 +33,13 @@ class _MeanSize(torch.autograd.Function):
         ctx: Any, sizes_of: SizesOf, groups: list[slice], names: tuple[str, ...], *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
-        gradients = [torch.zeros_like(leaf) for leaf in leaves]
+        gradients: list[Tensor | None] = [None] * len(leaves)
         sizes = []
         for rows in groups:
             with torch.enable_grad():
                 of_group = sizes_of(rows, dict(zip(names, leaves, strict=True)))
-                parts = torch.autograd.grad(of_group.sum(), leaves, allow_unused=True)
-            for gradient, part in zip(gradients, parts, strict=True):
-                if part is not None:
-                    gradient.add_(part)
+                if of_group.requires_grad:
+                    gradients = added(gradients, torch.autograd.grad(of_group.sum(), leaves, allow_unused=True))
             sizes.append(of_group.detach())
         joined = torch.cat(sizes)
         ctx.save_for_backward(*gradients)
@@ -51,4 +51,4 @@ class _MeanSize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         share = cotangent / ctx.n_examples
-        return None, None, None, *(share * gradient for gradient in ctx.saved_tensors)
+        return None, None, None, *(None if g is None else share * g for g in ctx.saved_tensors)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from captum_boundary._errors import BoundaryValueError
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 
-__all__ = ["Quadrature", "batches", "examples_at_once", "path_attribution"]
+__all__ = ["Quadrature", "added", "batches", "examples_at_once", "path_attribution"]
 
 # What one forward pass may save for the backward pass. On a CPU larger batches fall out of the caches (a single forward
 # pass for all path points of a convolutional network may take twice as long as one for each), a GPU wants them.
@@ -177,14 +177,19 @@ class _Recomputed(torch.autograd.Function):
         state = {**integral.loss.state, **dict(zip(integral.loss.parameters, parameters, strict=True))}
         tensors = (end, *parameters)
         wanted = [index for index, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        total: list[Tensor | None] = [None] * len(tensors)
+        sums: list[Tensor | None] = [None] * len(wanted)
         for term in integral.terms(end, state, keep_graph=True):
             gradients = torch.autograd.grad(term, [tensors[i] for i in wanted], cotangent, allow_unused=True)
-            for index, gradient in zip(wanted, gradients, strict=True):
-                if gradient is not None:
-                    so_far = total[index]
-                    total[index] = gradient if so_far is None else so_far + gradient
+            sums = added(sums, gradients)
+        total: list[Tensor | None] = [None] * len(tensors)
+        for index, gradient in zip(wanted, sums, strict=True):
+            total[index] = gradient
         return None, *total
+
+
+def added(sums: Sequence[Tensor | None], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Sums of gradients, one by one; None stands for tensors that do not matter."""
+    return [b if a is None else a if b is None else a + b for a, b in zip(sums, gradients, strict=True)]
 
 
 def _total(terms: Iterator[Tensor]) -> Tensor:

@@ -289,6 +289,26 @@ def test_gradients_of_accumulated_and_scaled_losses() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("internal_batch_size", [None, 4, 60])
+def test_parameters_that_do_not_matter_get_no_gradient(internal_batch_size) -> None:
+    model, (x, y) = softplus_network(), batch()
+    model.unused = nn.Identity()
+    model.unused.weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    RARLoss(model, epsilon=0.3, internal_batch_size=internal_batch_size)(x, y).backward()
+    assert model.unused.weight.grad is None
+    assert all(parameter.grad is not None for parameter in (*model[0].parameters(), *model[2].parameters()))
+
+
+@pytest.mark.parametrize("internal_batch_size", [None, 60])
+def test_sizes_that_no_parameter_changes(internal_batch_size) -> None:
+    model = nn.Linear(5, 1).double()
+    model.weight.requires_grad_(False)
+    x, y = batch()
+    rar = RARLoss(model, epsilon=0.3, loss_func=lambda out, y: out.squeeze(1), internal_batch_size=internal_batch_size)
+    rar(x, y).backward()
+    torch.testing.assert_close(model.bias.grad, torch.ones(1, dtype=torch.float64))
+
+
 def test_frozen_parameters_get_no_gradient_in_groups_either() -> None:
     model, (x, y) = softplus_network(), batch()
     frozen = next(model.parameters()).requires_grad_(False)
