@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_boundary import BoundaryTypeError, BoundaryValueError, RARLoss, paper_settings
+from captum_boundary.robust import _path_gradients
 
 
 def softplus_network(n_inputs: int = 5, n_classes: int = 3) -> nn.Module:
@@ -229,6 +230,26 @@ def test_internal_batch_size_changes_nothing(size) -> None:
         outcomes.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
     for outcome in outcomes[1:]:
         torch.testing.assert_close(outcome, outcomes[0], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", ["ig_norm", "ig_sum_norm"])
+def test_the_default_divides_large_batches_and_changes_nothing(size, monkeypatch) -> None:
+    x, y = batch(24)
+    outcomes, largest = [], []
+    for saved_at_once in (2**40, 2**12, 1):
+        monkeypatch.setattr(_path_gradients, "_CPU_BYTES", saved_at_once)
+        model = softplus_network()
+        passed: list[int] = []
+        model.register_forward_pre_hook(lambda _, inputs, of=passed: of.append(len(inputs[0])))
+        loss = RARLoss(model, size, epsilon=0.3, n_steps=9, attack_n_steps=4)(x, y)
+        loss.backward()
+        outcomes.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+        largest.append(max(passed))
+    for outcome in outcomes[1:]:
+        torch.testing.assert_close(outcome, outcomes[0], rtol=1e-9, atol=1e-11)
+    assert largest[0] == 24 * 9
+    assert largest[2] == 24  # as many as an ordinary forward pass takes
+    assert largest[2] <= largest[1] < largest[0]
 
 
 @pytest.mark.parametrize("with_layer", [False, True])
