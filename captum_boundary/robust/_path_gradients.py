@@ -77,10 +77,10 @@ def path_attribution(
     """
     nodes_at_once = len(rule.nodes)
     if internal_batch_size is not None:
-        n_edges = _extra_points(loss)
-        nodes_at_once = min(nodes_at_once, internal_batch_size // len(loss) - n_edges)
+        extra = _extra_points(loss)
+        nodes_at_once = min(nodes_at_once, internal_batch_size // len(loss) - extra)
         if nodes_at_once < 1 < len(loss):
-            groups = batches(len(loss), max(1, internal_batch_size // (1 + n_edges)))
+            groups = batches(len(loss), max(1, internal_batch_size // (1 + extra)))
             parts = [(loss.of_rows(rows), start[rows], end[rows]) for rows in groups]
             return torch.cat([path_attribution(*part, rule, internal_batch_size) for part in parts])
     suitable = max(1, _points_that_suit(loss) // len(loss)) if nodes_at_once > 1 else 1

@@ -138,10 +138,11 @@ class RARLoss(nn.Module):
             regulariser. Its gradient is taken for a few examples after the other, in the forward pass already, so that
             memory does not grow with ``n_steps``, and no time is lost as long as a whole path fits. With less than
             ``n_steps`` (plus one with ``layer``) the path is taken in parts, at the price of about half as much time
-            again. Default: None, as many as suit the caches (a CPU) or fill a GPU, and no less than the batch.
-            Gradients reach the parameters of the model, not those that ``loss_func`` or ``size`` may have. For
-            functions of yours None means that the graph is kept until the backward pass, and gradients reach all
-            parameters. So it is under float16 autocast, for the sake of ``GradScaler``.
+            again, or more where so little does not keep the machine busy. Default: None, as many as suit the caches (a
+            CPU) or fill a GPU, and no less than the batch and one whole path. Gradients reach the parameters of the
+            model, not those that ``loss_func`` or ``size`` may have. For functions of yours None means that the graph
+            is kept until the backward pass, and gradients reach all parameters. So it is under float16 autocast, for
+            the sake of ``GradScaler``.
         generator (torch.Generator, optional): Source of the random starts. Default: None, one of its own with a fixed
             seed, ``loss.generator``.
         method (str, optional): Quadrature by Captum's names: "riemann_right", "riemann_left", "riemann_middle",
@@ -340,9 +341,10 @@ class RARLoss(nn.Module):
         loss = PointwiseLoss.of(
             self.model, self.loss_func, tensors, as_target(target, tensors), arguments, self._layer[0]
         )
+        x = pack(tensors)
         if self.loss_func is cross_entropy:
-            check_classification(loss, pack(tensors)[:1])
-        return _Problem(pack(tensors), box_of(self.bounds, tensors), loss, is_tuple(inputs))
+            check_classification(loss, x[:1])
+        return _Problem(x, box_of(self.bounds, tensors), loss, is_tuple(inputs))
 
     def _perturb(self, problem: _Problem) -> Tensor:
         problem = replace(problem, loss=problem.loss.detached())

@@ -299,15 +299,19 @@ def test_further_arguments_follow_their_examples_into_every_group(n_entries) -> 
         torch.testing.assert_close(outcome, outcomes[0], rtol=1e-9, atol=1e-11)
 
 
-def test_gradients_of_accumulated_and_scaled_losses() -> None:
-    x, y = batch()
-    gradients = []
-    for internal_batch_size in (None, 120):
-        model = softplus_network()
-        rar = RARLoss(model, epsilon=0.3, internal_batch_size=internal_batch_size)
-        (0.5 * rar(x, y) + 2 * rar(x, y)).backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-11)
+@pytest.mark.parametrize("internal_batch_size", [None, 6, 120])
+def test_gradients_of_added_and_scaled_losses_equal_those_of_an_ordinary_graph(internal_batch_size) -> None:
+    model, (x, y) = softplus_network(), batch()
+    parameters = list(model.parameters())
+    rar = RARLoss(model, epsilon=0.3, weight=0.7, internal_batch_size=internal_batch_size)
+    total = torch.zeros((), dtype=torch.float64)
+    expected = torch.zeros((), dtype=torch.float64)
+    for scale in (0.5, 2.0):
+        total = total + scale * rar(x, y)
+        regularizer = RARLoss(model, epsilon=0.3).regularizer(x, rar.parts.perturbed, y)
+        expected = expected + scale * (F.cross_entropy(model(x), y) + 0.7 * regularizer.mean())
+    actual, correct = (torch.autograd.grad(value, parameters) for value in (total, expected))
+    torch.testing.assert_close(actual, correct, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("internal_batch_size", [None, 4, 60])
