@@ -1,7 +1,7 @@
 """Boundary attributions for Captum: explain a classifier from its nearest decision boundary."""
 
 from captum_boundary import metrics
-from captum_boundary._errors import (
+from captum_boundary._base.errors import (
     BoundaryError,
     BoundaryNotFoundError,
     BoundaryNotFoundWarning,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.attr._activation_table import FUNCTIONAL_FORMS, SETTINGS
 from captum_boundary.attr._hook_safe import prepare_for_hooks
 from captum_boundary.attr._separation_check import verify

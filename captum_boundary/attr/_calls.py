@@ -12,7 +12,7 @@ import torch
 from captum.attr import Attribution, DeepLiftShap, GradientAttribution
 from torch import Tensor
 
-from captum_boundary._captum import format_output
+from captum_boundary._base.captum_helpers import format_output
 from captum_boundary.attr._methods import core_of
 
 __all__ = ["MethodCall", "ask", "ask_one_by_one", "undisturbed_randomness"]

@@ -21,7 +21,7 @@ from captum.attr import (
 )
 from torch import nn
 
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.attr._activations import separate_activations
 
 __all__ = [

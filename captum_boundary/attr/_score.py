@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_boundary._margin import class_scores
+from captum_boundary._base.margin import class_scores
 
 __all__ = ["MarginScore"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_boundary._errors import BoundaryValueError
+from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary.attr._activation_table import FUNCTIONAL_FORMS, SETTINGS
 
 __all__ = ["verify"]

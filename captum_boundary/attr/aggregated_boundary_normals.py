@@ -10,12 +10,14 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_boundary._captum import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._errors import BoundaryValueError
+from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
+from captum_boundary._base.checks import check_count
+from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary._base.geometry import Box
+from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.attr._weighting import Weighting, check_weighting
 from captum_boundary.attr.boundary_normals import FlatNormals, collect
 from captum_boundary.search import BoundarySearch
-from captum_boundary.search._geometry import Box
 from captum_boundary.search._given import search_for
 from captum_boundary.search._neighbours import (
     Neighbours,
@@ -23,8 +25,6 @@ from captum_boundary.search._neighbours import (
     neighbouring_classes,
     neighbours_in_random_directions,
 )
-from captum_boundary.search._oracle import MarginOracle
-from captum_boundary.search.boundary_search import check_count
 
 __all__ = ["AggregatedBoundaryNormals"]
 

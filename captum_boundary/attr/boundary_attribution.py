@@ -11,15 +11,16 @@ from captum.attr import GradientAttribution, IntegratedGradients
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_boundary._captum import (
+from captum_boundary._base.captum_helpers import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
     is_tuple,
     run_forward,
 )
-from captum_boundary._errors import BoundaryValueError
-from captum_boundary._margin import class_scores, resolve_target
+from captum_boundary._base.checks import check_inputs
+from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary._base.margin import class_scores, resolve_target
 from captum_boundary.attr._calls import MethodCall, ask, ask_one_by_one, undisturbed_randomness
 from captum_boundary.attr._methods import (
     build_method,
@@ -33,7 +34,6 @@ from captum_boundary.attr._methods import (
 from captum_boundary.attr._score import MarginScore
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 from captum_boundary.search._given import points_for, search_for
-from captum_boundary.search._oracle import check_inputs
 
 __all__ = ["BoundaryAttribution"]
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._captum import format_output
+from captum_boundary._base.captum_helpers import format_output
+from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.attr._weighting import Weighting, weigh
 from captum_boundary.search._neighbours import Neighbours
-from captum_boundary.search._oracle import MarginOracle
 
 __all__ = ["BoundaryNormals", "FlatNormals", "collect"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._captum import TargetType, format_additional_forward_args, run_forward
-from captum_boundary._errors import BoundaryValueError
-from captum_boundary._margin import class_scores, resolve_target
+from captum_boundary._base.captum_helpers import TargetType, format_additional_forward_args, run_forward
+from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary._base.margin import class_scores, resolve_target
 from captum_boundary.metrics._maps import check_attributions
 
 __all__ = ["TargetScore", "exchange_curves", "ranks"]

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._captum import TargetType
-from captum_boundary._errors import BoundaryTypeError
+from captum_boundary._base.captum_helpers import TargetType
+from captum_boundary._base.checks import check_count, check_inputs
+from captum_boundary._base.errors import BoundaryTypeError
 from captum_boundary.metrics._baselines import baselines_for
 from captum_boundary.metrics._curves import TargetScore, exchange_curves, ranks
-from captum_boundary.search._oracle import check_inputs
-from captum_boundary.search.boundary_search import check_count
 
 __all__ = ["deletion", "insertion"]
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_boundary import _agreement
-from captum_boundary._errors import BoundaryValueError
+from captum_boundary._base import agreement
+from captum_boundary._base.checks import check_count
+from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary.metrics._maps import check_attributions, pixel_maps
 from captum_boundary.robust.evaluation import evaluate_attribution_robustness
-from captum_boundary.search.boundary_search import check_count
 
 __all__ = [
     "center_shift",
@@ -71,7 +71,7 @@ def topk_intersection(first: Attributions, second: Attributions, k: int) -> Tens
     check_count("k", k)
     if k > maps.shape[1]:
         raise BoundaryValueError(f"k must be at most the {maps.shape[1]} features of a map, but it is {k}.")
-    return _agreement.topk_intersection(maps, others, k)
+    return agreement.topk_intersection(maps, others, k)
 
 
 def kendall_tau(first: Attributions, second: Attributions) -> Tensor:
@@ -105,7 +105,7 @@ def kendall_tau(first: Attributions, second: Attributions) -> Tensor:
         >>> kendall_tau(first, torch.tensor([[3.0, 4.0, 2.0, 1.0]]))  # one pair of six in the opposite order
         tensor([0.6667])
     """
-    return _agreement.kendall_tau(*_map_pair(first, second))
+    return agreement.kendall_tau(*_map_pair(first, second))
 
 
 def spearman_rho(first: Attributions, second: Attributions) -> Tensor:
@@ -135,7 +135,7 @@ def spearman_rho(first: Attributions, second: Attributions) -> Tensor:
         >>> spearman_rho(first, torch.tensor([[3.0, 4.0, 2.0, 1.0]]))
         tensor([0.8000])
     """
-    return _agreement.spearman_rho(*_map_pair(first, second))
+    return agreement.spearman_rho(*_map_pair(first, second))
 
 
 def center_shift(first: Tensor, second: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def center_shift(first: Tensor, second: Tensor) -> Tensor:
     """
     _check_pair((first,), (second,))
     maps, others = pixel_maps(first), pixel_maps(second)
-    return _agreement.center_shift(maps, others.to(maps.device))
+    return agreement.center_shift(maps, others.to(maps.device))
 
 
 def cosine_similarity(first: Attributions, second: Attributions) -> Tensor:
@@ -205,12 +205,12 @@ def cosine_similarity(first: Attributions, second: Attributions) -> Tensor:
     vectors = (
         torch.cat([part.reshape(len(part), -1).to(device) for part in parts], dim=1) for parts in (tensors, others)
     )
-    return _agreement.cosine_similarity(*vectors)
+    return agreement.cosine_similarity(*vectors)
 
 
 def _map_pair(first: Attributions, second: Attributions) -> tuple[Tensor, Tensor]:
     """Both attributions as flat maps ``(N, D)`` on one device."""
-    maps, others = (_agreement.flat_maps(tensors) for tensors in _check_pair(*_as_tuples(first, second)))
+    maps, others = (agreement.flat_maps(tensors) for tensors in _check_pair(*_as_tuples(first, second)))
     return maps, others.to(maps.device)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._agreement import center_of_mass, center_shift, top_features
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.agreement import center_of_mass, center_shift, top_features
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attribution_maps import AttributionMaps
 
 __all__ = ["Aim", "aim_of"]

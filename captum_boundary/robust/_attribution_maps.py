@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from captum_boundary._agreement import flat_maps
-from captum_boundary._captum import TargetType
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._margin import resolve_target
+from captum_boundary._base.agreement import flat_maps
+from captum_boundary._base.captum_helpers import TargetType
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.geometry import Box
+from captum_boundary._base.margin import resolve_target
+from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.robust._smooth_activations import smooth_activations
-from captum_boundary.search._geometry import Box
-from captum_boundary.search._oracle import MarginOracle
 
 __all__ = ["AttributionMaps", "MapState"]
 

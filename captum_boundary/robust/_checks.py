@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._margin import class_scores
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.margin import class_scores
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 
 __all__ = ["as_target", "check_classification", "check_finite", "check_layer", "check_positive"]

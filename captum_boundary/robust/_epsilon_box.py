@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from captum_boundary.search._geometry import Box
-from captum_boundary.search._oracle import MarginOracle
+from captum_boundary._base.geometry import Box
+from captum_boundary._base.oracle import MarginOracle
 
 __all__ = ["within"]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary.search._geometry import Box, length, project_onto_ball
+from captum_boundary._base.geometry import Box, length, project_onto_ball
 
 __all__ = ["InnerMaximizer"]
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._flat import pack, unpack
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.flat import pack, unpack
 
 __all__ = ["LossFunction", "PointwiseLoss", "cross_entropy", "losses_of"]
 

@@ -11,17 +11,16 @@ from captum.robust import Perturbation
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._agreement import kendall_tau, topk_intersection
-from captum_boundary._captum import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.agreement import kendall_tau, topk_intersection
+from captum_boundary._base.bounds import Bounds, box_of
+from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
+from captum_boundary._base.checks import check_count, check_inputs
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.geometry import Box
 from captum_boundary.robust._attack_aims import Aim, aim_of
 from captum_boundary.robust._attribution_maps import AttributionMaps, MapState
 from captum_boundary.robust._checks import check_positive
 from captum_boundary.robust._epsilon_box import within
-from captum_boundary.search._bounds import Bounds, box_of
-from captum_boundary.search._geometry import Box
-from captum_boundary.search._oracle import check_inputs
-from captum_boundary.search.boundary_search import check_count
 
 __all__ = ["AttributionAttack"]
 

@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._agreement import center_shift, cosine_similarity, kendall_tau, spearman_rho, topk_intersection
-from captum_boundary._captum import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.agreement import (
+    center_shift,
+    cosine_similarity,
+    kendall_tau,
+    spearman_rho,
+    topk_intersection,
+)
+from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_boundary._base.checks import check_count, check_inputs
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attribution_maps import AttributionMaps
 from captum_boundary.robust.attribution_attack import AttributionAttack, top_count
-from captum_boundary.search._oracle import check_inputs
-from captum_boundary.search.boundary_search import check_count
 
 __all__ = ["AttributionRobustness", "MapAgreement", "evaluate_attribution_robustness"]
 

@@ -10,24 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_boundary._captum import (
+from captum_boundary._base.bounds import Bounds, box_of
+from captum_boundary._base.captum_helpers import (
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
     format_output,
     is_tuple,
 )
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._flat import pack, unpack
+from captum_boundary._base.checks import check_count, check_inputs
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.flat import pack, unpack
+from captum_boundary._base.geometry import Box
 from captum_boundary.robust._checks import as_target, check_classification, check_finite, check_layer, check_positive
 from captum_boundary.robust._inner_maximizer import InnerMaximizer
 from captum_boundary.robust._mean_size import mean_size
 from captum_boundary.robust._path_gradients import Quadrature, batches, examples_at_once, path_attribution
 from captum_boundary.robust._pointwise_loss import LossFunction, PointwiseLoss, cross_entropy, losses_of
 from captum_boundary.robust._sizes import size_of
-from captum_boundary.search._bounds import Bounds, box_of
-from captum_boundary.search._geometry import Box
-from captum_boundary.search._oracle import check_inputs
-from captum_boundary.search.boundary_search import check_count
 
 __all__ = ["RARLoss", "RARParts"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_boundary.search._geometry import project_onto_hyperplane, row_dot
+from captum_boundary._base.geometry import project_onto_hyperplane, row_dot
+from captum_boundary._base.oracle import Linearization
 from captum_boundary.search._incumbents import Incumbents
-from captum_boundary.search._oracle import Linearization
 
 __all__ = ["Bundle"]
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_boundary._base.geometry import length, project_onto_ball
+from captum_boundary._base.oracle import Linearization
 from captum_boundary.search._approach import SMOOTHING, newton_step
-from captum_boundary.search._geometry import length, project_onto_ball
 from captum_boundary.search._incumbents import Incumbents
-from captum_boundary.search._oracle import Linearization
 
 __all__ = ["descend", "dive"]
 

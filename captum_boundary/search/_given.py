@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search.boundary_search import BoundaryPoints, BoundarySearch
 from captum_boundary.search.nearest import NearestBoundary
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_boundary.search._geometry import Box, length
+from captum_boundary._base.geometry import Box, length
+from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search._landing import land, landing_band
-from captum_boundary.search._oracle import MarginOracle
 
 __all__ = ["Incumbents"]
 

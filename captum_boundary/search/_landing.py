@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_boundary.search._geometry import Box, find_crossing
-from captum_boundary.search._oracle import MarginOracle
+from captum_boundary._base.geometry import Box, find_crossing
+from captum_boundary._base.oracle import MarginOracle
 
 __all__ = ["land", "landing_band"]
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._margin import rival_scores
-from captum_boundary.search._geometry import Box, length, project_onto_hyperplane
-from captum_boundary.search._oracle import MarginOracle
+from captum_boundary._base.geometry import Box, length, project_onto_hyperplane
+from captum_boundary._base.margin import rival_scores
+from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search.boundary_search import BoundaryPoints, BoundarySearch
 
 __all__ = ["Neighbours", "nearest_boundary", "neighbouring_classes", "neighbours_in_random_directions"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_boundary._margin import rival_scores
+from captum_boundary._base.geometry import length
+from captum_boundary._base.margin import rival_scores
 from captum_boundary.search._bundle import Bundle
-from captum_boundary.search._geometry import length
 from captum_boundary.search._incumbents import Incumbents
 
 __all__ = ["explore", "refine", "settle"]

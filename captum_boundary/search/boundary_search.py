@@ -15,17 +15,18 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from captum_boundary._captum import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._errors import (
+from captum_boundary._base.bounds import Bounds, box_of
+from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
+from captum_boundary._base.checks import check_count, check_inputs
+from captum_boundary._base.errors import (
     BoundaryNotFoundError,
     BoundaryNotFoundWarning,
     BoundaryTypeError,
     BoundaryValueError,
 )
-from captum_boundary.search._bounds import Bounds, box_of
-from captum_boundary.search._geometry import Box, length
+from captum_boundary._base.geometry import Box, length
+from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search._landing import land
-from captum_boundary.search._oracle import MarginOracle, check_inputs
 
 __all__ = ["BoundaryPoints", "BoundarySearch"]
 
@@ -265,14 +266,6 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             if self.strict:
                 raise BoundaryNotFoundError(message)
             warnings.warn(message, BoundaryNotFoundWarning, stacklevel=stacklevel)
-
-
-def check_count(name: str, value: int | None, optional: bool = False) -> None:
-    """Refuse everything but positive integers (and None, where it is optional)."""
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise BoundaryValueError(f"{name} must be a positive integer, but it is {value!r}.")
 
 
 def _not_found_message(rows: list[int], n_examples: int, max_distance: float | None) -> str:

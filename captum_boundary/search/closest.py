@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._captum import TargetType, format_output, is_tuple
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.search._geometry import Box
-from captum_boundary.search._oracle import MarginOracle
+from captum_boundary._base.captum_helpers import TargetType, format_output, is_tuple
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.geometry import Box
+from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search.boundary_search import BoundaryPoints, BoundarySearch
 
 __all__ = ["ClosestBoundary"]

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 
-from captum_boundary._errors import BoundaryError, BoundaryTypeError, BoundaryValueError
-from captum_boundary.search._geometry import Box
-from captum_boundary.search._oracle import MarginOracle
+from captum_boundary._base.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.geometry import Box
+from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.pgd import increasing_radii
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from captum_boundary._base.bounds import Bounds
+from captum_boundary._base.checks import check_count
+from captum_boundary._base.geometry import Box
+from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search._approach import approach, scan
-from captum_boundary.search._bounds import Bounds
 from captum_boundary.search._descent import descend, dive
-from captum_boundary.search._geometry import Box
 from captum_boundary.search._incumbents import Incumbents
-from captum_boundary.search._oracle import MarginOracle
 from captum_boundary.search._refinement import explore, refine, settle
-from captum_boundary.search.boundary_search import BoundarySearch, check_count
+from captum_boundary.search.boundary_search import BoundarySearch
 
 __all__ = ["NearestBoundary"]
 

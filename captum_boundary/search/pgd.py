@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.search._bounds import Bounds
-from captum_boundary.search._geometry import Box, length, project_onto_ball
-from captum_boundary.search._oracle import MarginOracle
-from captum_boundary.search.boundary_search import BoundarySearch, check_count
+from captum_boundary._base.bounds import Bounds
+from captum_boundary._base.checks import check_count
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.geometry import Box, length, project_onto_ball
+from captum_boundary._base.oracle import MarginOracle
+from captum_boundary.search.boundary_search import BoundarySearch
 
 __all__ = ["PGDBoundary"]
 

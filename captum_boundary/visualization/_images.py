@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.bounds import Bounds, box_of
+from captum_boundary._base.checks import check_inputs
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.metrics._maps import check_attributions
-from captum_boundary.search._bounds import Bounds, box_of
-from captum_boundary.search._oracle import check_inputs
 
 __all__ = ["Array", "check_images", "displayed", "maps_of", "scale_of"]
 

@@ -17,12 +17,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from captum_boundary._captum import TensorOrTupleOfTensorsGeneric
-from captum_boundary._errors import BoundaryValueError
-from captum_boundary._margin import margin_and_rival
+from captum_boundary._base.captum_helpers import TensorOrTupleOfTensorsGeneric
+from captum_boundary._base.checks import check_count, check_inputs
+from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary._base.margin import margin_and_rival
+from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search import BoundaryPoints
-from captum_boundary.search._oracle import MarginOracle, check_inputs
-from captum_boundary.search.boundary_search import check_count
 from captum_boundary.visualization._boundary_words import BoundaryWords, check_boundary
 from captum_boundary.visualization._plane import Plane, Scene, normal_at, plane_through, scores_in
 

@@ -10,7 +10,7 @@ from captum.attr import LRP, DeepLift, GuidedBackprop
 from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 from torch import nn
 
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.attr import separate_activations
 from captum_boundary.attr._activation_table import SETTINGS
 

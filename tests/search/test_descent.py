@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from captum_boundary._base.geometry import Box, length
+from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search._descent import _FROM_THE_BOUNDARY, _follow_spheres
-from captum_boundary.search._geometry import Box, length
 from captum_boundary.search._incumbents import Incumbents
-from captum_boundary.search._oracle import MarginOracle
 
 UNLIMITED = Box(torch.full((1, 1), -math.inf), torch.full((1, 1), math.inf))
 

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._captum import TargetType, format_additional_forward_args, run_forward
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._flat import geometry_dtype, pack, unpack
-from captum_boundary._margin import class_scores, margin_and_rival, resolve_target, rival_scores
+from captum_boundary._base.captum_helpers import TargetType, format_additional_forward_args, run_forward
+from captum_boundary._base.flat import geometry_dtype, pack, unpack
+from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target, rival_scores
 
-__all__ = ["Linearization", "MarginOracle", "check_inputs"]
+__all__ = ["Linearization", "MarginOracle"]
 
 
 class Linearization(NamedTuple):
@@ -28,35 +27,6 @@ class Linearization(NamedTuple):
     depth: Tensor  # (n,) true depth of the points
     value: Tensor  # (n,) value of the linearised function: the depth, or the margin over one chosen class
     slope: Tensor  # (n, D) its gradient
-
-
-def check_inputs(inputs: object) -> tuple[Tensor, ...]:
-    """Return ``inputs`` as a tuple of tensors that share their number of examples, or say what is wrong with them."""
-    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-    if not tensors:
-        raise BoundaryValueError("inputs must hold at least one Tensor, but it is an empty tuple.")
-    for index, tensor in enumerate(tensors):
-        name = f"inputs[{index}]" if isinstance(inputs, tuple) else "inputs"
-        if not isinstance(tensor, Tensor):
-            raise BoundaryTypeError(
-                f"{name} must be a Tensor or a tuple of Tensors, but it is {type(tensor).__name__}."
-            )
-        if not tensor.is_floating_point():
-            raise BoundaryTypeError(
-                f"{name} must be floating point to be moved towards a boundary, but its dtype is {tensor.dtype}. "
-                "Convert it with .float(); for token indices, search in the space of embeddings."
-            )
-        if tensor.ndim == 0 or tensor.shape[0] == 0:
-            raise BoundaryValueError(f"{name} must hold at least one example, but its shape is {tuple(tensor.shape)}.")
-        if tensor.shape[0] != tensors[0].shape[0]:
-            raise BoundaryValueError(
-                f"All inputs must hold the same number of examples, but inputs[0] has {tensors[0].shape[0]} "
-                f"and {name} has {tensor.shape[0]}."
-            )
-        if not torch.isfinite(tensor).all():
-            rows = (~torch.isfinite(tensor)).flatten(1).any(dim=1) if tensor.ndim > 1 else ~torch.isfinite(tensor)
-            raise BoundaryValueError(f"{name} contains NaN or infinity in row(s) {rows.nonzero().flatten().tolist()}.")
-    return tensors
 
 
 def _differentiable(arguments: tuple[Any, ...] | None) -> tuple[Any, ...] | None:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_boundary._captum import TargetType
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.captum_helpers import TargetType
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["class_scores", "margin_and_rival", "resolve_target", "rival_scores"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.search._geometry import Box
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.geometry import Box
 
 __all__ = ["Bounds", "box_of"]
 

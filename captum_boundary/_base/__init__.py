@@ -1,0 +1,1 @@
+"""What all stands on: errors, argument checks, flat points and their geometry, the model as a decision function."""

@@ -1,0 +1,47 @@
+"""Arguments that every entry to the package checks in the same words."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+
+__all__ = ["check_count", "check_inputs"]
+
+
+def check_inputs(inputs: object) -> tuple[Tensor, ...]:
+    """Return ``inputs`` as a tuple of tensors that share their number of examples, or say what is wrong with them."""
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not tensors:
+        raise BoundaryValueError("inputs must hold at least one Tensor, but it is an empty tuple.")
+    for index, tensor in enumerate(tensors):
+        name = f"inputs[{index}]" if isinstance(inputs, tuple) else "inputs"
+        if not isinstance(tensor, Tensor):
+            raise BoundaryTypeError(
+                f"{name} must be a Tensor or a tuple of Tensors, but it is {type(tensor).__name__}."
+            )
+        if not tensor.is_floating_point():
+            raise BoundaryTypeError(
+                f"{name} must be floating point to be moved towards a boundary, but its dtype is {tensor.dtype}. "
+                "Convert it with .float(); for token indices, search in the space of embeddings."
+            )
+        if tensor.ndim == 0 or tensor.shape[0] == 0:
+            raise BoundaryValueError(f"{name} must hold at least one example, but its shape is {tuple(tensor.shape)}.")
+        if tensor.shape[0] != tensors[0].shape[0]:
+            raise BoundaryValueError(
+                f"All inputs must hold the same number of examples, but inputs[0] has {tensors[0].shape[0]} "
+                f"and {name} has {tensor.shape[0]}."
+            )
+        if not torch.isfinite(tensor).all():
+            rows = (~torch.isfinite(tensor)).flatten(1).any(dim=1) if tensor.ndim > 1 else ~torch.isfinite(tensor)
+            raise BoundaryValueError(f"{name} contains NaN or infinity in row(s) {rows.nonzero().flatten().tolist()}.")
+    return tensors
+
+
+def check_count(name: str, value: int | None, optional: bool = False) -> None:
+    """Refuse everything but positive integers (and None, where it is optional)."""
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BoundaryValueError(f"{name} must be a positive integer, but it is {value!r}.")
