@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["check_count", "check_inputs"]
+__all__ = ["check_count", "check_inputs", "shown"]
 
 
 def check_inputs(inputs: object) -> tuple[Tensor, ...]:
@@ -33,9 +33,11 @@ def check_inputs(inputs: object) -> tuple[Tensor, ...]:
                 f"All inputs must hold the same number of examples, but inputs[0] has {tensors[0].shape[0]} "
                 f"and {name} has {tensor.shape[0]}."
             )
-        if not torch.isfinite(tensor).all():
-            rows = (~torch.isfinite(tensor)).flatten(1).any(dim=1) if tensor.ndim > 1 else ~torch.isfinite(tensor)
-            raise BoundaryValueError(f"{name} contains NaN or infinity in row(s) {rows.nonzero().flatten().tolist()}.")
+    finite = [torch.isfinite(tensor.reshape(len(tensor), -1)).all(dim=1) for tensor in tensors]
+    if not torch.stack([rows.all().to(tensors[0].device) for rows in finite]).all():
+        index = next(index for index, rows in enumerate(finite) if not rows.all())
+        name = f"inputs[{index}]" if isinstance(inputs, tuple) else "inputs"
+        raise BoundaryValueError(f"{name} contains NaN or infinity in row(s) [{shown(~finite[index])}].")
     return tensors
 
 
@@ -45,3 +47,9 @@ def check_count(name: str, value: int | None, optional: bool = False) -> None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise BoundaryValueError(f"{name} must be a positive integer, but it is {value!r}.")
+
+
+def shown(rows: Tensor) -> str:
+    """The indices of the rows that a mask marks, for a message: the first twenty."""
+    indices = rows.nonzero().flatten().tolist()
+    return ", ".join(map(str, indices[:20])) + (", ..." if len(indices) > 20 else "")

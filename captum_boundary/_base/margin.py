@@ -18,13 +18,29 @@ import torch
 from torch import Tensor
 
 from captum_boundary._base.captum_helpers import TargetType
+from captum_boundary._base.checks import shown
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["class_scores", "margin_and_rival", "resolve_target", "rival_scores"]
+__all__ = ["class_scores", "margin_and_rival", "resolve_target", "rival_scores", "shaped_scores"]
 
 
 def class_scores(output: object, n_examples: int) -> Tensor:
-    """Return a model's output as ``(N, C)`` floating-point scores with ``C >= 2``, or say what is wrong with it.
+    """Return a model's output as finite ``(N, C)`` floating-point scores with ``C >= 2``, or say what is wrong with it.
+
+    A single output (``(N,)`` or ``(N, 1)``) becomes the two columns ``(0, score)``.
+    """
+    scores = shaped_scores(output, n_examples)
+    finite = torch.isfinite(scores).all(dim=1)
+    if not finite.all():
+        raise BoundaryValueError(
+            f"The model returned NaN or infinite scores for row(s) [{shown(~finite)}] of the inputs. A decision needs "
+            "finite scores: look for overflow, log(0) or masked classes."
+        )
+    return scores
+
+
+def shaped_scores(output: object, n_examples: int) -> Tensor:
+    """As :func:`class_scores`, but scores may be NaN or infinite: nothing waits for their values.
 
     A single output (``(N,)`` or ``(N, 1)``) becomes the two columns ``(0, score)``.
     """
@@ -45,11 +61,6 @@ def class_scores(output: object, n_examples: int) -> Tensor:
             f"The model must return scores of shape (N, C), or (N,) or (N, 1) for a binary model, with "
             f"N = {n_examples} examples, but it returned shape {tuple(output.shape)}. Wrap it in a function that "
             "returns such scores."
-        )
-    if not torch.isfinite(output).all():
-        raise BoundaryValueError(
-            "The model returned NaN or infinite scores. A decision boundary needs finite scores everywhere in the "
-            "search region: look for overflow, log(0) or masked classes, or restrict the region with bounds."
         )
     if output.shape[1] == 1:
         output = torch.cat([torch.zeros_like(output), output], dim=1)
@@ -94,7 +105,7 @@ def _target_indices(target: TargetType, n_examples: int) -> Tensor:
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             raise BoundaryTypeError(f"target must hold integer class indices, but its dtype is {target.dtype}.")
         if target.numel() == 1 and target.ndim <= 1:
-            return target.detach().reshape(1).long().expand(n_examples)
+            return target.detach().long().repeat(n_examples)
         if target.ndim != 1 or target.numel() != n_examples:
             raise BoundaryValueError(
                 f"A target tensor must have shape ({n_examples},), one class for each example, or one element, "
@@ -106,8 +117,8 @@ def _target_indices(target: TargetType, n_examples: int) -> Tensor:
             raise BoundaryValueError(
                 f"A list of targets needs one entry for each of the {n_examples} examples, but it has {len(target)}."
             )
-        return torch.tensor([_class_index(entry) for entry in target], dtype=torch.long)
-    return torch.full((n_examples,), _class_index(target), dtype=torch.long)
+        return torch.tensor([_class_index(entry) for entry in target], dtype=torch.long, device="cpu")
+    return torch.full((n_examples,), _class_index(target), dtype=torch.long, device="cpu")
 
 
 def _class_index(entry: object) -> int:

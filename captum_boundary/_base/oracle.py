@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from captum_boundary._base.captum_helpers import TargetType, format_additional_forward_args, run_forward
+from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.flat import geometry_dtype, pack, unpack
-from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target, rival_scores
+from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target, rival_scores, shaped_scores
 
 __all__ = ["Linearization", "MarginOracle"]
 
@@ -24,26 +25,28 @@ __all__ = ["Linearization", "MarginOracle"]
 class Linearization(NamedTuple):
     """First-order model of the decision at ``n`` points: ``value + slope . (y - point)`` is near 0 on the boundary."""
 
-    depth: Tensor  # (n,) true depth of the points
+    depth: Tensor  # (n,) true depth of the points; infinite where the model returned NaN or infinity
     value: Tensor  # (n,) value of the linearised function: the depth, or the margin over one chosen class
     slope: Tensor  # (n, D) its gradient
 
 
-def _differentiable(arguments: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-    """The arguments, with copies of tensors made in inference mode, through which gradients cannot pass."""
-    if arguments is None:
-        return None
-    return tuple(
-        argument.clone() if isinstance(argument, Tensor) and argument.is_inference() else argument
-        for argument in arguments
-    )
-
-
 class MarginOracle:
-    """Depths and slopes of a model at flat points ``(n, D)``, for chosen rows of a batch of ``N`` examples.
+    """Depths and slopes of a model at flat points ``(n, D)``, for a batch of ``N`` examples or chosen rows of it.
 
     Points are rounded to the inputs' own dtype before the model sees them, so that what is measured is what is
-    returned to the user; all geometry is done in float32 or better.
+    returned to the user; all geometry is done in float32 or better. Nothing here waits for the values that a model
+    returns, but for a first look at its scores of the inputs. Scores that are NaN or infinite elsewhere make a point
+    that lies beyond no boundary, with a slope of zero.
+
+    Attributes:
+
+        x (Tensor): The inputs, ``(n, D)``.
+        target (Tensor): Class whose region is left or entered, ``(n,)``.
+        sign (Tensor): 1 where it is left and -1 where it is entered, ``(n,)``.
+        start_depth (Tensor): Depth of the inputs, ``(n,)``.
+        slots (Tensor): Which example of the whole batch each row is, ``(n,)``.
+        n_forward (Tensor): Forward passes of each example of the whole batch, ``(N,)``.
+        n_gradient (Tensor): Backward passes of each example of the whole batch, ``(N,)``.
     """
 
     def __init__(
@@ -62,37 +65,70 @@ class MarginOracle:
         self.dtype = geometry_dtype(inputs)
         self.resolution = max(torch.finfo(tensor.dtype).eps for tensor in inputs)
         self.device = inputs[0].device
-        self._in_order = torch.arange(self._n_inputs, device=self.device)
-        self._use(self._in_order, self.pack(self.inputs))
         self.on_gradient: Callable[[], None] | None = None  # called after every gradient, to show progress
+        self._one = torch.ones((), dtype=torch.long, device=self.device)
+        self._begin(self.pack(self.inputs), torch.arange(self._n_inputs, device=self.device))
 
-        with torch.no_grad():
-            scores = torch.cat([self._scores(self.x[rows], rows)[0] for rows in self._chunks(self.all_rows)])
+        scores = class_scores(self.scores_at(self.x), self._n_inputs)
         self.n_classes = scores.shape[1]
-        self._aim(scores, resolve_target(target, scores, self.is_binary))
+        self._decide(scores, resolve_target(target, scores, self.is_binary))
 
     def of_pairs(self, rows: Tensor, target: Tensor) -> MarginOracle:
         """An oracle for pairs of an example, ``rows`` ``(P,)`` of this one, and a class ``(P,)``; it counts anew."""
         pairs = copy.copy(self)
-        pairs.inputs = tuple(template[rows.to(template.device)] for template in self.inputs)
-        pairs._use(self._owners[rows], self.x[rows])
-        pairs._aim(self.start_scores[rows], target)
+        pairs.inputs = tuple(tensor[rows.to(tensor.device)] for tensor in self.inputs)
+        pairs._begin(self.x[rows], self._owners[rows])
+        pairs._decide(self.start_scores[rows], target)
         return pairs
 
-    def _use(self, owners: Tensor, x: Tensor) -> None:
-        self._owners = owners  # which of the user's examples each row is
+    def select(self, rows: Tensor | slice) -> MarginOracle:
+        """An oracle for some rows of this one, in any order, also several times; it counts for this one."""
+        part = copy.copy(self)
+        part.x = self.x[rows]
+        part._set(self._integers[rows], self._numbers[rows])
+        return part
+
+    def _begin(self, x: Tensor, owners: Tensor) -> None:
         self.x = x
-        self.n_examples = len(x)
         self.n_forward = torch.zeros_like(owners)
         self.n_gradient = torch.zeros_like(owners)
-        self.all_rows = torch.arange(len(x), device=self.device)
+        self._owners = owners  # which of the user's examples each row is
+        self.slots = torch.arange(len(x), device=self.device)  # which entry of the counters each row has
+        self.all_rows = self.slots
 
-    def _aim(self, scores: Tensor, target: Tensor) -> None:
+    def _decide(self, scores: Tensor, target: Tensor) -> None:
         margin, _ = margin_and_rival(scores, target)
-        self.target = target
-        self.sign = torch.where(margin < 0, -1.0, 1.0).to(margin.dtype)
-        self.start_scores = scores
-        self.start_depth = (self.sign * margin).to(self.dtype)
+        sign = torch.where(margin < 0, -1.0, 1.0).to(margin.dtype)
+        self._all_scores = scores
+        self._set(
+            torch.stack([target, self._owners, self.slots], dim=1),
+            torch.stack([sign.to(self.dtype), (sign * margin).to(self.dtype)], dim=1),
+        )
+
+    def _set(self, integers: Tensor, numbers: Tensor) -> None:
+        # What belongs to a row stands together, so that choosing rows is one operation.
+        self._integers, self._numbers = integers, numbers
+        self.target, self._owners, self.slots = integers.unbind(dim=1)
+        self.sign, self.start_depth = numbers.unbind(dim=1)
+        self.all_rows = torch.arange(len(integers), device=self.device)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def start_scores(self) -> Tensor:
+        """Scores of the inputs, ``(n, C)``."""
+        return self._all_scores[self.slots]
+
+    @property
+    def gradients_spent(self) -> Tensor:
+        """Backward passes of each row, ``(n,)``."""
+        return self.n_gradient[self.slots]
+
+    @property
+    def forwards_spent(self) -> Tensor:
+        """Forward passes of each row, ``(n,)``."""
+        return self.n_forward[self.slots]
 
     def pack(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """Flatten a tuple of ``(N, ...)`` tensors to one ``(N, D)`` tensor in the dtype of the geometry."""
@@ -106,20 +142,20 @@ class MarginOracle:
         """The points as the model sees them, after rounding to the dtype of the inputs."""
         return self.pack(self.unpack(points))
 
-    def depth(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Depth ``(n,)`` and strongest rival class ``(n,)`` at ``points`` ``(n, D)`` of the examples ``rows``."""
+    def depth(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Depth ``(n,)`` and strongest rival class ``(n,)`` at ``points`` ``(n, D)``, of all rows or the given ones."""
         depths, rivals = [], []
         with torch.no_grad():
-            for part, part_rows in self._pairs(points, rows):
-                margin, rival = margin_and_rival(self._scores(part, part_rows)[0], self.target[part_rows])
-                depths.append((self.sign[part_rows] * margin).to(self.dtype))
+            for part, part_rows in self._parts(points, rows):
+                margin, rival = margin_and_rival(self._scores(part, part_rows)[0], self._of(self.target, part_rows))
+                depths.append(_usable((self._of(self.sign, part_rows) * margin).to(self.dtype)))
                 rivals.append(rival)
-        return torch.cat(depths), torch.cat(rivals)
+        return _joined(depths), _joined(rivals)
 
     def linearize(
         self,
         points: Tensor,
-        rows: Tensor,
+        rows: Tensor | None = None,
         temperature: Tensor | None = None,
         rival: Tensor | None = None,
         rank: int = 0,
@@ -132,75 +168,84 @@ class MarginOracle:
         that rank, 0 being the strongest.
         """
         parts = []
-        for part, part_rows, index in self._pairs(points, rows, with_index=True):
+        n_done = 0
+        for part, part_rows in self._parts(points, rows):
+            here = slice(n_done, n_done + len(part))
+            n_done += len(part)
+            target, sign = self._of(self.target, part_rows), self._of(self.sign, part_rows)
             with torch.inference_mode(False), torch.enable_grad():
                 scores, leaves = self._scores(part, part_rows, with_grad=True)
-                target, sign = self.target[part_rows], self.sign[part_rows]
-                margin, strongest = margin_and_rival(scores.detach(), target)
-                weights = torch.zeros_like(scores)
+            with torch.no_grad():
+                known = scores.detach()
+                others = rival_scores(known, target)
+                best, strongest = others.max(dim=1)
+                depth = (sign * (known.gather(1, target[:, None]).squeeze(1) - best)).to(self.dtype)
+                value = depth
                 if temperature is not None:
-                    others = rival_scores(scores.detach(), target)
-                    scale = temperature[index, None].to(scores).clamp_min(torch.finfo(scores.dtype).tiny)
-                    weights = torch.softmax((others - others.amax(dim=1, keepdim=True)) / scale, dim=1)
+                    scale = temperature[here, None].to(scores).clamp_min(torch.finfo(scores.dtype).tiny)
+                    weights = torch.softmax((others - best[:, None]) / scale, dim=1)
                 else:
                     if rank > 0:
-                        strongest = rival_scores(scores.detach(), target).topk(rank + 1, dim=1).indices[:, rank]
+                        strongest = others.topk(rank + 1, dim=1).indices[:, rank]
                     if rival is not None:
-                        strongest = torch.where(rival[index] < 0, strongest, rival[index])
-                    weights.scatter_(1, strongest[:, None], 1.0)
-                weights = -weights
-                weights.scatter_(1, target[:, None], 1.0)
-                weights *= sign[:, None]
-                value = sign * margin if rival is None and rank == 0 else (weights * scores.detach()).sum(dim=1)
+                        strongest = torch.where(rival[here] < 0, strongest, rival[here])
+                    weights = torch.zeros_like(known).scatter_(1, strongest[:, None], 1.0)
+                weights = weights.scatter_(1, target[:, None], -1.0).mul_(-sign.to(weights)[:, None])
+                if rival is not None or rank > 0:
+                    value = (weights * known).sum(dim=1).to(self.dtype)
                 slope = self._slope(scores, leaves, weights)
-            self._count(self.n_gradient, part_rows)
-            parts.append(((sign * margin).to(self.dtype), value.to(self.dtype), slope))
+                self._count(self.n_gradient, self._of(self.slots, part_rows))
+                parts.append((_usable(depth), torch.nan_to_num(value, 0.0, 0.0, 0.0), slope))
         if self.on_gradient is not None:
             self.on_gradient()
-        return Linearization(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        return Linearization(*map(_joined, zip(*parts, strict=True)))
 
-    def scores(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def scores_at(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Class scores ``(n, C)`` at ``points``."""
+        with torch.no_grad():
+            return _joined(self._scores(part, part_rows)[0] for part, part_rows in self._parts(points, rows))
+
+    def scores(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Class scores ``(n, C)`` at ``points``, and what pulls weights of them ``(n, C)`` back to slopes."""
         with torch.inference_mode(False), torch.enable_grad():
             scores, leaves = self._scores(points, rows, with_grad=True)
 
         def pull_back(weights: Tensor) -> Tensor:
-            self._count(self.n_gradient, rows)
+            self._count(self.n_gradient, self._of(self.slots, rows))
             return self._slope(scores, leaves, weights)
 
         return scores.detach(), pull_back
 
     def _slope(self, scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor) -> Tensor:
-        if not scores.requires_grad:  # a model that does not look at its inputs
-            return torch.zeros_like(self.pack(leaves))
-        gradients = torch.autograd.grad(scores, leaves, weights, allow_unused=True)
-        filled = tuple(
-            torch.zeros_like(leaf) if gradient is None else gradient
-            for gradient, leaf in zip(gradients, leaves, strict=True)
-        )
-        return torch.nan_to_num(self.pack(filled))
+        if not scores.requires_grad:
+            raise BoundaryValueError(
+                "The model's scores carry no gradient of its inputs, without which boundaries cannot be found: the "
+                "forward function runs under torch.no_grad() or inference_mode, detaches, computes outside of torch "
+                "(numpy, .item()), or does not look at its inputs."
+            )
+        gradients = torch.autograd.grad(scores, leaves, weights, materialize_grads=True)
+        return torch.nan_to_num(self.pack(gradients), 0.0, 0.0, 0.0)
 
-    def _scores(self, points: Tensor, rows: Tensor, with_grad: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _scores(
+        self, points: Tensor, rows: Tensor | None, with_grad: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         leaves = tuple(tensor.requires_grad_(with_grad) for tensor in self.unpack(points.clone()))
         output = run_forward(self._forward_func, leaves, None, self._arguments_of(rows))
-        self._count(self.n_forward, rows)
-        scores = class_scores(output, len(points))
+        self._count(self.n_forward, self._of(self.slots, rows))
+        scores = shaped_scores(output, len(points))
         # A model may compute in a lower precision than that of its inputs.
         self.resolution = max(self.resolution, torch.finfo(output.dtype).eps)
         self.is_binary = isinstance(output, Tensor) and (output.ndim == 1 or output.shape[1] == 1)
         return scores, leaves
 
-    @staticmethod
-    def _count(counter: Tensor, rows: Tensor) -> None:
-        counter.index_add_(0, rows, torch.ones_like(rows))
+    def _count(self, counter: Tensor, slots: Tensor) -> None:
+        counter.index_add_(0, slots, self._one.expand(len(slots)))
 
-    def _arguments_of(self, rows: Tensor) -> tuple[Any, ...] | None:
+    def _arguments_of(self, rows: Tensor | None) -> tuple[Any, ...] | None:
         """Captum's rule: tensors with one entry an example follow their examples, all else is passed as it is."""
         if self._arguments is None:
             return None
-        owners = self._owners[rows]
-        if len(owners) == self._n_inputs and torch.equal(owners, self._in_order):
-            return self._arguments
+        owners = self._of(self._owners, rows)
         return tuple(
             argument[owners.to(argument.device)]
             if isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == self._n_inputs
@@ -208,11 +253,34 @@ class MarginOracle:
             for argument in self._arguments
         )
 
-    def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(rows, self._chunk or max(len(rows), 1))
+    @staticmethod
+    def _of(values: Tensor, rows: Tensor | None) -> Tensor:
+        return values if rows is None else values[rows]
 
-    def _pairs(self, points: Tensor, rows: Tensor, with_index: bool = False) -> Iterator[Any]:
-        index = torch.arange(len(rows), device=rows.device)
-        for chunk in self._chunks(index):
-            pair = (points[chunk], rows[chunk])
-            yield (*pair, chunk) if with_index else pair
+    def _parts(self, points: Tensor, rows: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Points and their rows, as many at once as may pass through the model."""
+        if self._chunk is None or len(points) <= self._chunk:
+            yield points, rows
+        else:
+            rows = self.all_rows if rows is None else rows
+            yield from zip(points.split(self._chunk), rows.split(self._chunk), strict=True)
+
+
+def _usable(depth: Tensor) -> Tensor:
+    """Depths, where NaN and infinity count as being far from any boundary."""
+    return torch.nan_to_num(depth, torch.inf, torch.inf, torch.inf)
+
+
+def _joined(parts: Any) -> Tensor:
+    parts = tuple(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _differentiable(arguments: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    """The arguments, with copies of tensors made in inference mode, through which gradients cannot pass."""
+    if arguments is None:
+        return None
+    return tuple(
+        argument.clone() if isinstance(argument, Tensor) and argument.is_inference() else argument
+        for argument in arguments
+    )

@@ -13,7 +13,6 @@ from torch import Tensor
 from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._base.checks import check_count
 from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary._base.geometry import Box
 from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.attr._weighting import Weighting, check_weighting
 from captum_boundary.attr.boundary_normals import FlatNormals, collect
@@ -25,6 +24,7 @@ from captum_boundary.search._neighbours import (
     neighbouring_classes,
     neighbours_in_random_directions,
 )
+from captum_boundary.search._problem import Problem
 
 __all__ = ["AggregatedBoundaryNormals"]
 
@@ -128,9 +128,10 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
             raise BoundaryValueError(f'sampling must be "classes" or "random", but it is {sampling!r}.')
         check_weighting(weighting)
         with torch.inference_mode(False), torch.no_grad():
-            oracle, box = self.search._begin(inputs, target, additional_forward_args)
-            n_places = n_boundaries if sampling == "random" else min(n_boundaries, oracle.n_classes - 1)
-            neighbours = self._neighbours(oracle, box, n_places, sampling)
+            with self.search._opened(inputs, target, additional_forward_args) as problem:
+                oracle = problem.oracle
+                n_places = n_boundaries if sampling == "random" else min(n_boundaries, oracle.n_classes - 1)
+                neighbours = self._neighbours(problem, n_places, sampling)
             boundaries = collect(oracle, neighbours, n_places, weighting)
             attributions = self._aggregate(oracle, boundaries)
         self.search._report(boundaries.found.any(dim=1), stacklevel=4)  # past Captum's log_usage
@@ -151,11 +152,11 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         r"""Normals do not add up to a difference of outputs: always False."""
         return False
 
-    def _neighbours(self, oracle: MarginOracle, box: Box, n_boundaries: int, sampling: str) -> Neighbours:
+    def _neighbours(self, problem: Problem, n_boundaries: int, sampling: str) -> Neighbours:
         if n_boundaries == 1:
-            return nearest_boundary(self.search, oracle)
+            return nearest_boundary(self.search, problem)
         find = neighbouring_classes if sampling == "classes" else neighbours_in_random_directions
-        return find(self.search, oracle, box, n_boundaries)
+        return find(self.search, problem, n_boundaries)
 
     def _aggregate(self, oracle: MarginOracle, boundaries: FlatNormals) -> Tensor:
         """Attributions ``(N, D)``, NaN where there is no boundary."""

@@ -46,6 +46,7 @@ class BoundaryNormals:
     distance: Tensor
     target: Tensor
     adversarial: Tensor
+    neighbor: Tensor
     found: Tensor
     n_forward: Tensor
     n_gradient: Tensor
@@ -59,6 +60,7 @@ class FlatNormals(NamedTuple):
     weights: Tensor
     distance: Tensor
     adversarial: Tensor
+    neighbor: Tensor
     found: Tensor
 
     def shaped(self, oracle: MarginOracle, as_tuple: bool) -> BoundaryNormals:
@@ -77,6 +79,7 @@ class FlatNormals(NamedTuple):
             distance=self.distance,
             target=oracle.target,
             adversarial=self.adversarial,
+            neighbor=self.neighbor,
             found=self.found,
             n_forward=oracle.n_forward,
             n_gradient=oracle.n_gradient,
@@ -85,14 +88,14 @@ class FlatNormals(NamedTuple):
 
 def collect(oracle: MarginOracle, neighbours: Neighbours, n_places: int, weighting: Weighting) -> FlatNormals:
     """The neighbours of each example, in the order of their distances."""
-    rows, boundary, adversarial, slopes = neighbours
+    rows, boundary = neighbours.rows, neighbours.boundary
     order = boundary.distance.argsort(stable=True)
     order = order[rows[order].argsort(stable=True)]
     sorted_rows = rows[order]
     places = torch.arange(len(rows), device=rows.device) - torch.searchsorted(sorted_rows, sorted_rows)
 
     def table(values: Tensor, empty: Tensor | float) -> Tensor:
-        shape = (oracle.n_examples, n_places, *values.shape[1:])
+        shape = (len(oracle), n_places, *values.shape[1:])
         filled = torch.as_tensor(empty, dtype=values.dtype, device=values.device).expand(shape).clone()
         filled[sorted_rows, places] = values[order]
         return filled
@@ -100,12 +103,12 @@ def collect(oracle: MarginOracle, neighbours: Neighbours, n_places: int, weighti
     found = table(boundary.found, False)
     distance = table(boundary.distance, torch.inf)
     points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
-    normals = torch.nn.functional.normalize(slopes, eps=torch.finfo(slopes.dtype).tiny)
     return FlatNormals(
         points=table(oracle.pack(points), oracle.x[:, None]),
-        normals=torch.where(found[:, :, None], table(normals, 0.0), 0.0),
+        normals=torch.where(found[:, :, None], table(neighbours.normals, 0.0), 0.0),
         weights=weigh(weighting, distance),
         distance=distance,
-        adversarial=table(adversarial, -1),
+        adversarial=table(neighbours.adversarial, -1),
+        neighbor=table(neighbours.neighbor, -1),
         found=found,
     )

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from captum_boundary._base.geometry import project_onto_hyperplane
 from captum_boundary._base.oracle import Linearization
-from captum_boundary.search._incumbents import Incumbents
+from captum_boundary.search._landing import pull_back
+from captum_boundary.search._problem import Candidates, Problem
 
 __all__ = ["SMOOTHING", "approach", "newton_step", "scan"]
 
@@ -19,47 +20,55 @@ _MAX_STEPS = 10
 _OVERSHOOT = 1.02
 # A step that leaves more of the depth than this is slow, and two of them are a dead end.
 _SLOW = 0.8
+# Newton's method need not be exact inside of another one.
+_PROJECTION_STEPS = 3
 _SCANNED_POINTS = 64
 
 
-def approach(search: Incumbents, rows: Tensor) -> None:
+def approach(problem: Problem, n_gradients: int) -> Candidates:
     """Newton steps on the smoothed depth (DeepFool's idea), until the boundary is crossed or progress ends."""
-    oracle = search.oracle
-    points, depth = oracle.x.clone(), oracle.start_depth.clone()
+    ends, end_depth = problem.x, problem.oracle.start_depth
+    rows, here, points, depth = problem.oracle.all_rows, problem, ends, end_depth
     n_slow = torch.zeros_like(rows)
-    for _ in range(min(_MAX_STEPS, search.budget)):
-        if len(rows) == 0:
-            return
-        plane = oracle.linearize(points[rows], rows, temperature=SMOOTHING * search.scale[rows])
-        points[rows] = newton_step(search, points[rows], rows, plane)
-        before = depth[rows]
-        depth[rows], _ = oracle.depth(points[rows], rows)
-        crossed = depth[rows] < 0
-        search.land(points[rows[crossed]], rows[crossed])
-        n_slow[rows] += depth[rows] > _SLOW * before
-        rows = rows[~crossed & (n_slow[rows] < 2)]
+    for _ in range(min(_MAX_STEPS, n_gradients)):
+        plane = here.linearize(points, temperature=SMOOTHING * here.scale)
+        points = newton_step(here, points, plane)
+        before, depth = depth, here.depth(points)
+        n_slow = n_slow + (depth > _SLOW * before)
+        ends, end_depth = ends.index_copy(0, rows, points), end_depth.index_copy(0, rows, depth)
+        going = ((depth >= 0) & (n_slow < 2)).nonzero().flatten()
+        if len(going) == 0:
+            break
+        if len(going) < len(here):
+            rows, here, points, depth, n_slow = (
+                rows[going], here.select(going), points[going], depth[going], n_slow[going]
+            )  # fmt: skip
+    return pull_back(problem, ends, end_depth)
 
 
-def newton_step(search: Incumbents, points: Tensor, rows: Tensor, plane: Linearization) -> Tensor:
+def newton_step(problem: Problem, points: Tensor, plane: Linearization) -> Tensor:
     """The nearest points to ``points`` ``(n, D)`` that lie a little beyond the linearised boundary."""
     # The shortest l1 steps move few coordinates very far, where no slope is true any more.
-    norm = 2 if search.norm == 1 else search.norm
-    drop = (_OVERSHOOT * plane.value + search.aim[rows]).clamp_min(0.0)
-    return project_onto_hyperplane(points, plane.slope, drop, search.box.of(rows), norm)
+    norm = 2 if problem.norm == 1 else problem.norm
+    drop = (_OVERSHOOT * plane.value + problem.overshoot).clamp_min(0.0)
+    return project_onto_hyperplane(points, plane.slope, drop, problem.box, norm, _PROJECTION_STEPS)
 
 
-def scan(search: Incumbents, rows: Tensor) -> None:
+def scan(problem: Problem, seed: int) -> Candidates:
     """Look along random lines where slopes lead nowhere (saturated probabilities, dead units), with forwards alone.
 
     The lines end at random points of the box; in coordinates without limits, at all scales.
     """
-    for trial in range(_SCANNED_POINTS if len(rows) else 0):
-        x, box = search.x[rows], search.box.of(rows)
-        generator = search.random(trial)
-        uniform = torch.rand(x.shape[1], generator=generator, dtype=torch.float64).to(x)
-        normal = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x)
-        inside = box.lower + uniform * (box.upper - box.lower)
+    found = Candidates.none(problem)
+    if len(problem) == 0:
+        return found
+    x, box = problem.x, problem.box
+    for trial in range(_SCANNED_POINTS):
+        generator = torch.Generator("cpu").manual_seed(seed + trial)
+        options = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+        uniform, normal = (draw(x.shape[1], **options).to(x) for draw in (torch.rand, torch.randn))
         reach = 0.5 * 4.0 ** (trial % 8) * (1 + x.abs().mean(dim=1, keepdim=True))
+        inside = box.lower + uniform * (box.upper - box.lower)
         ends = box.clamp(torch.where(torch.isfinite(inside), inside, x + reach * normal))
-        crossed = search.oracle.depth(ends, rows)[0] < 0
-        search.land(ends[crossed], rows[crossed])
+        found = found.or_nearer(ends, problem.distance(ends), problem.depth(ends))
+    return pull_back(problem, found.points)

@@ -11,7 +11,8 @@ from torch import Tensor
 from captum_boundary._base.geometry import length, project_onto_ball
 from captum_boundary._base.oracle import Linearization
 from captum_boundary.search._approach import SMOOTHING, newton_step
-from captum_boundary.search._incumbents import Incumbents
+from captum_boundary.search._landing import pull_back
+from captum_boundary.search._problem import Candidates, Problem
 
 __all__ = ["descend", "dive"]
 
@@ -24,6 +25,13 @@ class _Schedule(NamedTuple):
     first_step: float = 1.0
     last_step: float = 0.01
 
+    def at(self, progress: Tensor) -> tuple[Tensor, Tensor]:
+        """Rates and steps at a progress between 0 and 1."""
+        rate = self.first_rate * (self.last_rate / self.first_rate) ** progress
+        wave = torch.cos(math.pi * progress)
+        middle, swing = (self.first_step + self.last_step) / 2, (self.first_step - self.last_step) / 2
+        return rate, middle + swing * wave
+
 
 # In l1 the descent begins far out, at a point that is near in l2.
 _FROM_THE_BOUNDARY = {2: _Schedule(0.05, 0.005), math.inf: _Schedule(0.05, 0.005), 1: _Schedule(0.2, 0.005)}
@@ -33,7 +41,7 @@ _PATIENCE = 3
 _FASTEST_RATE = 0.3
 
 
-def descend(search: Incumbents, rows: Tensor, n_steps: Tensor) -> None:
+def descend(problem: Problem, known: Candidates, n_steps: Tensor) -> Candidates:
     r"""Follow the sphere around each input that touches the boundary, shrinking it whenever it crosses.
 
     This is the decoupling of direction and norm (Rony et al., https://arxiv.org/abs/1811.09600), started at a known
@@ -42,74 +50,102 @@ def descend(search: Incumbents, rows: Tensor, n_steps: Tensor) -> None:
 
     Args:
 
-        search (Incumbents): The search; the examples ``rows`` must have boundary points.
-        rows (Tensor): Examples to work on, ``(n,)``.
+        problem (Problem): The search.
+        known (Candidates): Candidates of all its examples.
         n_steps (Tensor): Gradient evaluations for each of them, ``(n,)``.
+
+    Returns:
+
+        - **candidates** (*Candidates*): As near or nearer, pulled back to the boundary.
     """
-    if len(rows) == 0:
-        return
-    _follow_spheres(search, rows, search.points[rows], n_steps, _FROM_THE_BOUNDARY[search.norm])
-    search.land(search.points[rows], rows)
+    # In the order of their steps, examples that are done stand at the end and leave without being looked for.
+    n_steps, order = n_steps.sort(descending=True, stable=True)
+    found = _follow_spheres(
+        problem.select(order), known.points[order], known.select(order), n_steps, _FROM_THE_BOUNDARY[problem.norm]
+    )
+    back = order.argsort()
+    return pull_back(problem, found.points[back])
 
 
-def dive(search: Incumbents, rows: Tensor, starts: Tensor, n_steps: Tensor) -> None:
+def dive(problem: Problem, starts: Tensor, n_steps: int) -> Candidates:
     """Descend from points on either side of the boundary, near to it or not: every gradient makes a step.
 
     Args:
 
-        search (Incumbents): The search.
-        rows (Tensor): Examples to work on, ``(n,)``.
+        problem (Problem): The search.
         starts (Tensor): Points to start from, ``(n, D)``. Examples without a boundary point take Newton steps.
-        n_steps (Tensor): Gradient evaluations for each of them, ``(n,)``.
+        n_steps (int): Gradient evaluations for each example.
+
+    Returns:
+
+        - **candidates** (*Candidates*): Points beyond the boundary.
     """
-    if len(rows) == 0:
-        return
-    _follow_spheres(search, rows, starts, n_steps, _FROM_AFAR)
+    all_alike = torch.full_like(problem.oracle.all_rows, n_steps)
+    return _follow_spheres(problem, starts, Candidates.none(problem), all_alike, _FROM_AFAR, from_afar=True)
 
 
-def _follow_spheres(search: Incumbents, rows: Tensor, starts: Tensor, n_steps: Tensor, schedule: _Schedule) -> None:
-    oracle = search.oracle
-    points, radius = starts.clone(), search.length(starts, rows)
-    temperature = SMOOTHING * search.scale[rows]
-    n_approaching = torch.zeros_like(n_steps)  # steps before an example crosses its boundary for the first time
-    run = torch.zeros_like(n_steps)  # steps in a row beyond the boundary, or, if negative, on the near side of it
-    for step in range(int(n_steps.max())):
-        index = (step < n_steps).nonzero().flatten()
-        here = rows[index]
-        plane = oracle.linearize(points[index], here, temperature=temperature[index])
-        search.offer(points[index], here, plane.depth)
+def _follow_spheres(
+    problem: Problem,
+    points: Tensor,
+    best: Candidates,
+    n_steps: Tensor,
+    schedule: _Schedule,
+    from_afar: bool = False,
+) -> Candidates:
+    """Descend from ``points``; ``n_steps`` falls from the first example to the last."""
+    here = problem
+    radius = here.distance(points)
+    temperature = SMOOTHING * here.scale
+    n_approaching = torch.zeros_like(radius)  # steps before an example crosses its boundary for the first time
+    run = torch.zeros_like(radius)  # steps in a row beyond the boundary, or, if negative, on the near side of it
+    total = n_steps.to(radius)
+    last_points, found = [], []
+    steps_of = n_steps.tolist()
+    for step in range(steps_of[0] if steps_of else 0):
+        n_going = sum(n > step for n in steps_of[: len(here)])
+        if n_going < len(here):
+            going, done = slice(0, n_going), slice(n_going, None)
+            last_points.append(points[done])
+            found.append(best.select(done))
+            here, best, points = here.select(going), best.select(going), points[going]
+            radius, temperature, n_approaching, run, total = (
+                values[going] for values in (radius, temperature, n_approaching, run, total)
+            )
+        plane = here.linearize(points, temperature=temperature)
+        best = best.or_nearer(points, here.distance(points), plane.depth)
 
-        has_crossed = torch.isfinite(search.distance[here])
-        n_approaching[index] += ~has_crossed
-        begin = n_approaching[index]
-        progress = (step - begin) / (n_steps[index] - begin).clamp_min(1).to(radius)
-        rate = schedule.first_rate * (schedule.last_rate / schedule.first_rate) ** progress
+        if from_afar:
+            has_crossed = torch.isfinite(best.distance)
+            n_approaching = n_approaching + ~has_crossed
+        rate, stride = schedule.at((step - n_approaching) / (total - n_approaching).clamp_min(1))
         beyond = plane.depth < 0
-        run[index] = torch.where(beyond, run[index].clamp_min(0) + 1, run[index].clamp_max(0) - 1)
-        hurried = rate * 2.0 ** (run[index].abs() - _PATIENCE).clamp_min(0)
+        side = torch.where(beyond, 1.0, -1.0).to(run)
+        run = torch.where(run * side > 0, run, 0.0) + side
+        hurried = rate * torch.exp2((run.abs() - _PATIENCE).clamp(0, 16))
         rate = torch.maximum(rate, hurried.clamp_max(_FASTEST_RATE))
-        shrunk = torch.minimum(radius[index], search.distance[here]) * (1 - rate)
-        radius[index] = torch.where(beyond, shrunk, radius[index] * (1 + rate))
-        wave = 0.5 * (1 + torch.cos(math.pi * progress))
-        stride = schedule.last_step + (schedule.first_step - schedule.last_step) * wave
-        moved = _sphere_step(search, points[index], here, plane, radius[index], stride)
-
-        if not has_crossed.all():
-            approached = newton_step(search, points[index], here, plane)
+        radius = torch.where(beyond, torch.minimum(radius, best.distance), radius) * (1 - side * rate)
+        moved = _sphere_step(here, points, plane, radius, stride)
+        if from_afar:
+            approached = newton_step(here, points, plane)
             moved = torch.where(has_crossed[:, None], moved, approached)
-            radius[index] = torch.where(has_crossed, radius[index], search.length(approached, here))
-        points[index] = moved
-    search.offer(points, rows, oracle.depth(points, rows)[0])
+            radius = torch.where(has_crossed, radius, here.distance(approached))
+        points = moved
+    points = torch.cat([points, *reversed(last_points)])
+    parts = [best, *reversed(found)]
+    best = Candidates(torch.cat([part.points for part in parts]), torch.cat([part.distance for part in parts]))
+    return best.or_nearer(points, problem.distance(points), problem.depth(points))
 
 
-def _sphere_step(
-    search: Incumbents, points: Tensor, rows: Tensor, plane: Linearization, radius: Tensor, stride: Tensor
-) -> Tensor:
+def _sphere_step(problem: Problem, points: Tensor, plane: Linearization, radius: Tensor, stride: Tensor) -> Tensor:
     """Turn the way from the inputs to ``points`` against the normals and make its length that of the ``radius``."""
-    x = search.x[rows]
-    move = points - x
-    normal = torch.nn.functional.normalize(plane.slope, eps=torch.finfo(move.dtype).tiny)
-    move = move - (stride * length(move, 2))[:, None] * normal
-    reach = length(move, search.norm)
-    move = move * torch.where(reach > 0, radius / reach, 1.0).clamp_min(1.0)[:, None]
-    return search.box.of(rows).clamp(x + project_onto_ball(move, radius, search.norm))
+    move = points - problem.x
+    width = length(plane.slope, 2)
+    step = stride * length(move, 2) / torch.where(width > 0, width, torch.inf)
+    move = torch.addcmul(move, step[:, None], plane.slope, value=-1)
+    reach = length(move, problem.norm)
+    growth = radius / torch.where(reach > 0, reach, torch.inf)
+    if problem.norm == 2:
+        move = move * growth[:, None]
+    else:
+        move = project_onto_ball(move * growth.clamp_min(1.0)[:, None], radius, problem.norm)
+    return problem.box.clamp(problem.x + move)

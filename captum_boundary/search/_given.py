@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.search.boundary_search import BoundaryPoints, BoundarySearch
+from captum_boundary.search.boundary_points import BoundaryPoints
+from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.nearest import NearestBoundary
 
 __all__ = ["points_for", "search_for"]

@@ -1,88 +1,82 @@
-"""From a point beyond the boundary back to the boundary itself."""
+"""From a point beyond the boundary back to the boundary itself, along the straight line to the input."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import Box, find_crossing
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary.search._crossing import find_crossing
+from captum_boundary.search._problem import Candidates, Problem
 
-__all__ = ["land", "landing_band"]
+__all__ = ["move_onto_boundary", "pull_back"]
 
-# How far beyond the boundary a final point lies, relative to the depth of its input: near enough to *be* the boundary
-# (distances are right to the larger number), far enough to keep its label when it is evaluated in another batch.
-_BAND = {torch.float64: (1e-10, 4e-9), torch.float32: (1.5e-5, 6e-5)}
-# Rounding errors of scores, in units of the resolution times the largest score, that a label must survive.
-_NOISE = 2.0
-# A coarse landing stops at this fraction of the input's depth.
+# Points that are not final may lie beyond the boundary by this fraction of the input's depth.
 _COARSE = 0.02
 # Points at less than this fraction of the input's depth are so near that a slightly longer line may cross.
 _NEAR = 0.05
 _EXTENSIONS = (1e-4, 1e-3, 1e-2, 5e-2)
 
 
-def landing_band(oracle: MarginOracle, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and largest amount ``(n,)`` by which final points may lie beyond the boundary."""
-    shallow, deep = _BAND[oracle.dtype]
-    depth = oracle.start_depth[rows]
-    noise = _NOISE * oracle.resolution * oracle.start_scores[rows].abs().amax(dim=1).to(depth)
-    least = torch.maximum(shallow * depth, noise).clamp_min(torch.finfo(depth.dtype).tiny)
-    return least, torch.maximum(deep * depth, 2 * least)
-
-
-def land(oracle: MarginOracle, box: Box, points: Tensor, rows: Tensor, coarse: bool = False) -> tuple[Tensor, Tensor]:
+def move_onto_boundary(
+    problem: Problem, points: Tensor, depth: Tensor | None = None, deep: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Move ``points`` ``(n, D)`` along the straight lines from their inputs onto the boundary.
 
     Args:
 
-        oracle (MarginOracle): The model.
-        box (Box): Limits of the points of these rows.
-        points (Tensor): Points of the examples ``rows``, wherever a search ended.
-        rows (Tensor): Examples the points belong to, ``(n,)``.
-        coarse (bool): Land within some per cent of the boundary only, for a point that is not final.
+        problem (Problem): The search.
+        points (Tensor): Points, wherever a search ended.
+        depth (Tensor, optional): Their depths ``(n,)``, where known.
+        deep (Tensor, optional): Largest amount beyond the boundary that will do, ``(n,)``. Default: as for final ones.
 
     Returns:
 
         - **points** (*Tensor*): Points beyond the boundary, within the band; unchanged where it was not crossed.
-        - **crossed** (*Tensor*): Whether the points returned lie beyond the boundary, ``(n,)``.
+        - **depth** (*Tensor*): Their depths, ``(n,)``, negative where the boundary was crossed.
     """
-    shallow, deep = landing_band(oracle, rows)
-    if coarse:
-        deep = torch.maximum(deep, _COARSE * oracle.start_depth[rows])
-    x = oracle.x[rows]
-    points = box.clamp(points)
-    depth, _ = oracle.depth(points, rows)
+    x, shallow = problem.x, problem.shallow
+    deep = problem.deep if deep is None else deep
+    points = problem.box.clamp(points)
+    if depth is None:
+        depth = problem.depth(points)
 
     # A point may lie on the boundary itself, or just short of it: look a little further along its line.
     for extension in _EXTENSIONS:
-        near = ((depth > -shallow) & (depth < _NEAR * oracle.start_depth[rows] + shallow)).nonzero().flatten()
+        near = ((depth > -shallow) & (depth < _NEAR * problem.scale + shallow)).nonzero().flatten()
         if len(near) == 0:
             break
-        further = box.of(near).clamp(x[near] + (1 + extension) * (points[near] - x[near]))
-        further_depth, _ = oracle.depth(further, rows[near])
-        better = further_depth < depth[near]
-        points[near[better]], depth[near[better]] = further[better], further_depth[better]
+        part = problem.select(near)
+        further = part.box.clamp(torch.lerp(part.x, points[near], 1 + extension))
+        reached = part.depth(further)
+        is_deeper = reached < depth[near]
+        points = points.index_copy(0, near, torch.where(is_deeper[:, None], further, points[near]))
+        depth = depth.index_copy(0, near, torch.where(is_deeper, reached, depth[near]))
 
-    crossed = depth < 0
-    move = points - x
+    too_deep = (depth < -deep).nonzero().flatten()
+    if len(too_deep) == 0:
+        return points, depth
+    part = problem.select(too_deep)
+    ends = points[too_deep]
 
-    def depth_at(fraction: Tensor, index: Tensor) -> Tensor:
-        index = crossed_index[index]
-        return oracle.depth(point_at(fraction, index), rows[index])[0]
+    def depth_at(fraction: Tensor, rows: Tensor | None) -> Tensor:
+        here = part if rows is None else part.select(rows)
+        there = ends if rows is None else ends[rows]
+        return here.depth(here.box.clamp(torch.lerp(here.x, there, fraction[:, None])))
 
-    def point_at(fraction: Tensor, index: Tensor) -> Tensor:
-        return box.of(index).clamp(x[index] + fraction[:, None] * move[index])
-
-    crossed_index = crossed.nonzero().flatten()
-    fraction, _ = find_crossing(
+    fraction, reached = find_crossing(
         depth_at,
-        oracle.start_depth[rows[crossed]],
-        depth[crossed],
-        shallow[crossed],
-        deep[crossed],
-        torch.finfo(oracle.dtype).eps,
+        part.oracle.start_depth,
+        depth[too_deep],
+        part.shallow,
+        deep[too_deep],
+        torch.finfo(x.dtype).eps,
     )
-    moved = fraction < 1  # a row that stays where it was keeps its exact bits
-    points[crossed_index[moved]] = point_at(fraction[moved], crossed_index[moved])
-    return points, crossed
+    landed = part.box.clamp(torch.lerp(part.x, ends, fraction[:, None]))
+    return points.index_copy(0, too_deep, landed), depth.index_copy(0, too_deep, reached)
+
+
+def pull_back(problem: Problem, points: Tensor, depth: Tensor | None = None) -> Candidates:
+    """Candidates within some per cent of the boundary, on the lines from the inputs to ``points``."""
+    deep = torch.maximum(problem.deep, _COARSE * problem.scale)
+    points, depth = move_onto_boundary(problem, points, depth, deep)
+    return Candidates.none(problem).or_nearer(points, problem.distance(points), depth)

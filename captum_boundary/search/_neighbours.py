@@ -5,15 +5,17 @@ Every pair of an example and one of its boundaries is a row of one flat batch, w
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import Box, length, project_onto_hyperplane
+from captum_boundary._base.geometry import length, project_onto_hyperplane, row_dot
 from captum_boundary._base.margin import rival_scores
-from captum_boundary._base.oracle import MarginOracle
-from captum_boundary.search.boundary_search import BoundaryPoints, BoundarySearch
+from captum_boundary.search._normals import unit_normals
+from captum_boundary.search._problem import Problem
+from captum_boundary.search.boundary_points import BoundaryPoints
+from captum_boundary.search.boundary_search import BoundarySearch
 
 __all__ = ["Neighbours", "nearest_boundary", "neighbouring_classes", "neighbours_in_random_directions"]
 
@@ -31,81 +33,90 @@ class Neighbours(NamedTuple):
 
         rows (Tensor): The examples they belong to, ``(P,)``.
         boundary (BoundaryPoints): The points, as a tuple, of the classes whose regions are left or entered.
-        adversarial (Tensor): The class that the example's target is separated from, ``(P,)``; -1 where not found.
-        slopes (Tensor): Slopes ``(P, D)`` of the target's margin over that class, at the points.
+        adversarial (Tensor): The class beyond the boundary, ``(P,)``; -1 where not found.
+        neighbor (Tensor): The class on this side of it, ``(P,)``; -1 where not found.
+        normals (Tensor): Unit normals ``(P, D)`` at the points, towards that class.
     """
 
     rows: Tensor
     boundary: BoundaryPoints
     adversarial: Tensor
-    slopes: Tensor
+    neighbor: Tensor
+    normals: Tensor
 
 
-def nearest_boundary(search: BoundarySearch, oracle: MarginOracle) -> Neighbours:
+def nearest_boundary(search: BoundarySearch, problem: Problem) -> Neighbours:
     """The nearest boundary of every example, whichever class is on its other side."""
-    return _neighbours(
-        oracle, oracle.all_rows, search._find_pairs(oracle, oracle.all_rows, oracle.target, one_each=True)
-    )
+    return _neighbours(search, problem, problem.oracle.all_rows, problem.oracle.target, one_each=True)
 
 
-def neighbouring_classes(search: BoundarySearch, oracle: MarginOracle, box: Box, n_classes: int) -> Neighbours:
+def neighbouring_classes(search: BoundarySearch, problem: Problem, n_classes: int) -> Neighbours:
     """The nearest points of the regions of other classes, from inputs inside the region of their target.
 
     Inputs outside of it have one neighbour, the region of the target itself.
     """
+    oracle = problem.oracle
     is_inside = oracle.sign > 0
-    classes = _nearest_classes(search, oracle, box, n_classes)
+    classes = _nearest_classes(problem, n_classes)
     classes[~is_inside] = -1
     classes[~is_inside, 0] = oracle.target[~is_inside]
     is_pair = classes >= 0
     rows = is_pair.nonzero()[:, 0]
-    return _neighbours(oracle, rows, search._find_pairs(oracle, rows, classes[is_pair]))
+    return _neighbours(search, problem, rows, classes[is_pair])
 
 
-def neighbours_in_random_directions(search: BoundarySearch, oracle: MarginOracle, box: Box, n: int) -> Neighbours:
+def neighbours_in_random_directions(search: BoundarySearch, problem: Problem, n: int) -> Neighbours:
     """Points of the boundary of the target's region, near to the input, found from ``n`` points around it."""
-    generator = torch.Generator().manual_seed(search._seed())
-    lines = torch.randn(n, oracle.x.shape[1], generator=generator, dtype=torch.float64).to(oracle.x)
-    lines = lines / length(lines, search.norm)[:, None]
-    distance = _linearised_distance(search, oracle, box)
-    distance = torch.where(torch.isfinite(distance), distance, 1 + length(oracle.x, search.norm))
+    oracle, x = problem.oracle, problem.x
+    generator = torch.Generator("cpu").manual_seed(search._seed())
+    lines = torch.randn(n, x.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(x)
+    lines = lines / length(lines, problem.norm)[:, None]
+    distance = _linearised_distance(problem)
+    distance = torch.where(torch.isfinite(distance), distance, 1 + length(x, problem.norm))
     reach = _START_DISTANCE * distance
-    rows = oracle.all_rows.repeat_interleave(n)
-    starts = box.of(rows).clamp(oracle.x[rows] + (reach[:, None, None] * lines).flatten(0, 1))
-    return _neighbours(oracle, rows, search._find_pairs(oracle, rows, oracle.target[rows], starts))
+    rows = oracle.all_rows.repeat_interleave(n, output_size=n * len(x))
+    starts = problem.box.of(rows).clamp(x[rows] + (reach[:, None, None] * lines).flatten(0, 1))
+    return _neighbours(search, problem, rows, oracle.target[rows], starts=starts)
 
 
-def _neighbours(oracle: MarginOracle, rows: Tensor, boundary: BoundaryPoints) -> Neighbours:
-    pairs = oracle.of_pairs(rows, oracle.target[rows])
-    adversarial = torch.where(boundary.target == pairs.target, boundary.adversarial, boundary.target)
-    adversarial = torch.where(boundary.found, adversarial, -1)
+def _neighbours(search: BoundarySearch, problem: Problem, rows: Tensor, classes: Tensor, **options: Any) -> Neighbours:
+    """Search the boundaries of pairs of an example and a class, and take their normals."""
+    oracle = problem.oracle
+    boundary = search._find_pairs(problem, rows, classes, **options)
+    pairs = search._pairs(problem, rows, classes)
     points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
-    slopes = pairs.linearize(pairs.pack(points), pairs.all_rows, rival=adversarial).slope
-    oracle.n_forward.index_add_(0, rows, boundary.n_forward + pairs.n_forward)
-    oracle.n_gradient.index_add_(0, rows, boundary.n_gradient + pairs.n_gradient)
-    return Neighbours(rows, boundary, adversarial, slopes * pairs.sign[:, None])
+    normals = unit_normals(pairs, pairs.oracle.pack(points), boundary.distance)
+    # Towards the target's side: an input outside of the region of its target has that region beyond the boundary.
+    normals = normals * oracle.sign[rows, None]
+    is_other = classes != oracle.target[rows]
+    sides = torch.stack([boundary.target, boundary.adversarial])
+    neighbor, adversarial = torch.where(is_other, sides.flip(0), sides).masked_fill(~boundary.found, -1)
+    oracle.n_forward.index_add_(0, rows, boundary.n_forward + pairs.oracle.n_forward)
+    oracle.n_gradient.index_add_(0, rows, boundary.n_gradient + pairs.oracle.n_gradient)
+    return Neighbours(rows, boundary, adversarial, neighbor, normals)
 
 
-def _nearest_classes(search: BoundarySearch, oracle: MarginOracle, box: Box, n: int) -> Tensor:
+def _nearest_classes(problem: Problem, n: int) -> Tensor:
     """Classes ``(N, n)`` whose linearised boundaries are nearest, of those with the highest scores."""
+    oracle = problem.oracle
     n_rivals = oracle.n_classes - 1
     n_screened = n if n == n_rivals else min(_SCREENED * n, n_rivals)
     classes = rival_scores(oracle.start_scores, oracle.target).topk(n_screened, dim=1).indices
     if n_screened == n:
         return classes
-    distances = [_linearised_distance(search, oracle, box, rival) for rival in classes.unbind(dim=1)]
+    distances = [_linearised_distance(problem, rival) for rival in classes.unbind(dim=1)]
     nearest = torch.stack(distances, dim=1).argsort(dim=1, stable=True)[:, :n]
     return classes.gather(1, nearest)
 
 
-def _linearised_distance(search: BoundarySearch, oracle: MarginOracle, box: Box, rival: Tensor | None = None) -> Tensor:
+def _linearised_distance(problem: Problem, rival: Tensor | None = None) -> Tensor:
     """Distances ``(N,)`` at which the margin over the strongest rival, or a given one, would vanish if it were linear.
 
     Infinite where the limits do not let it vanish.
     """
-    x = oracle.x
-    plane = oracle.linearize(x, oracle.all_rows, rival=rival)
+    x = problem.x
+    plane = problem.linearize(x, rival=rival)
     drop = plane.value.clamp_min(0.0)
-    move = x - project_onto_hyperplane(x, plane.slope, drop, box, search.norm)
-    reaches = (plane.slope * move).sum(dim=1) >= 0.99 * drop
-    return torch.where(reaches, length(move, search.norm), torch.inf)
+    nearest = project_onto_hyperplane(x, plane.slope, drop, problem.box, problem.norm)
+    reaches = row_dot(plane.slope, x - nearest) >= 0.99 * drop
+    return torch.where(reaches & (drop > 0), problem.distance(nearest), torch.inf)

@@ -5,77 +5,32 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from captum.robust import Perturbation
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+from tqdm.auto import tqdm
 
 from captum_boundary._base.bounds import Bounds, box_of
 from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._base.checks import check_count, check_inputs
+from captum_boundary._base.checks import check_count, check_inputs, shown
 from captum_boundary._base.errors import (
     BoundaryNotFoundError,
     BoundaryNotFoundWarning,
     BoundaryTypeError,
     BoundaryValueError,
 )
-from captum_boundary._base.geometry import Box, length
+from captum_boundary._base.geometry import length
 from captum_boundary._base.oracle import MarginOracle
-from captum_boundary.search._landing import land
+from captum_boundary._base.training_mode import watched_training_mode
+from captum_boundary.search._landing import move_onto_boundary
+from captum_boundary.search._problem import Problem, score_noise
+from captum_boundary.search.boundary_points import BoundaryPoints
 
 __all__ = ["BoundaryPoints", "BoundarySearch"]
-
-
-@dataclass(frozen=True)
-class BoundaryPoints:
-    r"""Points on the decision boundary, one for each of N examples.
-
-    A point lies a hair beyond the boundary: the model's decision there is strictly on the other side, at a margin that
-    is a tiny fraction of the input's.
-
-    Attributes:
-
-        points (Tensor or tuple[Tensor, ...]): Boundary points, with the structure, shapes, dtype and device of the
-            inputs. Equal to the input where nothing was found.
-        target (Tensor): Class whose region is left (or entered, if the input lies outside), ``(N,)`` integers. For a
-            model with one output: 1 for its positive side, 0 for its negative side.
-        adversarial (Tensor): Class on the other side of the boundary, ``(N,)`` integers; -1 where nothing was found.
-        distance (Tensor): Distance from the input, ``(N,)``, in the norm of the search and the units of the inputs;
-            infinity where nothing was found.
-        margin (Tensor): Margin of ``target`` at ``points``, ``(N,)``: strictly of the sign opposite to that at the
-            input where a point was found, the margin of the input itself where not.
-        found (Tensor): Whether a boundary point was found, ``(N,)`` booleans.
-        n_forward (Tensor): Forward passes spent on each example, ``(N,)`` integers.
-        n_gradient (Tensor): Backward passes spent on each example, ``(N,)`` integers. Each follows one of the forward
-            passes.
-    """
-
-    points: Tensor | tuple[Tensor, ...]
-    target: Tensor
-    adversarial: Tensor
-    distance: Tensor
-    margin: Tensor
-    found: Tensor
-    n_forward: Tensor
-    n_gradient: Tensor
-
-    def __len__(self) -> int:
-        return len(self.found)
-
-    def __getitem__(self, rows: int | slice | list[int] | Tensor) -> BoundaryPoints:
-        """The boundary points of some rows (an index, a slice, indices or a mask), to work in batches or on one."""
-        if isinstance(rows, int):
-            rows = [rows]
-
-        def of_rows(values: Any) -> Any:
-            return tuple(map(of_rows, values)) if isinstance(values, tuple) else values[rows]
-
-        return BoundaryPoints(**{field.name: of_rows(getattr(self, field.name)) for field in fields(self)})
 
 
 class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
@@ -110,6 +65,9 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         BoundaryValueError: For bounds, norms and numbers that make no sense.
         BoundaryTypeError: For arguments of the wrong type.
     """
+
+    _description = "Boundary"  # of the progress bar
+    _unit = "example"
 
     def __init__(
         self,
@@ -190,20 +148,41 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         return self.find(inputs, target, additional_forward_args).points
 
     @abstractmethod
-    def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
-        """Points ``(N, D)`` inside ``box``, beyond the boundary wherever the search succeeded."""
+    def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
+        """Points ``(n, D)`` inside the problem's box, beyond the boundary wherever the search succeeded.
 
-    def _cross_pairs(self, pairs: MarginOracle, box: Box, starts: Tensor | None) -> Tensor:
+        Random numbers start at the seed, and the bar is to be moved by :meth:`_n_steps`.
+        """
+
+    def _n_steps(self, n_examples: int) -> int:
+        """Steps of the progress bar for a group of examples."""
+        return n_examples
+
+    def _cross_pairs(self, pairs: Problem, starts: Tensor | None, seed: int, bar: tqdm[Any]) -> Tensor:
         """As :meth:`_cross`, for pairs of an example and a class, near to ``starts`` ``(P, D)`` where given."""
         if starts is not None:
             raise BoundaryValueError(
                 f'{type(self).__name__} cannot start in random directions: use NearestBoundary, or sampling="classes".'
             )
-        return self._cross(pairs, box)
+        return self._cross(pairs, seed, bar)
+
+    def _find(self, inputs: Any, target: TargetType, additional_forward_args: object) -> BoundaryPoints:
+        with self._opened(inputs, target, additional_forward_args) as problem:
+            return self._searched(problem, lambda part, _, *rest: self._cross(part, *rest), is_tuple(inputs))
+
+    @contextmanager
+    def _opened(self, inputs: Any, target: TargetType, additional_forward_args: object) -> Iterator[Problem]:
+        """The model at the inputs, after a look at the arguments; its running statistics stay as they are."""
+        tensors = check_inputs(inputs)
+        box = box_of(self.bounds, tensors)
+        with watched_training_mode(self.forward_func) as first_evaluation_is_over:
+            oracle = MarginOracle(self.forward_func, tensors, target, additional_forward_args, self.internal_batch_size)
+            first_evaluation_is_over()
+            yield Problem(oracle, box, self.norm, score_noise(oracle))
 
     def _find_pairs(
         self,
-        oracle: MarginOracle,
+        problem: Problem,
         rows: Tensor,
         target: Tensor,
         starts: Tensor | None = None,
@@ -213,43 +192,41 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
 
         Where an example has many pairs, less is spent on each than on ``one_each``.
         """
-        box = box_of(self.bounds, oracle.inputs).of(rows)
-        pairs = oracle.of_pairs(rows, target)
-        points = self._cross(pairs, box) if one_each else self._cross_pairs(pairs, box, starts)
-        return self._land(pairs, box, points, as_tuple=True)
 
-    def _seed(self) -> int:
-        """A seed for this call: drawn from the user's generator, or always the same."""
-        if self.generator is None:
-            return 0
-        return int(torch.randint(2**31, (1,), generator=self.generator, device=self.generator.device))
+        def cross(part: Problem, group: Tensor, seed: int, bar: tqdm[Any]) -> Tensor:
+            if one_each:
+                return self._cross(part, seed, bar)
+            return self._cross_pairs(part, None if starts is None else starts[group], seed, bar)
 
-    def _find(self, inputs: Any, target: TargetType, additional_forward_args: object) -> BoundaryPoints:
-        oracle, box = self._begin(inputs, target, additional_forward_args)
-        return self._land(oracle, box, self._cross(oracle, box), is_tuple(inputs))
+        return self._searched(self._pairs(problem, rows, target), cross, as_tuple=True)
 
-    def _begin(self, inputs: Any, target: TargetType, additional_forward_args: object) -> tuple[MarginOracle, Box]:
-        """The model at the inputs, and their limits, after a look at whether all arguments make sense."""
-        tensors = check_inputs(inputs)
-        _warn_of_training_mode(self.forward_func)
-        box = box_of(self.bounds, tensors)
-        return MarginOracle(self.forward_func, tensors, target, additional_forward_args, self.internal_batch_size), box
+    def _pairs(self, problem: Problem, rows: Tensor, target: Tensor) -> Problem:
+        box = box_of(self.bounds, problem.oracle.inputs).of(rows)
+        return Problem(problem.oracle.of_pairs(rows, target), box, self.norm, problem.noise)
 
-    def _land(self, oracle: MarginOracle, box: Box, points: Tensor, as_tuple: bool) -> BoundaryPoints:
-        """Move ``points`` ``(N, D)`` onto the boundary, check their labels, and say what has come of every example."""
-        points, crossed = land(oracle, box, points, oracle.all_rows)
-        depth, adversarial = oracle.depth(points, oracle.all_rows)
-        distance = length(oracle.round(points) - oracle.x, self.norm)
-        found = crossed & (depth < 0)
+    def _searched(
+        self, problem: Problem, cross: Callable[[Problem, Tensor, int, tqdm[Any]], Tensor], as_tuple: bool
+    ) -> BoundaryPoints:
+        """Search a group of examples after the other, and say what has come of every one."""
+        rows = problem.oracle.all_rows
+        groups = rows.split(self.internal_batch_size or len(rows))
+        total = sum(self._n_steps(len(group)) for group in groups)
+        parts, seed = [], self._seed()
+        with tqdm(total=total, desc=self._description, unit=self._unit, disable=not self.show_progress) as bar:
+            for group in groups:
+                part = problem if len(groups) == 1 else problem.select(group)
+                points, landed_depth = move_onto_boundary(part, cross(part, group, seed, bar))
+                depth, adversarial = part.oracle.depth(points)
+                distance = length(part.oracle.round(points) - part.x, self.norm)
+                parts.append((points, distance, adversarial, torch.maximum(depth, landed_depth), depth))
+        points, distance, adversarial, highest, depth = (torch.cat(column) for column in zip(*parts, strict=True))
+        oracle = problem.oracle
+        found = highest < 0
         if self.max_distance is not None:
             found &= distance <= self.max_distance
-        unpacked = tuple(
-            torch.where(found.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1)), point, tensor)
-            for point, tensor in zip(oracle.unpack(points), oracle.inputs, strict=True)
-        )
         return BoundaryPoints(
-            points=format_output(as_tuple, unpacked),
-            target=oracle.target,
+            points=format_output(as_tuple, oracle.unpack(torch.where(found[:, None], points, oracle.x))),
+            target=oracle.target.clone(),
             adversarial=torch.where(found, adversarial, -1),
             distance=torch.where(found, distance, torch.inf),
             margin=oracle.sign * torch.where(found, depth, oracle.start_depth),
@@ -258,34 +235,25 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             n_gradient=oracle.n_gradient,
         )
 
+    def _seed(self) -> int:
+        """A seed for this call: drawn from the user's generator, or always the same."""
+        if self.generator is None:
+            return 0
+        return int(torch.randint(2**31, (1,), generator=self.generator, device=self.generator.device))
+
     def _report(self, found: Tensor, stacklevel: int = 3) -> None:
         """Name the rows where nothing was found, in an error if the search is strict and in a warning if not."""
-        missing = (~found).nonzero().flatten().tolist()
-        if missing:
-            message = _not_found_message(missing, len(found), self.max_distance)
+        if not found.all():
+            message = _not_found_message(~found, self.max_distance)
             if self.strict:
                 raise BoundaryNotFoundError(message)
             warnings.warn(message, BoundaryNotFoundWarning, stacklevel=stacklevel)
 
 
-def _not_found_message(rows: list[int], n_examples: int, max_distance: float | None) -> str:
-    named = ", ".join(map(str, rows[:20])) + (", ..." if len(rows) > 20 else "")
+def _not_found_message(missing: Tensor, max_distance: float | None) -> str:
     within = "" if max_distance is None else f" within max_distance={max_distance:g}"
     return (
-        f"No decision boundary was found{within} for {len(rows)} of {n_examples} examples, row(s) {named}: their "
-        "points equal the inputs and their distance is infinite. The model may be constant there, its outputs may be "
-        "saturated probabilities (use logits), or the bounds or the budget may be too tight."
+        f"No decision boundary was found{within} for {int(missing.sum())} of {len(missing)} examples, row(s) "
+        f"{shown(missing)}: their points equal the inputs and their distance is infinite. The model may be constant "
+        "there, its outputs may be saturated probabilities (use logits), or the bounds or the budget may be too tight."
     )
-
-
-def _warn_of_training_mode(forward_func: Callable[..., Any]) -> None:
-    if not isinstance(forward_func, torch.nn.Module):
-        return
-    unstable = (_BatchNorm, _DropoutNd)
-    if any(module.training and isinstance(module, unstable) for module in forward_func.modules()):
-        warnings.warn(
-            "The model has dropout or batch normalisation in training mode, so its decisions change from one "
-            "evaluation to the next. Call model.eval() before searching for its boundary.",
-            UserWarning,
-            stacklevel=5,
-        )

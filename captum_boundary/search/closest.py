@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from captum_boundary._base.captum_helpers import TargetType, format_output, is_tuple
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.geometry import Box
-from captum_boundary._base.oracle import MarginOracle
-from captum_boundary.search.boundary_search import BoundaryPoints, BoundarySearch
+from captum_boundary.search._problem import Problem
+from captum_boundary.search.boundary_points import BoundaryPoints
+from captum_boundary.search.boundary_search import BoundarySearch
 
 __all__ = ["ClosestBoundary"]
 
@@ -74,15 +75,17 @@ class ClosestBoundary(BoundarySearch):
 
     def _find_pairs(
         self,
-        oracle: MarginOracle,
+        problem: Problem,
         rows: Tensor,
         target: Tensor,
         starts: Tensor | None = None,
         one_each: bool = False,
     ) -> BoundaryPoints:
-        return reduce(_nearer, (search._find_pairs(oracle, rows, target, starts, one_each) for search in self.searches))
+        return reduce(
+            _nearer, (search._find_pairs(problem, rows, target, starts, one_each) for search in self.searches)
+        )
 
-    def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
+    def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
         raise NotImplementedError("ClosestBoundary compares the finished results of its searches.")
 
 

@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 
 from captum_boundary._base.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.geometry import Box
 from captum_boundary._base.oracle import MarginOracle
+from captum_boundary.search._problem import Problem
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.pgd import increasing_radii
 
@@ -101,42 +101,40 @@ class FoolboxBoundary(BoundarySearch):
         self.attack = attack
         self.epsilons = None if epsilons is None else increasing_radii(epsilons)
 
-    def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
-        points = oracle.x.clone()
-        seed = self._seed()
+    _description = "Foolbox"
+
+    def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
+        oracle, points = problem.oracle, problem.x
         inside = oracle.sign > 0
-        with tqdm(total=len(points), desc="Foolbox", unit="example", disable=not self.show_progress) as bar:
-            for group in (inside, ~inside):
-                for rows in torch.split(oracle.all_rows[group], self.internal_batch_size or len(points)):
-                    if len(rows) == 0:
-                        continue
-                    with _seeded(seed, oracle.device), torch.inference_mode(False), torch.enable_grad():
-                        points[rows] = self._attack(oracle, rows, bool(inside[rows[0]]))
-                    bar.update(len(rows))
+        for leave in (True, False):
+            rows = (inside == leave).nonzero().flatten()
+            if len(rows) == 0:
+                continue
+            with _seeded(seed, oracle.device), torch.inference_mode(False), torch.enable_grad():
+                points = points.index_copy(0, rows, self._attack(oracle.select(rows), leave))
+            bar.update(len(rows))
         return torch.where(torch.isfinite(points), points, oracle.x)
 
-    def _attack(self, oracle: MarginOracle, rows: Tensor, leave: bool) -> Tensor:
-        """The attack's points ``(n, D)`` for ``rows``, from the smallest radius that succeeds where radii are given."""
+    def _attack(self, oracle: MarginOracle, leave: bool) -> Tensor:
+        """The attack's points ``(n, D)``, from the smallest radius that succeeds where radii are given."""
         from foolbox.criteria import Misclassification, TargetedMisclassification
         from foolbox.models.pytorch import PyTorchModel
 
         criterion = Misclassification if leave else TargetedMisclassification
-        points = oracle.x[rows].clamp(*self.limits)
+        points = oracle.x.clamp(*self.limits)
         start = _shaped(oracle, points.clone())
-        todo = torch.arange(len(rows), device=rows.device)
+        todo = oracle.all_rows
         for epsilon in self.epsilons or (None,):
-            active = rows[todo]
-            model = PyTorchModel(_ClassScores(oracle, active).eval(), bounds=self.limits, device=oracle.device)
+            active = oracle.select(todo)
+            model = PyTorchModel(_ClassScores(active).eval(), bounds=self.limits, device=oracle.device)
             try:
-                _, clipped, success = self.attack(
-                    model, start[todo], criterion(oracle.target[active]), epsilons=epsilon
-                )
+                _, clipped, success = self.attack(model, start[todo], criterion(active.target), epsilons=epsilon)
             except ValueError as error:
                 if isinstance(error, BoundaryError) or "unsupported criterion" not in str(error):
                     raise
                 raise BoundaryValueError(
                     f"{type(self.attack).__name__} cannot be used for examples {'in' if leave else 'out'}side the "
-                    f"region of their target, rows {active.tolist()}: it does not support {criterion.__name__}. "
+                    f"region of their target, rows {active.slots.tolist()}: it does not support {criterion.__name__}. "
                     f"{'Choose another attack.' if leave else 'Choose an attack that does, or leave target=None.'}"
                 ) from error
             points[todo[success]] = clipped.detach().flatten(1)[success]
@@ -153,19 +151,19 @@ def _shaped(oracle: MarginOracle, points: Tensor) -> Tensor:
 
 
 class _ClassScores(torch.nn.Module):
-    """The model as Foolbox wants it: one tensor of points of the examples ``rows`` in, class scores ``(n, C)`` out."""
+    """The model as Foolbox wants it: one tensor of points of the examples in, class scores ``(n, C)`` out."""
 
-    def __init__(self, oracle: MarginOracle, rows: Tensor) -> None:
+    def __init__(self, oracle: MarginOracle) -> None:
         super().__init__()
-        self.oracle, self.rows = oracle, rows
+        self.oracle = oracle
 
     def forward(self, points: Tensor) -> Tensor:
-        if len(points) != len(self.rows):
+        if len(points) != len(self.oracle):
             raise BoundaryValueError(
-                f"The attack asked for the scores of {len(points)} points for {len(self.rows)} examples, "
+                f"The attack asked for the scores of {len(points)} points for {len(self.oracle)} examples, "
                 "which cannot be told apart. Choose an attack that evaluates one point for each example."
             )
-        scores: Tensor = _PullBack.apply(points.flatten(1), self.oracle, self.rows)
+        scores: Tensor = _PullBack.apply(points.flatten(1), self.oracle)
         return scores
 
 
@@ -176,16 +174,16 @@ class _PullBack(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, points: Tensor, oracle: MarginOracle, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, points: Tensor, oracle: MarginOracle) -> Tensor:
         # Some attacks divide by the length of a vanishing gradient. The input stands in for what comes of it.
-        points = torch.where(torch.isfinite(points), points, oracle.x[rows])
-        scores, ctx.pull_back = oracle.scores(points, rows)
+        points = torch.where(torch.isfinite(points), points, oracle.x)
+        scores, ctx.pull_back = oracle.scores(points)
         return scores
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.pull_back(weights), None, None
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None]:
+        return ctx.pull_back(weights), None
 
 
 @contextmanager

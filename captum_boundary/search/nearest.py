@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,12 +13,11 @@ from tqdm.auto import tqdm
 
 from captum_boundary._base.bounds import Bounds
 from captum_boundary._base.checks import check_count
-from captum_boundary._base.geometry import Box
-from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search._approach import approach, scan
 from captum_boundary.search._descent import descend, dive
-from captum_boundary.search._incumbents import Incumbents
-from captum_boundary.search._refinement import explore, refine, settle
+from captum_boundary.search._problem import Candidates, Problem
+from captum_boundary.search._refinement import refine
+from captum_boundary.search._restarts import restart, settle
 from captum_boundary.search.boundary_search import BoundarySearch
 
 __all__ = ["NearestBoundary"]
@@ -29,6 +29,9 @@ _MAX_REFINEMENT = 4
 _DESCENT_SHARE = 0.5
 # Gradients of the one descent that each of an example's many boundaries gets, as a share of the budget.
 _DIVE_SHARE = 0.4
+# Forward passes of an example, at most: times the budget, or times this number where that is smaller. Some are kept for
+# what a restart has begun and for the landing.
+_FORWARDS, _LEAST_FORWARDS, _FORWARDS_KEPT = 4, 40, 30
 
 
 class NearestBoundary(BoundarySearch):
@@ -104,49 +107,96 @@ class NearestBoundary(BoundarySearch):
         check_count("budget", budget)
         self.budget = budget
 
-    def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
-        search = Incumbents(oracle, box, self.norm, self.budget, self._seed())
-        with self._progress(oracle, self.budget):
-            self._improve(search)
-        return search.points
+    _description, _unit = "Nearest boundary", "gradient"
 
-    def _cross_pairs(self, pairs: MarginOracle, box: Box, starts: Tensor | None) -> Tensor:
-        search = Incumbents(pairs, box, self.norm, self.budget, self._seed())
-        n_steps = math.ceil(_DIVE_SHARE * self.budget)
-        with self._progress(pairs, self.budget if search.few_dimensions else n_steps):
-            if starts is None and search.few_dimensions:
-                approach(search, pairs.all_rows)
-            else:
-                starts_of_all = search.x if starts is None else starts
-                dive(search, pairs.all_rows, starts_of_all, torch.full_like(pairs.all_rows, n_steps))
-            scan(search, pairs.all_rows[torch.isinf(search.distance)])
-            if search.few_dimensions:
-                settle(search, pairs.all_rows[torch.isfinite(search.distance)])
-                if starts is None:
-                    explore(search, pairs.all_rows)
-        return search.points
+    def _n_steps(self, n_examples: int) -> int:
+        return self.budget
 
-    def _progress(self, oracle: MarginOracle, n_gradients: int) -> tqdm[Any]:
-        bar = tqdm(total=n_gradients, desc="Nearest boundary", unit="gradient", disable=not self.show_progress)
-        if self.show_progress:
-            oracle.on_gradient = lambda: bar.update(int(oracle.n_gradient.max()) - bar.n)
-        return bar
+    def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
+        with self._watched(problem, bar):
+            return _on_each_side(problem, lambda part, enters, _: self._nearest_of_all(part, enters, seed)).points
 
-    def _improve(self, search: Incumbents) -> None:
-        all_rows = search.oracle.all_rows
-        approach(search, all_rows)
-        scan(search, all_rows[torch.isinf(search.distance)])
+    def _cross_pairs(self, pairs: Problem, starts: Tensor | None, seed: int, bar: tqdm[Any]) -> Tensor:
+        def nearest(part: Problem, enters: bool, rows: Tensor) -> Candidates:
+            return self._nearest_of_a_pair(part, enters, None if starts is None else starts[rows], seed)
 
-        rows = all_rows[torch.isfinite(search.distance)]
+        with self._watched(pairs, bar):
+            return _on_each_side(pairs, nearest).points
+
+    @contextmanager
+    def _watched(self, problem: Problem, bar: tqdm[Any]) -> Iterator[None]:
+        """Move the bar with the gradients of the example that has most of them."""
+        if not self.show_progress:
+            yield
+            return
+        begin, oracle = bar.n, problem.oracle
+        oracle.on_gradient = lambda: bar.update(begin + int(oracle.gradients_spent.max()) - bar.n)
+        yield
+        bar.update(begin + self.budget - bar.n)
+
+    def _nearest_of_all(self, problem: Problem, enters: bool, seed: int) -> Candidates:
+        """From first contact to the nearest point, whichever class lies beyond the boundary."""
+        all_rows = problem.oracle.all_rows
+        best = _or_scanned(problem, approach(problem, self.budget), seed)
         n_refinements = min(_MAX_REFINEMENT, math.ceil(_REFINEMENT_SHARE * self.budget))
-        settled = refine(search, rows, search.points[rows], n_refinements)
 
-        jagged = rows[~settled]
-        left = search.left(jagged)
-        n_steps = (_DESCENT_SHARE * left).long() if search.few_dimensions else (left - n_refinements).clamp_min(0)
-        descend(search, jagged, n_steps)
-        settled[~settled] = refine(search, jagged, search.points[jagged], n_refinements)
+        rows = torch.isfinite(best.distance).nonzero().flatten()
+        part, part_best = problem.select(rows), best.select(rows)
+        part_best, settled = refine(part, part_best.points, part_best, self._left(part), n_refinements)
+        best = best.replaced(rows, part_best)
+
+        jagged = (~settled).nonzero().flatten()
+        if len(jagged) > 0:
+            rest, rest_best = part.select(jagged), part_best.select(jagged)
+            left = self._left(rest)
+            n_steps = (_DESCENT_SHARE * left).long() if problem.few_dimensions else left - n_refinements
+            rest_best = rest_best.or_nearer_of(descend(rest, rest_best, n_steps.clamp_min(0)))
+            rest_best, rest_settled = refine(rest, rest_best.points, rest_best, self._left(rest), n_refinements)
+            best = best.replaced(rows[jagged], rest_best)
+            settled = settled.index_copy(0, jagged, rest_settled)
 
         restarts_pay = torch.ones_like(all_rows, dtype=torch.bool)
-        restarts_pay[rows[~settled]] = search.few_dimensions
-        explore(search, all_rows[restarts_pay])
+        restarts_pay[rows] = settled | problem.few_dimensions
+        rows = restarts_pay.nonzero().flatten()
+        return best.replaced(rows, self._restarted(problem.select(rows), best.select(rows), enters, seed))
+
+    def _nearest_of_a_pair(self, pairs: Problem, enters: bool, starts: Tensor | None, seed: int) -> Candidates:
+        """As near, for the boundary of one class, for less: an example has many of them."""
+        if starts is None and pairs.few_dimensions:
+            best = approach(pairs, self.budget)
+        else:
+            best = dive(pairs, pairs.x if starts is None else starts, math.ceil(_DIVE_SHARE * self.budget))
+        best = _or_scanned(pairs, best, seed)
+        if pairs.few_dimensions:
+            rows = torch.isfinite(best.distance).nonzero().flatten()
+            best = best.replaced(rows, settle(pairs.select(rows), best.select(rows), self.budget))
+            if starts is None:
+                best = self._restarted(pairs, best, enters, seed)
+        return best
+
+    def _restarted(self, problem: Problem, best: Candidates, enters: bool, seed: int) -> Candidates:
+        n_forwards = _FORWARDS * max(self.budget, _LEAST_FORWARDS) - _FORWARDS_KEPT
+        return restart(problem, best, self.budget, n_forwards, seed, enters)
+
+    def _left(self, problem: Problem) -> Tensor:
+        """Gradient evaluations that remain."""
+        return self.budget - problem.oracle.gradients_spent
+
+
+def _on_each_side(problem: Problem, search: Callable[[Problem, bool, Tensor], Candidates]) -> Candidates:
+    """Search apart for examples inside the region of their target, which leave it, and for those that enter it."""
+    enters = problem.oracle.sign < 0
+    n_entering = int(enters.sum())
+    if n_entering in (0, len(problem)):
+        return search(problem, n_entering > 0, problem.oracle.all_rows)
+    best = Candidates.none(problem)
+    for side in (False, True):
+        rows = (enters == side).nonzero().flatten()
+        best = best.replaced(rows, search(problem.select(rows), side, rows))
+    return best
+
+
+def _or_scanned(problem: Problem, best: Candidates, seed: int) -> Candidates:
+    """What random lines find, for examples where slopes led nowhere."""
+    rows = torch.isinf(best.distance).nonzero().flatten()
+    return best.replaced(rows, scan(problem.select(rows), seed)) if len(rows) > 0 else best

@@ -16,7 +16,7 @@ from captum_boundary._base.bounds import Bounds
 from captum_boundary._base.checks import check_count
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.geometry import Box, length, project_onto_ball
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary.search._problem import Problem
 from captum_boundary.search.boundary_search import BoundarySearch
 
 __all__ = ["PGDBoundary"]
@@ -108,58 +108,57 @@ class PGDBoundary(BoundarySearch):
         self.step_size = step_size
         self.random_start = random_start
 
-    def _cross(self, oracle: MarginOracle, box: Box) -> Tensor:
-        points = oracle.x.clone()
-        rows = oracle.all_rows
-        start = self._start(oracle)
-        n_steps = len(self.epsilons) * self.n_steps
-        with tqdm(total=n_steps, desc="PGD boundary", unit="step", disable=not self.show_progress) as bar:
-            for radius in self.epsilons:
-                ends, crossed = self._descend(oracle, box.of(rows), rows, radius, start, bar)
-                points[rows[crossed]] = ends[crossed]
-                rows = rows[~crossed]
-                if len(rows) == 0:
-                    break
-        return points
+    _description, _unit = "PGD boundary", "step"
 
-    def _start(self, oracle: MarginOracle) -> Tensor:
+    def _n_steps(self, n_examples: int) -> int:
+        return len(self.epsilons) * self.n_steps
+
+    def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
+        found = problem.x
+        here, rows = problem, problem.oracle.all_rows
+        start = self._start(problem.x, seed)
+        for n_left, radius in zip(range(len(self.epsilons), 0, -1), self.epsilons, strict=True):
+            ends, crossed = self._descend(here, radius, start, bar)
+            found = found.index_copy(0, rows, ends)
+            going = (~crossed).nonzero().flatten()
+            if len(going) == 0:
+                bar.update((n_left - 1) * self.n_steps)
+                break
+            here, rows = here.select(going), rows[going]
+        return found
+
+    def _start(self, x: Tensor, seed: int) -> Tensor:
         """A point ``(1, D)`` of the unit ball: one for all examples, so that none depends on its place in the batch."""
-        size = (1, oracle.x.shape[1])
+        size = (1, x.shape[1])
         if not self.random_start:
-            return torch.zeros(size, dtype=oracle.dtype, device=oracle.device)
-        options: dict[str, Any] = {"generator": torch.Generator().manual_seed(self._seed()), "dtype": torch.float64}
+            return x.new_zeros(size)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
         if self.norm == math.inf:
             start = 2 * torch.rand(size, **options) - 1
         else:
             direction = torch.randn(size, **options)
             start = direction / length(direction, self.norm) * torch.rand(1, **options) ** (1 / size[1])
-        return start.to(oracle.x)
+        return start.to(x)
 
-    def _descend(
-        self, oracle: MarginOracle, box: Box, rows: Tensor, radius: float, start: Tensor, bar: tqdm[Any]
-    ) -> tuple[Tensor, Tensor]:
-        """The last iterates of ``rows`` beyond the boundary within one ball, and for which rows there is one."""
-        x = oracle.x[rows]
-        radii = torch.full_like(x[:, 0], radius)
+    def _descend(self, problem: Problem, radius: float, start: Tensor, bar: tqdm[Any]) -> tuple[Tensor, Tensor]:
+        """The last iterates beyond the boundary within one ball, else the inputs, and for which rows there is one."""
+        x, box = problem.x, problem.box
+        radii = torch.full_like(problem.scale, radius)
         step_size = 2 * radius / self.n_steps if self.step_size is None else self.step_size
-        ends, crossed = x.clone(), torch.zeros_like(rows, dtype=torch.bool)
-
-        def keep(points: Tensor, depth: Tensor) -> None:
-            beyond = depth < 0
-            ends[beyond] = points[beyond]
-            crossed.logical_or_(beyond)
-
+        ends, crossed = x, torch.zeros_like(radii, dtype=torch.bool)
         points = box.clamp(x + radius * start)
         for _ in range(self.n_steps):
             # The gradient of the cross-entropy, -log p_t, is that of the log-odds of t times -(1 - p_t). Steps are
             # normalised, so both make the same ones, but the log-odds do not vanish where the model is confident.
-            slope = oracle.linearize(points, rows, temperature=torch.ones_like(radii))
-            keep(points, slope.depth)
-            points = points - step_size * _steepest(slope.slope, points, box, self.norm)
+            plane = problem.linearize(points, temperature=torch.ones_like(radii))
+            beyond = plane.depth < 0
+            ends, crossed = torch.where(beyond[:, None], points, ends), crossed | beyond
+            points = points - step_size * _steepest(plane.slope, points, box, self.norm)
             points = box.clamp(x + project_onto_ball(points - x, radii, self.norm))
             bar.update()
-        keep(points, oracle.depth(points, rows)[0])
-        return ends, crossed
+        beyond = problem.depth(points) < 0
+        return torch.where(beyond[:, None], points, ends), crossed | beyond
 
 
 def increasing_radii(epsilons: Sequence[float]) -> tuple[float, ...]:

@@ -134,6 +134,24 @@ def test_rows_can_be_taken_from_a_result(linear):
         assert torch.equal(boundary[2].distance, boundary.distance[2:3])
 
 
+def test_a_single_row_is_a_batch_of_one(linear):
+    boundary = nearest(linear).find(torch.randn(4, 4, dtype=torch.float64))
+    for row in (2, np.int64(2), torch.tensor(2)):
+        one = boundary[row]
+        assert len(one) == 1
+        assert torch.equal(one.points, boundary.points[2:3])
+        assert torch.equal(one.distance, boundary.distance[2:3])
+
+
+def test_results_can_be_compared_and_their_targets_written_to(linear):
+    inputs = torch.randn(3, 4, dtype=torch.float64)
+    boundary = nearest(linear).find(inputs, torch.tensor([1]))
+    assert boundary == boundary
+    assert boundary != nearest(linear).find(inputs, 1)
+    boundary.target[0] = 2
+    assert boundary.target.tolist() == [2, 1, 1]
+
+
 @every_search
 def test_perturb_returns_the_points_alone(make, linear):
     inputs = torch.randn(3, 4, dtype=torch.float64)
@@ -339,7 +357,7 @@ def test_the_warning_names_the_limit():
 
 
 def constant(x):
-    return x.new_tensor([2.0, 1.0]).expand(len(x), 2)
+    return 0 * x[:, :2] + x.new_tensor([2.0, 1.0])
 
 
 def half_constant(x):
@@ -348,16 +366,50 @@ def half_constant(x):
 
 
 @every_search
-@pytest.mark.parametrize("model", [constant, lambda x: 0 * x[:, :2] + constant(x)], ids=["detached", "zero gradient"])
-def test_a_constant_model_has_no_boundary(make, model):
+def test_a_constant_model_has_no_boundary(make):
     inputs = torch.randn(3, 4)
     with pytest.warns(BoundaryNotFoundWarning, match=r"3 of 3 examples, row\(s\) 0, 1, 2"):
-        boundary = make(model).find(inputs)
+        boundary = make(constant).find(inputs)
     assert not boundary.found.any()
     assert (boundary.distance == math.inf).all()
     assert (boundary.adversarial == -1).all()
     assert torch.equal(boundary.points, inputs)
     assert torch.equal(boundary.margin, torch.ones(3))
+
+
+class Diverging(nn.Module):
+    """A boundary at 0 for the first two rows, NaN all around the third."""
+
+    def forward(self, x, is_good):
+        scores = torch.stack([x[:, 0], -x[:, 0]], dim=1)
+        return torch.where(is_good[:, None] | (x[:, :1] == 1.5), scores, torch.full_like(scores, math.nan))
+
+
+@every_search
+def test_a_row_that_diverges_stops_no_other(make):
+    inputs = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.5, 0.0]])
+    is_good = torch.tensor([True, True, False])
+    with pytest.warns(BoundaryNotFoundWarning, match=r"1 of 3 examples, row\(s\) 2"):
+        boundary = make(Diverging()).find(inputs, additional_forward_args=is_good)
+    assert boundary.found.tolist() == [True, True, False]
+    torch.testing.assert_close(boundary.distance[:2], torch.ones(2), rtol=1e-3, atol=0)
+
+
+def test_a_model_that_overflows_far_away_is_searched_row_by_row():
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5), nn.Softmax(dim=1)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 6
+    inputs = torch.randn(40, 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BoundaryNotFoundWarning)
+        together = NearestBoundary(model, budget=10).find(inputs)
+        alone = [NearestBoundary(model, budget=10).find(row) for row in inputs.split(1)]
+    assert together.found.tolist() == [bool(one.found) for one in alone]
+    assert together.found.any()
 
 
 @every_search
@@ -587,14 +639,6 @@ def test_a_single_output_has_no_second_class(make):
         make(nn.Linear(4, 1)).find(INPUTS, 1)
 
 
-class Diverging(nn.Module):
-    """Finite scores at the inputs, NaN elsewhere."""
-
-    def forward(self, x):
-        shift = x[:, :2] - x[:, 2:]
-        return torch.where(shift.abs().amax(dim=1, keepdim=True) > 1e-3, math.nan, 1.0) * shift + torch.eye(2)[0]
-
-
 BAD_MODELS = {
     "tuple": (lambda x: (x, x), BoundaryTypeError, r"returned tuple.*lambda x: model\(x\)\[0\]"),
     "None": (lambda x: None, BoundaryTypeError, "returned NoneType"),
@@ -605,7 +649,9 @@ BAD_MODELS = {
     "no columns": (lambda x: x[:, :0], BoundaryValueError, r"returned shape \(3, 0\)"),
     "NaN": (lambda x: x * math.nan, BoundaryValueError, "returned NaN or infinite scores"),
     "infinite": (lambda x: x + math.inf, BoundaryValueError, "returned NaN or infinite scores"),
-    "NaN elsewhere": (Diverging(), BoundaryValueError, "returned NaN or infinite scores"),
+    "no gradient": (torch.no_grad()(lambda x: x[:, :2]), BoundaryValueError, r"no gradient .*under torch\.no_grad"),
+    "detached": (lambda x: x[:, :2].detach(), BoundaryValueError, "detaches"),
+    "numpy": (lambda x: torch.from_numpy(x.detach().numpy()[:, :2]), BoundaryValueError, r"outside of torch \(numpy"),
 }
 
 

@@ -26,8 +26,8 @@ class Detour(BoundarySearch):
         super().__init__(forward_func, **options)
         self.direction = torch.tensor(direction, dtype=torch.float64)
 
-    def _cross(self, oracle, box):
-        return oracle.x + 10 * self.direction
+    def _cross(self, problem, seed, bar):
+        return problem.x + 10 * self.direction
 
 
 def corner(x):

@@ -7,12 +7,11 @@ import math
 import pytest
 import torch
 
-from captum_boundary._base.geometry import Box, length
+from captum_boundary._base.bounds import box_of
+from captum_boundary._base.geometry import length
 from captum_boundary._base.oracle import MarginOracle
-from captum_boundary.search._descent import _FROM_THE_BOUNDARY, _follow_spheres
-from captum_boundary.search._incumbents import Incumbents
-
-UNLIMITED = Box(torch.full((1, 1), -math.inf), torch.full((1, 1), math.inf))
+from captum_boundary.search._descent import descend
+from captum_boundary.search._problem import Candidates, Problem
 
 
 @pytest.mark.parametrize("norm", [2, math.inf])
@@ -23,8 +22,7 @@ def test_descents_hurry_while_they_are_far_away(norm, times_as_far) -> None:
     model.weight.data = torch.randn(2, 600, generator=generator)
     model.bias.data.zero_()
     inputs = torch.randn(8, 600, generator=generator)
-    search = Incumbents(MarginOracle(model, (inputs,)), UNLIMITED, norm, budget=40, seed=0)
-    rows = search.oracle.all_rows
+    problem = Problem(MarginOracle(model, (inputs,)), box_of(None, (inputs,)), norm, torch.tensor(1e-6))
     slope = model.weight.detach().diff(dim=0)
     margins = (inputs @ slope.T).abs().squeeze(1)
     nearest = margins / length(slope, 1 if norm == math.inf else 2)
@@ -33,9 +31,9 @@ def test_descents_hurry_while_they_are_far_away(norm, times_as_far) -> None:
     aside = aside - (aside @ slope.T) / slope.square().sum() * slope
     across = -(inputs @ slope.T) / slope.square().sum() * slope
     starts = inputs + 1.01 * across + (times_as_far * nearest / length(aside, norm))[:, None] * aside
-    search.offer(starts, rows, search.oracle.depth(starts, rows)[0])
-    assert (search.distance > 0.9 * times_as_far * nearest).all()
+    known = Candidates.none(problem).or_nearer(starts, problem.distance(starts), problem.depth(starts))
+    assert (known.distance > 0.9 * times_as_far * nearest).all()
 
-    _follow_spheres(search, rows, starts, torch.full_like(rows, 36), _FROM_THE_BOUNDARY[norm])
+    found = descend(problem, known, torch.full((8,), 36))
 
-    assert (search.distance < 1.1 * nearest).all()
+    assert (found.distance < 1.1 * nearest).all()

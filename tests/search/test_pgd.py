@@ -109,7 +109,8 @@ def test_the_step_of_each_norm(norm, step):
         PGDBoundary(model, epsilons=(1.0,), n_steps=1, step_size=0.5, norm=norm, random_start=False).find(
             torch.zeros(1, 3)
         )
-    torch.testing.assert_close(points[2], 0.5 * torch.tensor([step]))
+    # After the input, alone and in another batch, and the start.
+    torch.testing.assert_close(points[3], 0.5 * torch.tensor([step]))
 
 
 def test_l1_steps_pass_by_coordinates_at_their_bounds():
@@ -139,7 +140,7 @@ def test_forward_passes_are_counted():
 
     def model(x):
         nonlocal calls
-        calls += 1
+        calls += len(x)
         return x
 
     boundary = PGDBoundary(model, epsilons=(2.0,), n_steps=5).find(torch.ones(1, 1))

@@ -1,0 +1,126 @@
+"""The last few linearisations of every example, and the point nearest to its input that lies beyond them all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_boundary._base.geometry import Box, project_onto_hyperplane, row_dot
+from captum_boundary._base.oracle import Linearization
+from captum_boundary.search._problem import Problem
+
+__all__ = ["HalfSpaces", "project_onto_half_spaces"]
+
+# Linearisations kept: enough for the corners that a few pieces of the boundary make.
+_CAPACITY = 8
+# A linearisation that, where it is put to the test, promises less of a crossing than there is (by this fraction of the
+# input's depth) belongs to another piece of the boundary.
+_SLACK = 0.05
+# Newton steps for each linearisation that is added. They go on from the multipliers of those before it.
+_NEWTON_STEPS = 2
+_NEWTON_STEPS_IN_A_BOX = 3
+# Added to the diagonal of the linear systems, relative to it: the same piece may have been linearised twice.
+_RIDGE = {torch.float32: 1e-6, torch.float64: 1e-13}
+
+
+class HalfSpaces:
+    r"""Half-spaces :math:`\{y : s_k \cdot (x - y) \ge d_k\}` in which linearisations see the other side.
+
+    At a corner where several pieces of the boundary meet, the newest linearisation alone points to and fro between
+    them; the nearest point of the intersection is the corner itself. In norms other than 2 the newest is used alone.
+
+    Args:
+
+        problem (Problem): The search this serves.
+        n_planes (int): Linearisations that will be added, at most.
+    """
+
+    def __init__(self, problem: Problem, n_planes: int) -> None:
+        capacity = min(n_planes, _CAPACITY) if problem.norm == 2 else 1
+        n, n_inputs = problem.x.shape
+        self._slopes = problem.x.new_zeros(n, capacity, n_inputs)
+        self._drops = problem.x.new_zeros(n, capacity)
+        self._multipliers = problem.x.new_zeros(n, capacity)
+        self._n_added = 0
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with some rows alone."""
+        self._slopes, self._drops, self._multipliers = (
+            values[rows] for values in (self._slopes, self._drops, self._multipliers)
+        )
+
+    def add(self, problem: Problem, points: Tensor, plane: Linearization) -> None:
+        """Add the linearisations ``plane`` at ``points`` ``(n, D)``, and drop those that do not hold there."""
+        moves = problem.x - points
+        slot = self._n_added % self._drops.shape[1]
+        if self._drops.shape[1] > 1 and self._n_added > 0:
+            promised = self._drops - _products(self._slopes, moves)
+            holds = promised <= (plane.depth + problem.overshoot + _SLACK * problem.scale)[:, None]
+            self._drops = self._drops * holds
+            self._slopes = self._slopes * holds[:, :, None]
+        self._slopes[:, slot] = plane.slope
+        self._drops[:, slot] = plane.value + problem.overshoot + row_dot(plane.slope, moves)
+        self._multipliers[:, slot] = 0.0
+        self._n_added += 1
+
+    def nearest(self, problem: Problem) -> Tensor:
+        """The nearest points ``(n, D)`` beyond all linearisations that still hold."""
+        x, box = problem.x, problem.box
+        if problem.norm != 2:
+            drop = self._drops[:, 0].clamp_min(0.0)
+            return project_onto_hyperplane(x, self._slopes[:, 0], drop, box, problem.norm, _NEWTON_STEPS_IN_A_BOX)
+        n_steps = _NEWTON_STEPS_IN_A_BOX if box.is_limited else _NEWTON_STEPS
+        nearest, self._multipliers = project_onto_half_spaces(
+            x, self._slopes, self._drops, box, self._multipliers, n_steps
+        )
+        return nearest
+
+
+def project_onto_half_spaces(
+    x: Tensor, slopes: Tensor, drops: Tensor, box: Box, multipliers: Tensor, n_steps: int
+) -> tuple[Tensor, Tensor]:
+    r"""Nearest points ``y`` of ``{y in box : slopes_k . (x - y) >= drops_k for all k}``, in the l2 norm.
+
+    By Newton's method on the dual: where ``y = clamp(x - multipliers @ slopes)``, what a half-space lacks is piecewise
+    linear in the multipliers. A step solves for the half-spaces that are active on the piece at hand, and is exact
+    where no half-space or limit comes in or drops out. Half-spaces that the box does not reach are not heeded.
+
+    Args:
+
+        x (Tensor): Points, ``(n, D)``.
+        slopes (Tensor): Slopes, ``(n, K, D)``; zeros where there is no half-space.
+        drops (Tensor): What must be lost along them, ``(n, K)``.
+        box (Box): Limits of the coordinates.
+        multipliers (Tensor): Where to start, ``(n, K)``, not negative: zeros, or the solution of a similar problem.
+        n_steps (int): Newton steps.
+
+    Returns:
+
+        - **nearest** (*Tensor*): The points, ``(n, D)``.
+        - **multipliers** (*Tensor*): Those of the last step, ``(n, K)``.
+    """
+    gram = slopes @ slopes.mT
+    ridge = _RIDGE[x.dtype]
+    for _ in range(n_steps):
+        unlimited = x - _combined(multipliers, slopes)
+        nearest = box.clamp(unlimited)
+        missing = drops - _products(slopes, x - nearest)
+        if box.is_limited:
+            free = slopes * (nearest == unlimited)[:, None]
+            gram = free @ free.mT
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        active = (multipliers * diagonal + missing > 0) & (diagonal > 0)
+        system = torch.where(active[:, :, None] & active[:, None], gram, 0.0)
+        system = system + torch.diag_embed(torch.where(active, ridge * diagonal, 1.0))
+        wanted = torch.where(active, missing + _products(gram, multipliers), 0.0)
+        multipliers = torch.linalg.solve_ex(system, wanted[:, :, None])[0].squeeze(2).clamp_min(0.0)
+    return box.clamp(x - _combined(multipliers, slopes)), multipliers
+
+
+def _products(slopes: Tensor, moves: Tensor) -> Tensor:
+    """Inner products ``(n, K)`` of ``(n, K, D)`` slopes with ``(n, D)`` moves."""
+    return (slopes @ moves[:, :, None]).squeeze(2)
+
+
+def _combined(multipliers: Tensor, slopes: Tensor) -> Tensor:
+    return (multipliers[:, None] @ slopes).squeeze(1)

@@ -1,0 +1,69 @@
+"""The normal of the boundary at a point, also where rounding decides on which side of a kink the point lies."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+
+from captum_boundary._base.geometry import length
+from captum_boundary.search._problem import Problem
+
+__all__ = ["unit_normals"]
+
+# Points around a boundary point whose slopes are those of the pieces that meet in it, and their distance from it, as a
+# fraction of the distance from the input: more than rounding moves a point, less than the way to other pieces.
+_NEIGHBOURS = 16
+_NEIGHBOURHOOD = 1e-3
+# Slopes whose directions differ by less than this belong to one piece.
+_SAME_PIECE = 1e-6
+
+
+def unit_normals(problem: Problem, points: Tensor, distance: Tensor) -> Tensor:
+    """Unit normals ``(n, D)`` at ``points``, towards the side of the input; zero where the slope is.
+
+    Where the boundary is smooth, its normal is the direction of the slope. A closest point of a network with kinks
+    often lies on one, where several pieces of the boundary meet: all non-negative combinations of their slopes are
+    normals there, and which piece's slope is returned for the point is up to rounding. The first-order condition of a
+    closest point says that the way ``x - x'`` to the input is one of these combinations, in the coordinates that no
+    limit holds back. So the normal is defined as the combination that is nearest to the way. For one piece that is its
+    slope, whatever the way. In many dimensions a network has kinks everywhere and each bends the boundary by little:
+    there the slope is taken as it is.
+    """
+    slopes = _directions(problem.linearize(points).slope)
+    if not problem.few_dimensions:
+        return slopes
+    generator = torch.Generator("cpu").manual_seed(0)
+    offsets = torch.randn(_NEIGHBOURS, points.shape[1], generator=generator, dtype=torch.float64, device="cpu")
+    offsets = (offsets / length(offsets, 2)[:, None]).to(points)
+    reach = _NEIGHBOURHOOD * torch.where(torch.isfinite(distance), distance, 0.0)
+    pieces = [slopes]
+    for offset in offsets:
+        beside = problem.box.clamp(points + reach[:, None] * offset)
+        pieces.append(_directions(problem.linearize(beside).slope))
+    directions = torch.stack(pieces, dim=1)
+    way = problem.x - points
+    free = (points > problem.box.lower) & (points < problem.box.upper)
+    has_kink = ((directions - slopes[:, None]).abs().amax(dim=(1, 2)) > _SAME_PIECE).nonzero().flatten()
+    chosen = [
+        _nearest_combination(*row)
+        for row in zip(*(values[has_kink].cpu().double().numpy() for values in (directions, way, free)), strict=True)
+    ]
+    if not chosen:
+        return slopes
+    return slopes.index_copy(0, has_kink, torch.from_numpy(np.stack(chosen)).to(slopes))
+
+
+def _nearest_combination(directions: np.ndarray, way: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """The unit vector of the non-negative combination of ``(K, D)`` directions that is nearest to the way."""
+    system = directions * free
+    weights, _ = nnls(system.T, way * free / np.linalg.norm(way).clip(min=np.finfo(float).tiny))
+    combined = weights @ directions
+    size = np.linalg.norm(combined)
+    return combined / size if size > 0 else directions[0]
+
+
+def _directions(slopes: Tensor) -> Tensor:
+    width = length(slopes, 2)
+    return slopes / torch.where(width > 0, width, 1.0)[:, None]

@@ -1,0 +1,138 @@
+"""What is searched: for each of n examples the nearest point of a box that lies beyond the boundary."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from captum_boundary._base.geometry import Box, length
+from captum_boundary._base.oracle import Linearization, MarginOracle
+
+__all__ = ["Candidates", "Problem", "score_noise"]
+
+# How far beyond the boundary a final point lies, relative to the depth of its input: near enough to *be* the boundary
+# (distances are right to the larger number), far enough to keep its label when it is evaluated in another batch.
+_BAND = {torch.float64: (1e-10, 4e-9), torch.float32: (1.5e-5, 6e-5)}
+# Relative gains in distance below this are not worth a gradient.
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+# Up to here restarts find other parts of the boundary. In more dimensions descents pay better.
+_FEW_DIMENSIONS = 512
+# The model's scores of a few inputs alone and in their batch tell how much rounding changes them. The largest change
+# seen, times this, covers what is to be expected of thousands of points.
+_PROBED_ROWS = 4
+_SAFETY = 4.0
+_LEAST_NOISE, _MOST_NOISE = 2.0, 1000.0  # in units of the resolution of the numbers
+
+
+def score_noise(oracle: MarginOracle) -> Tensor:
+    """By how much scores change with the size of their batch, relative to the largest score of an example; a scalar."""
+    if len(oracle) > 1:
+        rows = oracle.all_rows[:_PROBED_ROWS]
+        again = torch.cat([oracle.scores_at(oracle.x[row], row) for row in rows.split(1)])
+    else:
+        rows = oracle.all_rows.expand(_PROBED_ROWS)
+        again = oracle.scores_at(oracle.x.expand(_PROBED_ROWS, -1), rows)
+    scores = oracle.start_scores[rows]
+    size = scores.abs().amax(dim=1).clamp_min(torch.finfo(scores.dtype).tiny)
+    change = ((again - scores).abs().amax(dim=1) / size).amax().to(oracle.dtype)
+    return (_SAFETY * change.nan_to_num(0.0)).clamp(_LEAST_NOISE * oracle.resolution, _MOST_NOISE * oracle.resolution)
+
+
+class Problem:
+    """The model at n examples, the box and norm of the search, and the numbers that make depths large or small.
+
+    Attributes:
+
+        x (Tensor): The inputs, ``(n, D)``.
+        scale (Tensor): Depth of the inputs, ``(n,)``, the unit in which other depths are large or small.
+        shallow (Tensor): Least amount by which final points lie beyond the boundary, ``(n,)``.
+        deep (Tensor): Largest such amount, ``(n,)``.
+        overshoot (Tensor): Amount to aim at, between the two, ``(n,)``.
+        noise (Tensor): By how much rounding changes scores, relative to the largest of an example, a scalar.
+        tolerance (float): Relative gain in distance below which an example is done.
+        few_dimensions (bool): Whether inputs are so small that restarts pay.
+    """
+
+    def __init__(self, oracle: MarginOracle, box: Box, norm: float, noise: Tensor) -> None:
+        self.oracle = oracle
+        self.box = box
+        self.norm = norm
+        self.noise = noise
+        self.tolerance = _TOLERANCE[oracle.dtype]
+        self.few_dimensions = oracle.x.shape[1] <= _FEW_DIMENSIONS
+        relative_shallow, relative_deep = _BAND[oracle.dtype]
+        depth = oracle.start_depth
+        floor = noise * oracle.start_scores.abs().amax(dim=1).to(depth)
+        shallow = torch.maximum(relative_shallow * depth, floor).clamp_min(torch.finfo(depth.dtype).tiny)
+        deep = torch.maximum(relative_deep * depth, 2 * shallow)
+        self._set(torch.stack([shallow, deep, (shallow * deep).sqrt(), torch.maximum(depth, shallow)], dim=1))
+
+    def _set(self, numbers: Tensor) -> None:
+        self._numbers = numbers  # together, so that choosing rows is one operation
+        self.shallow, self.deep, self.overshoot, self.scale = numbers.unbind(dim=1)
+        self.x = self.oracle.x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def select(self, rows: Tensor | slice) -> Problem:
+        """The same for some rows, in any order, also several times."""
+        part = copy.copy(self)
+        part.oracle = self.oracle.select(rows)
+        part.box = self.box.of(rows)
+        part._set(self._numbers[rows])
+        return part
+
+    def distance(self, points: Tensor) -> Tensor:
+        """Distances ``(n,)`` of ``points`` from their inputs."""
+        return length(points - self.x, self.norm)
+
+    def depth(self, points: Tensor) -> Tensor:
+        """Depths ``(n,)`` of ``points``."""
+        return self.oracle.depth(points)[0]
+
+    def linearize(
+        self, points: Tensor, temperature: Tensor | None = None, rival: Tensor | None = None
+    ) -> Linearization:
+        """The decision at ``points``, to first order."""
+        return self.oracle.linearize(points, temperature=temperature, rival=rival)
+
+
+class Candidates:
+    """The nearest points known to lie beyond the boundary, at distance infinity where there is none yet.
+
+    Attributes:
+
+        points (Tensor): Points, ``(n, D)``; the inputs where there is none.
+        distance (Tensor): Their distances, ``(n,)``.
+    """
+
+    def __init__(self, points: Tensor, distance: Tensor) -> None:
+        self.points = points
+        self.distance = distance
+
+    @classmethod
+    def none(cls, problem: Problem) -> Candidates:
+        return cls(problem.x, torch.full_like(problem.scale, torch.inf))
+
+    def or_nearer(self, points: Tensor, distance: Tensor, depth: Tensor) -> Candidates:
+        """The nearer of these and of ``points``, where those lie beyond the boundary."""
+        nearer = (depth < 0) & (distance < self.distance)
+        return Candidates(
+            torch.where(nearer[:, None], points, self.points), torch.where(nearer, distance, self.distance)
+        )
+
+    def or_nearer_of(self, others: Candidates) -> Candidates:
+        """The nearer ones of these and of others."""
+        return self.or_nearer(others.points, others.distance, -torch.ones_like(others.distance))
+
+    def select(self, rows: Tensor | slice) -> Candidates:
+        return Candidates(self.points[rows], self.distance[rows])
+
+    def replaced(self, rows: Tensor, part: Candidates) -> Candidates:
+        """These, with those of some rows replaced."""
+        return Candidates(
+            self.points.index_copy(0, rows, part.points), self.distance.index_copy(0, rows, part.distance)
+        )

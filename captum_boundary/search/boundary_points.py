@@ -1,0 +1,60 @@
+"""What a search returns."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, fields
+from typing import Any, SupportsIndex
+
+from torch import Tensor
+
+__all__ = ["BoundaryPoints"]
+
+
+@dataclass(frozen=True, eq=False)
+class BoundaryPoints:
+    r"""Points on the decision boundary, one for each of N examples.
+
+    A point lies a hair beyond the boundary: the model's decision there is strictly on the other side, at a margin that
+    is a tiny fraction of the input's.
+
+    Attributes:
+
+        points (Tensor or tuple[Tensor, ...]): Boundary points, with the structure, shapes, dtype and device of the
+            inputs. Equal to the input where nothing was found.
+        target (Tensor): Class whose region is left (or entered, if the input lies outside), ``(N,)`` integers. For a
+            model with one output: 1 for its positive side, 0 for its negative side.
+        adversarial (Tensor): Class on the other side of the boundary, ``(N,)`` integers; -1 where nothing was found.
+        distance (Tensor): Distance from the input, ``(N,)``, in the norm of the search and the units of the inputs;
+            infinity where nothing was found.
+        margin (Tensor): Margin of ``target`` at ``points``, ``(N,)``: strictly of the sign opposite to that at the
+            input where a point was found, the margin of the input itself where not.
+        found (Tensor): Whether a boundary point was found, ``(N,)`` booleans.
+        n_forward (Tensor): Forward passes spent on each example, ``(N,)`` integers.
+        n_gradient (Tensor): Backward passes spent on each example, ``(N,)`` integers. Each follows one of the forward
+            passes.
+    """
+
+    points: Tensor | tuple[Tensor, ...]
+    target: Tensor
+    adversarial: Tensor
+    distance: Tensor
+    margin: Tensor
+    found: Tensor
+    n_forward: Tensor
+    n_gradient: Tensor
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __getitem__(self, rows: SupportsIndex | slice | list[int] | Tensor) -> BoundaryPoints:
+        """The boundary points of some rows (an index, a slice, indices or a mask), to work in batches or on one."""
+        if isinstance(rows, SupportsIndex) and not isinstance(rows, Tensor):
+            rows = [operator.index(rows)]
+        elif isinstance(rows, Tensor) and rows.ndim == 0:
+            rows = rows[None]
+
+        def of_rows(values: Any) -> Any:
+            return tuple(map(of_rows, values)) if isinstance(values, tuple) else values[rows]
+
+        return BoundaryPoints(**{field.name: of_rows(getattr(self, field.name)) for field in fields(self)})
