@@ -13,12 +13,9 @@ __all__ = ["HalfSpaces", "project_onto_half_spaces"]
 
 # Linearisations kept: enough for the corners that a few pieces of the boundary make.
 _CAPACITY = 8
-# A linearisation that, where it is put to the test, promises less of a crossing than there is (by this fraction of the
-# input's depth) belongs to another piece of the boundary.
-_SLACK = 0.05
 # Newton steps for each linearisation that is added. They go on from the multipliers of those before it.
 _NEWTON_STEPS = 2
-_NEWTON_STEPS_IN_A_BOX = 3
+_NEWTON_STEPS_IN_A_BOX = 2
 # Added to the diagonal of the linear systems, relative to it: the same piece may have been linearised twice.
 _RIDGE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
@@ -54,10 +51,10 @@ class HalfSpaces:
         moves = problem.x - points
         slot = self._n_added % self._drops.shape[1]
         if self._drops.shape[1] > 1 and self._n_added > 0:
-            promised = self._drops - _products(self._slopes, moves)
-            holds = promised <= (plane.depth + problem.overshoot + _SLACK * problem.scale)[:, None]
-            self._drops = self._drops * holds
-            self._slopes = self._slopes * holds[:, :, None]
+            promised = torch.baddbmm(self._drops[:, :, None], self._slopes, moves[:, :, None], alpha=-1)
+            holds = promised <= (plane.depth + problem.slack)[:, None, None]
+            self._drops = self._drops * holds[:, :, 0]
+            self._slopes = self._slopes * holds
         self._slopes[:, slot] = plane.slope
         self._drops[:, slot] = plane.value + problem.overshoot + row_dot(plane.slope, moves)
         self._multipliers[:, slot] = 0.0
@@ -99,28 +96,27 @@ def project_onto_half_spaces(
         - **nearest** (*Tensor*): The points, ``(n, D)``.
         - **multipliers** (*Tensor*): Those of the last step, ``(n, K)``.
     """
-    gram = slopes @ slopes.mT
-    ridge = _RIDGE[x.dtype]
+    gram = _gram(slopes)
+    identity = torch.eye(slopes.shape[1], dtype=x.dtype, device=x.device)
     for _ in range(n_steps):
-        unlimited = x - _combined(multipliers, slopes)
+        unlimited = _moved(x, multipliers, slopes)
         nearest = box.clamp(unlimited)
-        missing = drops - _products(slopes, x - nearest)
+        missing = torch.baddbmm(drops[:, :, None], slopes, (x - nearest)[:, :, None], alpha=-1)
         if box.is_limited:
-            free = slopes * (nearest == unlimited)[:, None]
-            gram = free @ free.mT
+            gram = _gram(slopes * (nearest == unlimited)[:, None])
         diagonal = gram.diagonal(dim1=1, dim2=2)
-        active = (multipliers * diagonal + missing > 0) & (diagonal > 0)
-        system = torch.where(active[:, :, None] & active[:, None], gram, 0.0)
-        system = system + torch.diag_embed(torch.where(active, ridge * diagonal, 1.0))
-        wanted = torch.where(active, missing + _products(gram, multipliers), 0.0)
-        multipliers = torch.linalg.solve_ex(system, wanted[:, :, None])[0].squeeze(2).clamp_min(0.0)
-    return box.clamp(x - _combined(multipliers, slopes)), multipliers
+        active = (torch.addcmul(missing[:, :, 0], multipliers, diagonal) > 0) & (diagonal > 0)
+        system = torch.where(active[:, :, None] & active[:, None], gram, identity)
+        wanted = torch.baddbmm(missing, gram, multipliers[:, :, None])
+        multipliers = (torch.linalg.solve_ex(system, wanted)[0].squeeze(2) * active).clamp_min(0.0)
+    return box.clamp(_moved(x, multipliers, slopes)), multipliers
 
 
-def _products(slopes: Tensor, moves: Tensor) -> Tensor:
-    """Inner products ``(n, K)`` of ``(n, K, D)`` slopes with ``(n, D)`` moves."""
-    return (slopes @ moves[:, :, None]).squeeze(2)
+def _gram(slopes: Tensor) -> Tensor:
+    gram = slopes @ slopes.mT
+    gram.diagonal(dim1=1, dim2=2).mul_(1 + _RIDGE[slopes.dtype])
+    return gram
 
 
-def _combined(multipliers: Tensor, slopes: Tensor) -> Tensor:
-    return (multipliers[:, None] @ slopes).squeeze(1)
+def _moved(x: Tensor, multipliers: Tensor, slopes: Tensor) -> Tensor:
+    return torch.baddbmm(x[:, None], multipliers[:, None], slopes, alpha=-1).squeeze(1)

@@ -19,6 +19,7 @@ _BAND = {torch.float64: (1e-10, 4e-9), torch.float32: (1.5e-5, 6e-5)}
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 # Up to here restarts find other parts of the boundary. In more dimensions descents pay better.
 _FEW_DIMENSIONS = 512
+_SLACK = 0.05  # of the depth of an input
 # The model's scores of a few inputs alone and in their batch tell how much rounding changes them. The largest change
 # seen, times this, covers what is to be expected of thousands of points.
 _PROBED_ROWS = 4
@@ -50,6 +51,8 @@ class Problem:
         shallow (Tensor): Least amount by which final points lie beyond the boundary, ``(n,)``.
         deep (Tensor): Largest such amount, ``(n,)``.
         overshoot (Tensor): Amount to aim at, between the two, ``(n,)``.
+        slack (Tensor): A linearisation that, where it is put to the test, promises less of a crossing than there is, by
+            this amount, belongs to another piece of the boundary, ``(n,)``.
         noise (Tensor): By how much rounding changes scores, relative to the largest of an example, a scalar.
         tolerance (float): Relative gain in distance below which an example is done.
         few_dimensions (bool): Whether inputs are so small that restarts pay.
@@ -67,11 +70,12 @@ class Problem:
         floor = noise * oracle.start_scores.abs().amax(dim=1).to(depth)
         shallow = torch.maximum(relative_shallow * depth, floor).clamp_min(torch.finfo(depth.dtype).tiny)
         deep = torch.maximum(relative_deep * depth, 2 * shallow)
-        self._set(torch.stack([shallow, deep, (shallow * deep).sqrt(), torch.maximum(depth, shallow)], dim=1))
+        overshoot, scale = (shallow * deep).sqrt(), torch.maximum(depth, shallow)
+        self._set(torch.stack([shallow, deep, overshoot, scale, overshoot + _SLACK * scale], dim=1))
 
     def _set(self, numbers: Tensor) -> None:
         self._numbers = numbers  # together, so that choosing rows is one operation
-        self.shallow, self.deep, self.overshoot, self.scale = numbers.unbind(dim=1)
+        self.shallow, self.deep, self.overshoot, self.scale, self.slack = numbers.unbind(dim=1)
         self.x = self.oracle.x
 
     def __len__(self) -> int:

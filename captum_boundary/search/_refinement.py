@@ -61,12 +61,12 @@ def refine(
         nearest = half_spaces.nearest(here)
         promised = here.distance(nearest)
         is_promising = (promised > 0) & (promised < (1 - here.tolerance) * best.distance)
-        is_on_boundary = (plane.depth < 0) & (plane.depth > -_ON_BOUNDARY * here.scale)
-        settled = ~is_promising & is_on_boundary & (distance <= best.distance)
         points = nearest
         is_going = is_promising & (n_gradients > step + 1) & (step + 1 < n_steps)
         going = is_going.nonzero().flatten()
         if len(going) < len(here):
+            is_on_boundary = (plane.depth < 0) & (plane.depth > -_ON_BOUNDARY * here.scale)
+            settled = ~is_promising & is_on_boundary & (distance <= best.distance)
             known = known.replaced(rows, best)
             all_settled = all_settled.index_copy(0, rows, settled)
     return known, all_settled
