@@ -147,10 +147,15 @@ class MarginOracle:
         depths, rivals = [], []
         with torch.no_grad():
             for part, part_rows in self._parts(points, rows):
-                margin, rival = margin_and_rival(self._scores(part, part_rows)[0], self._of(self.target, part_rows))
-                depths.append(_usable((self._of(self.sign, part_rows) * margin).to(self.dtype)))
+                depth, rival = self.depth_of(self._scores(part, part_rows)[0], part_rows)
+                depths.append(depth)
                 rivals.append(rival)
         return _joined(depths), _joined(rivals)
+
+    def depth_of(self, scores: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Depth ``(n,)`` and strongest rival class ``(n,)`` where the model returned ``scores`` ``(n, C)``."""
+        margin, rival = margin_and_rival(scores, self._of(self.target, rows))
+        return _usable((self._of(self.sign, rows) * margin).to(self.dtype)), rival
 
     def linearize(
         self,

@@ -14,8 +14,8 @@ __all__ = ["HalfSpaces", "project_onto_half_spaces"]
 # Linearisations kept: enough for the corners that a few pieces of the boundary make.
 _CAPACITY = 8
 # Newton steps for each linearisation that is added. They go on from the multipliers of those before it.
-_NEWTON_STEPS = 2
-_NEWTON_STEPS_IN_A_BOX = 2
+_NEWTON_STEPS = 3
+_NEWTON_STEPS_IN_A_BOX = 3
 # Added to the diagonal of the linear systems, relative to it: the same piece may have been linearised twice.
 _RIDGE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
@@ -98,17 +98,27 @@ def project_onto_half_spaces(
     """
     gram = _gram(slopes)
     identity = torch.eye(slopes.shape[1], dtype=x.dtype, device=x.device)
+    places = torch.arange(slopes.shape[1], device=x.device)
+    active = multipliers > 0
+    is_solved = torch.ones_like(active[:, :1])  # whether the active half-spaces are met with equality
     for _ in range(n_steps):
         unlimited = _moved(x, multipliers, slopes)
         nearest = box.clamp(unlimited)
         missing = torch.baddbmm(drops[:, :, None], slopes, (x - nearest)[:, :, None], alpha=-1)
         if box.is_limited:
             gram = _gram(slopes * (nearest == unlimited)[:, None])
-        diagonal = gram.diagonal(dim1=1, dim2=2)
-        active = (torch.addcmul(missing[:, :, 0], multipliers, diagonal) > 0) & (diagonal > 0)
+        most, worst = torch.where(gram.diagonal(dim1=1, dim2=2) > 0, missing[:, :, 0], 0.0).max(dim=1, keepdim=True)
+        active = active | ((places == worst) & is_solved & (most > 0))
         system = torch.where(active[:, :, None] & active[:, None], gram, identity)
         wanted = torch.baddbmm(missing, gram, multipliers[:, :, None])
-        multipliers = (torch.linalg.solve_ex(system, wanted)[0].squeeze(2) * active).clamp_min(0.0)
+        solved = torch.linalg.solve_ex(system, wanted)[0].squeeze(2) * active
+        # Go towards the solution until the first multiplier vanishes, and leave its half-space out from there on.
+        vanishes = active & (solved <= 0)
+        share = torch.where(vanishes, multipliers / (multipliers - solved), 1.0)
+        least = share.amin(dim=1, keepdim=True)
+        is_solved = least == 1
+        active = active & ~(vanishes & (share == least))
+        multipliers = torch.lerp(multipliers, solved, least) * active
     return box.clamp(_moved(x, multipliers, slopes)), multipliers
 
 

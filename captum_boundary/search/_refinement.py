@@ -21,11 +21,14 @@ def refine(
     n_gradients: Tensor,
     n_steps: int,
     rival: Tensor | None = None,
+    enters: bool = False,
 ) -> tuple[Candidates, Tensor]:
     """Move to the nearest point of the linearised boundary, linearise there, and so on.
 
     Where the linearisations stay true this ends on the nearest point of the boundary in a few steps. An example leaves
-    when its linearisations promise nothing nearer than what is known.
+    when its linearisations promise nothing nearer than what is known. A region that is entered is the intersection of
+    what lies beyond every rival, and its nearest point often a corner: there, in few dimensions, each step linearises
+    the margins over the two strongest rivals.
 
     Args:
 
@@ -35,6 +38,7 @@ def refine(
         n_gradients (Tensor): Gradient evaluations that each example has left, ``(n,)``.
         n_steps (int): Gradient evaluations of each example here, at most.
         rival (Tensor, optional): Class ``(n,)`` whose boundary the first linearisation heeds; -1 for the strongest.
+        enters (bool): Whether regions are entered.
 
     Returns:
 
@@ -43,9 +47,11 @@ def refine(
     """
     all_settled = torch.zeros_like(known.distance, dtype=torch.bool)
     here, points, best, rows = problem, starts, known, problem.oracle.all_rows
+    takes_two = enters and problem.few_dimensions and problem.norm == 2 and problem.oracle.n_classes > 2
+    n_planes = 2 if takes_two else 1
     half_spaces = HalfSpaces(problem, n_steps)
-    going = (n_gradients > 0).nonzero().flatten()
-    for step in range(n_steps):
+    going = (n_gradients >= n_planes).nonzero().flatten()
+    for step in range(0, n_steps, n_planes):
         if len(going) < len(here):
             half_spaces.select(going)
             here, points, best, rows, n_gradients = (
@@ -58,12 +64,15 @@ def refine(
         distance = here.distance(points)
         best = best.or_nearer(points, distance, plane.depth)
         half_spaces.add(here, points, plane)
+        if takes_two:
+            half_spaces.add(here, points, here.oracle.linearize(points, rank=1))
         nearest = half_spaces.nearest(here)
         promised = here.distance(nearest)
         is_promising = (promised > 0) & (promised < (1 - here.tolerance) * best.distance)
         points = nearest
-        is_going = is_promising & (n_gradients > step + 1) & (step + 1 < n_steps)
-        going = is_going.nonzero().flatten()
+        going = (is_promising & (n_gradients >= step + 2 * n_planes)).nonzero().flatten()
+        if step + n_planes >= n_steps:
+            going = going[:0]
         if len(going) < len(here):
             is_on_boundary = (plane.depth < 0) & (plane.depth > -_ON_BOUNDARY * here.scale)
             settled = ~is_promising & is_on_boundary & (distance <= best.distance)

@@ -16,20 +16,21 @@ __all__ = ["restart", "settle"]
 # Gradients of a single restart, at most.
 _TRIAL_GRADIENTS = 16
 # Random rays looked along by forwards alone, before a restart spends a gradient: some where they often cross the
-# boundary, few where they hardly ever do.
-_MANY_RAYS, _FEW_RAYS = 12, 4
-_DIMENSIONS_OF_MANY_RAYS = 16
+# boundary of a region that is left, fewer where they seldom hit a region, few where they hardly ever do.
+_RAYS_TO_LEAVE, _RAYS_TO_ENTER, _RAYS_IN_MANY_DIMENSIONS = 12, 6, 4
+_MANY_DIMENSIONS = 16
+_ALL_RAYS = 2  # times the budget; restarts after that look along a single one
 # A model is taken to be linear around an input if its scores are along all rays, up to this fraction of the largest.
 _LINEAR = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
-def settle(problem: Problem, known: Candidates, budget: int) -> Candidates:
+def settle(problem: Problem, known: Candidates, budget: int, enters: bool) -> Candidates:
     """Refine from the best points known, without what was learnt elsewhere, for as long as that gains."""
     here, best, rows = problem, known, problem.oracle.all_rows
     while len(here) > 0:
         best = best.or_nearer_of(pull_back(here, best.points))
         before = best.distance
-        best, _ = refine(here, best.points, best, budget - here.oracle.gradients_spent, _TRIAL_GRADIENTS)
+        best, _ = refine(here, best.points, best, budget - here.oracle.gradients_spent, _TRIAL_GRADIENTS, enters=enters)
         known = known.replaced(rows, best)
         gaining = (best.distance < (1 - here.tolerance) * before).nonzero().flatten()
         here, best, rows = here.select(gaining), best.select(gaining), rows[gaining]
@@ -59,67 +60,76 @@ def restart(problem: Problem, known: Candidates, budget: int, n_forwards: int, s
     trial = 0
     while True:
         oracle = here.oracle
-        has_more = (oracle.gradients_spent < budget) & (oracle.forwards_spent < n_forwards) & (n_failed < patience)
-        if trial == n_classes:
-            has_more &= ~_is_linear(here, best, seed)
-        going = has_more.nonzero().flatten()
+        left = budget - oracle.gradients_spent
+        going = ((left > 0) & (oracle.forwards_spent < n_forwards) & (n_failed < patience)).nonzero().flatten()
         if len(going) < len(here):
             known = known.replaced(rows, best)
-            here, best, rows, n_failed, order = (
-                here.select(going), best.select(going), rows[going], n_failed[going], order[going]
+            here, best, rows, n_failed, order, left = (
+                here.select(going), best.select(going), rows[going], n_failed[going], order[going], left[going]
             )  # fmt: skip
         if len(here) == 0:
             return known
         before = best.distance
         if trial < n_classes:
-            starts, rival = best.points, order[:, trial]
+            best, _ = refine(here, best.points, best, left, _TRIAL_GRADIENTS, order[:, trial], enters)
         else:
-            starts, best = _random_starts(here, best, seed + trial)
-            rival = None
-        best, _ = refine(here, starts, best, budget - here.oracle.gradients_spent, _TRIAL_GRADIENTS, rival)
+            n_rays = _n_rays(problem, enters)
+            n_rays = n_rays if (trial - n_classes) * n_rays < _ALL_RAYS * budget else 1
+            starts, best, is_linear = _random_starts(here, best, seed + trial, n_rays, trial == n_classes)
+            if is_linear is not None:
+                left, n_failed = left.masked_fill(is_linear, 0), n_failed.masked_fill(is_linear, patience)
+            best, _ = refine(here, starts, best, left, _TRIAL_GRADIENTS, enters=enters)
         has_gained = best.distance < (1 - here.tolerance) * before
         n_failed = torch.where(has_gained, 0, n_failed + 1)
         gained = has_gained.nonzero().flatten()
         if len(gained) > 0 and not enters:
-            best = best.replaced(gained, settle(here.select(gained), best.select(gained), budget))
+            best = best.replaced(gained, settle(here.select(gained), best.select(gained), budget, enters))
         trial += 1
 
 
-def _random_starts(problem: Problem, known: Candidates, seed: int) -> tuple[Tensor, Candidates]:
-    """Points at about the best distance, on the boundary where a random ray happens to cross it."""
-    many, ends = _along_rays(problem, known, seed)
-    n, n_inputs = problem.x.shape
-    depth = many.depth(ends).view(n, -1)
-    # Any ray that crosses is a sure gain. The deepest one would lead to the same part of the boundary every time.
-    lowest, chosen = torch.where(depth < 0, -1.0, depth).min(dim=1)
-    starts = ends.view(n, -1, n_inputs)[problem.oracle.all_rows, chosen]
-    crossed = (lowest < 0).nonzero().flatten()
-    if len(crossed) == 0:
-        return starts, known
-    pulled = pull_back(problem.select(crossed), starts[crossed])
-    nearer = known.select(crossed).or_nearer_of(pulled)
-    return starts.index_copy(0, crossed, pulled.points), known.replaced(crossed, nearer)
+def _n_rays(problem: Problem, enters: bool) -> int:
+    if problem.x.shape[1] > _MANY_DIMENSIONS:
+        return _RAYS_IN_MANY_DIMENSIONS
+    return _RAYS_TO_ENTER if enters else _RAYS_TO_LEAVE
 
 
-def _is_linear(problem: Problem, known: Candidates, seed: int) -> Tensor:
-    """Whether the scores are linear along all of some random rays, up to the best distance: then nothing is nearer."""
-    many, ends = _along_rays(problem, known, seed)
-    at_start = many.oracle.start_scores
-    bend = many.oracle.scores_at(torch.lerp(many.x, ends, 0.5)) - (at_start + many.oracle.scores_at(ends)) / 2
-    limit = _LINEAR[many.oracle.dtype] * at_start.abs().amax(dim=1)
-    is_straight = (bend.abs().amax(dim=1) <= limit).view(len(problem), -1).all(dim=1)
-    return is_straight & torch.isfinite(known.distance)
+def _random_starts(
+    problem: Problem, known: Candidates, seed: int, n_rays: int, checks_linearity: bool
+) -> tuple[Tensor, Candidates, Tensor | None]:
+    """Points at about the best distance, on the boundary where a random ray happens to cross it.
 
-
-def _along_rays(problem: Problem, known: Candidates, seed: int) -> tuple[Problem, Tensor]:
-    """The ends ``(n * R, D)`` of random rays as long as the best distance; those of one example stand together."""
+    Says, if asked, where the scores are linear along all rays, up to the best distance: there nothing is nearer.
+    """
     x = problem.x
-    n_rays = _MANY_RAYS if x.shape[1] <= _DIMENSIONS_OF_MANY_RAYS else _FEW_RAYS
+    n, n_inputs = x.shape
     generator = torch.Generator("cpu").manual_seed(seed)
-    rays = torch.randn(n_rays, x.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(x)
+    rays = torch.randn(n_rays, n_inputs, generator=generator, dtype=torch.float64, device="cpu").to(x)
     rays = rays / length(rays, problem.norm)[:, None]
     guess = (1 + length(x, problem.norm)) * 2.0 ** (seed % 5)  # for those without a boundary point yet
     reach = torch.where(torch.isinf(known.distance), guess, known.distance)
-    rows = problem.oracle.all_rows.repeat_interleave(n_rays, output_size=len(x) * n_rays)
-    many = problem.select(rows)
-    return many, many.box.clamp(many.x + (reach[:, None, None] * rays).flatten(0, 1))
+    # The rays of one example stand together.
+    many = problem.select(problem.oracle.all_rows.repeat_interleave(n_rays, output_size=n * n_rays))
+    ends = many.box.clamp(many.x + (reach[:, None, None] * rays).flatten(0, 1))
+    scores = many.oracle.scores_at(ends)
+    depth = many.oracle.depth_of(scores)[0].view(n, n_rays)
+    is_linear = None
+    if checks_linearity:
+        is_linear = _is_linear(many, ends, scores).view(n, n_rays).all(dim=1) & torch.isfinite(known.distance)
+
+    # Any ray that crosses is a sure gain. The deepest one would lead to the same part of the boundary every time.
+    lowest, chosen = torch.where(depth < 0, -1.0, depth).min(dim=1)
+    starts = ends.view(n, n_rays, n_inputs)[problem.oracle.all_rows, chosen]
+    crossed = (lowest < 0).nonzero().flatten()
+    if len(crossed) > 0:
+        pulled = pull_back(problem.select(crossed), starts[crossed])
+        starts = starts.index_copy(0, crossed, pulled.points)
+        known = known.replaced(crossed, known.select(crossed).or_nearer_of(pulled))
+    return starts, known, is_linear
+
+
+def _is_linear(problem: Problem, ends: Tensor, end_scores: Tensor) -> Tensor:
+    """Whether scores half-way to ``ends`` ``(n, D)`` are the means of those at both ends of the way."""
+    start_scores = problem.oracle.start_scores
+    middle_scores = problem.oracle.scores_at(torch.lerp(problem.x, ends, 0.5))
+    bend = (middle_scores - (start_scores + end_scores) / 2).abs().amax(dim=1)
+    return bend <= _LINEAR[problem.oracle.dtype] * start_scores.abs().amax(dim=1)

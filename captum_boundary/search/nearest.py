@@ -31,7 +31,7 @@ _DESCENT_SHARE = 0.5
 _DIVE_SHARE = 0.4
 # Forward passes of an example, at most: times the budget, or times this number where that is smaller. Some are kept for
 # what a restart has begun and for the landing.
-_FORWARDS, _LEAST_FORWARDS, _FORWARDS_KEPT = 4, 40, 30
+_FORWARDS, _LEAST_FORWARDS, _FORWARDS_KEPT = 4, 40, 40
 
 
 class NearestBoundary(BoundarySearch):
@@ -142,7 +142,7 @@ class NearestBoundary(BoundarySearch):
 
         rows = torch.isfinite(best.distance).nonzero().flatten()
         part, part_best = problem.select(rows), best.select(rows)
-        part_best, settled = refine(part, part_best.points, part_best, self._left(part), n_refinements)
+        part_best, settled = refine(part, part_best.points, part_best, self._left(part), n_refinements, enters=enters)
         best = best.replaced(rows, part_best)
 
         jagged = (~settled).nonzero().flatten()
@@ -151,7 +151,9 @@ class NearestBoundary(BoundarySearch):
             left = self._left(rest)
             n_steps = (_DESCENT_SHARE * left).long() if problem.few_dimensions else left - n_refinements
             rest_best = rest_best.or_nearer_of(descend(rest, rest_best, n_steps.clamp_min(0)))
-            rest_best, rest_settled = refine(rest, rest_best.points, rest_best, self._left(rest), n_refinements)
+            rest_best, rest_settled = refine(
+                rest, rest_best.points, rest_best, self._left(rest), n_refinements, enters=enters
+            )
             best = best.replaced(rows[jagged], rest_best)
             settled = settled.index_copy(0, jagged, rest_settled)
 
@@ -169,7 +171,7 @@ class NearestBoundary(BoundarySearch):
         best = _or_scanned(pairs, best, seed)
         if pairs.few_dimensions:
             rows = torch.isfinite(best.distance).nonzero().flatten()
-            best = best.replaced(rows, settle(pairs.select(rows), best.select(rows), self.budget))
+            best = best.replaced(rows, settle(pairs.select(rows), best.select(rows), self.budget, enters))
             if starts is None:
                 best = self._restarted(pairs, best, enters, seed)
         return best
