@@ -22,7 +22,8 @@ _OVERSHOOT = 1.02
 _SLOW = 0.8
 # Newton's method need not be exact inside of another one.
 _PROJECTION_STEPS = 3
-_SCANNED_POINTS = 64
+# Where restarts are to follow, fewer will do.
+_SCANNED_POINTS, _SCANNED_IN_FEW_DIMENSIONS = 64, 32
 
 
 def approach(problem: Problem, n_gradients: int) -> Candidates:
@@ -63,7 +64,7 @@ def scan(problem: Problem, seed: int) -> Candidates:
     if len(problem) == 0:
         return found
     x, box = problem.x, problem.box
-    for trial in range(_SCANNED_POINTS):
+    for trial in range(_SCANNED_IN_FEW_DIMENSIONS if problem.few_dimensions else _SCANNED_POINTS):
         generator = torch.Generator("cpu").manual_seed(seed + trial)
         options = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
         uniform, normal = (draw(x.shape[1], **options).to(x) for draw in (torch.rand, torch.randn))

@@ -19,7 +19,7 @@ _TRIAL_GRADIENTS = 16
 # boundary of a region that is left, fewer where they seldom hit a region, few where they hardly ever do.
 _RAYS_TO_LEAVE, _RAYS_TO_ENTER, _RAYS_IN_MANY_DIMENSIONS = 12, 6, 4
 _MANY_DIMENSIONS = 16
-_ALL_RAYS = 2  # times the budget; restarts after that look along a single one
+_ALL_RAYS = 1  # times the budget; restarts after that look along a single one
 # A model is taken to be linear around an input if its scores are along all rays, up to this fraction of the largest.
 _LINEAR = {torch.float32: 1e-5, torch.float64: 1e-10}
 
