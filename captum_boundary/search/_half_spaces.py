@@ -13,9 +13,9 @@ __all__ = ["HalfSpaces", "project_onto_half_spaces"]
 
 # Linearisations kept: enough for the corners that a few pieces of the boundary make.
 _CAPACITY = 8
-# Newton steps for each linearisation that is added. They go on from the multipliers of those before it.
-_NEWTON_STEPS = 3
-_NEWTON_STEPS_IN_A_BOX = 3
+# Steps towards the nearest point after linearisations were added, and more for each of them. They go on from the
+# multipliers before.
+_STEPS, _STEPS_A_PLANE = 1, 1
 # Added to the diagonal of the linear systems, relative to it: the same piece may have been linearised twice.
 _RIDGE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
@@ -38,7 +38,7 @@ class HalfSpaces:
         self._slopes = problem.x.new_zeros(n, capacity, n_inputs)
         self._drops = problem.x.new_zeros(n, capacity)
         self._multipliers = problem.x.new_zeros(n, capacity)
-        self._n_added = 0
+        self._n_added = self._n_met = 0
 
     def select(self, rows: Tensor) -> None:
         """Go on with some rows alone."""
@@ -65,8 +65,9 @@ class HalfSpaces:
         x, box = problem.x, problem.box
         if problem.norm != 2:
             drop = self._drops[:, 0].clamp_min(0.0)
-            return project_onto_hyperplane(x, self._slopes[:, 0], drop, box, problem.norm, _NEWTON_STEPS_IN_A_BOX)
-        n_steps = _NEWTON_STEPS_IN_A_BOX if box.is_limited else _NEWTON_STEPS
+            return project_onto_hyperplane(x, self._slopes[:, 0], drop, box, problem.norm, _STEPS + _STEPS_A_PLANE)
+        n_steps = _STEPS + _STEPS_A_PLANE * (self._n_added - self._n_met)
+        self._n_met = self._n_added
         nearest, self._multipliers = project_onto_half_spaces(
             x, self._slopes, self._drops, box, self._multipliers, n_steps
         )

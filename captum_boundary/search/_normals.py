@@ -15,7 +15,7 @@ __all__ = ["unit_normals"]
 # Points around a boundary point whose slopes are those of the pieces that meet in it, and their distance from it, as a
 # fraction of the distance from the input: more than rounding moves a point, less than the way to other pieces.
 _NEIGHBOURS = 16
-_NEIGHBOURHOOD = 1e-3
+_NEIGHBOURHOOD = 2e-4
 # Slopes whose directions differ by less than this belong to one piece.
 _SAME_PIECE = 1e-6
 

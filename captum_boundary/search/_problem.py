@@ -23,7 +23,7 @@ _SLACK = 0.05  # of the depth of an input
 # The model's scores of a few inputs alone and in their batch tell how much rounding changes them. The largest change
 # seen, times this, covers what is to be expected of thousands of points.
 _PROBED_ROWS = 4
-_SAFETY = 4.0
+_SAFETY = 3.0
 _LEAST_NOISE, _MOST_NOISE = 2.0, 1000.0  # in units of the resolution of the numbers
 
 

@@ -77,7 +77,9 @@ def restart(problem: Problem, known: Candidates, budget: int, n_forwards: int, s
             n_rays = n_rays if (trial - n_classes) * n_rays < _ALL_RAYS * budget else 1
             starts, best, is_linear = _random_starts(here, best, seed + trial, n_rays, trial == n_classes)
             if is_linear is not None:
-                left, n_failed = left.masked_fill(is_linear, 0), n_failed.masked_fill(is_linear, patience)
+                # There the point known need only be refined to the end.
+                starts = torch.where(is_linear[:, None], best.points, starts)
+                n_failed = n_failed.masked_fill(is_linear, patience)
             best, _ = refine(here, starts, best, left, _TRIAL_GRADIENTS, enters=enters)
         has_gained = best.distance < (1 - here.tolerance) * before
         n_failed = torch.where(has_gained, 0, n_failed + 1)

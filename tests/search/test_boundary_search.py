@@ -392,7 +392,7 @@ def test_a_row_that_diverges_stops_no_other(make):
     with pytest.warns(BoundaryNotFoundWarning, match=r"1 of 3 examples, row\(s\) 2"):
         boundary = make(Diverging()).find(inputs, additional_forward_args=is_good)
     assert boundary.found.tolist() == [True, True, False]
-    torch.testing.assert_close(boundary.distance[:2], torch.ones(2), rtol=1e-3, atol=0)
+    torch.testing.assert_close(boundary.distance[:2], torch.ones(2), rtol=1e-2, atol=0)
 
 
 def test_a_model_that_overflows_far_away_is_searched_row_by_row():

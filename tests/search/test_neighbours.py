@@ -40,8 +40,13 @@ def test_regions_of_a_linear_model_equal_programmes(n_classes, n_inputs):
     found = boundaries.found
     assert found.double().mean() > 0.9
     torch.testing.assert_close(boundaries.distance[found], exact[found], rtol=1e-5, atol=0)
-    slopes = model.weight.detach()[boundaries.target][:, None] - model.weight.detach()[boundaries.adversarial]
-    normals = torch.where(found[:, :, None], slopes / slopes.norm(dim=2, keepdim=True), 0.0)
+    # Regions of linear models are convex: at their nearest points, corners included, the way to the input is the normal.
+    ways = inputs[:, None] - boundaries.points
+    normals = torch.where(found[:, :, None], ways / ways.norm(dim=2, keepdim=True), 0.0)
+    slopes = model.weight.detach()[boundaries.neighbor] - model.weight.detach()[boundaries.adversarial]
+    is_side = torch.cosine_similarity(ways, slopes, dim=2) > 1 - 1e-9
+    assert (found & is_side).any()
+    assert (found & ~is_side).any() == (n_classes > 3)
     torch.testing.assert_close(boundaries.normals, normals, rtol=1e-5, atol=1e-5)
     distance = torch.where(found, exact, torch.inf)
     weights = torch.softmax(-distance / distance.amin(dim=1, keepdim=True), dim=1)
