@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_boundary._base.agreement import flat_maps
 from captum_boundary._base.captum_helpers import TargetType
@@ -29,6 +27,7 @@ from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.geometry import Box
 from captum_boundary._base.margin import resolve_target
 from captum_boundary._base.oracle import MarginOracle
+from captum_boundary.robust._model_modes import twice_differentiable, unwrapped
 from captum_boundary.robust._smooth_activations import smooth_activations
 
 __all__ = ["AttributionMaps", "MapState"]
@@ -84,7 +83,8 @@ class AttributionMaps(MarginOracle):
         softplus_beta: float,
         internal_batch_size: int | None,
     ) -> None:
-        super().__init__(model, inputs, None, additional_forward_args, internal_batch_size)
+        self._model = unwrapped(model)
+        super().__init__(self._model, inputs, None, additional_forward_args, internal_batch_size)
         explained = resolve_target(target, self.start_scores, self.is_binary)
         self._explained = torch.ones_like(explained) if self.is_binary else explained
         self._beta = softplus_beta
@@ -149,7 +149,12 @@ class AttributionMaps(MarginOracle):
         total = torch.zeros_like(points)
         for rows, owners, path, nodes, weights in self._paths(points, self._curvature_rule):
             along = ((weights * nodes)[:, None] * direction[rows, None]).flatten(0, 1)
-            with torch.inference_mode(False), torch.enable_grad(), self._twice_differentiable():
+            with (
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                twice_differentiable(self._model),
+                smooth_activations(self._beta),
+            ):
                 scores, leaves = self._scores(path, owners, with_grad=True)
                 explained = scores.gather(1, self._explained[owners, None])
                 gradient = self._derivative(explained.sum(), leaves, keep_graph=True)
@@ -157,11 +162,6 @@ class AttributionMaps(MarginOracle):
             self._count(self.n_gradient, owners)
             total[rows] += bend.view(len(rows), len(nodes), -1).sum(dim=1)
         return torch.nan_to_num(total)
-
-    @contextmanager
-    def _twice_differentiable(self) -> Iterator[None]:
-        with smooth_activations(self._beta), sdpa_kernel(SDPBackend.MATH):  # fused attention has one derivative only
-            yield
 
     def _derivative(self, value: Tensor, leaves: tuple[Tensor, ...], keep_graph: bool = False) -> Tensor:
         if not value.requires_grad:  # a model that is linear, or does not look at its inputs

@@ -21,6 +21,7 @@ from captum_boundary.robust._attack_aims import Aim, aim_of
 from captum_boundary.robust._attribution_maps import AttributionMaps, MapState
 from captum_boundary.robust._checks import check_positive
 from captum_boundary.robust._epsilon_box import within
+from captum_boundary.robust._model_modes import native_recurrence
 
 __all__ = ["AttributionAttack"]
 
@@ -71,7 +72,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
     Args:
 
         model (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for
-            a binary model. Logits are best.
+            a binary model. Logits are best. Of ``DataParallel`` and compiled models, that inside is attacked.
         method (str, optional): ``"topk"``, ``"mass_center"``, ``"target"`` or ``"random"``. Default: ``"topk"``
         epsilon (float): The largest change of a feature, 0 or more, in the units of the inputs.
         bounds (tuple, optional): Limits that no perturbed input leaves: a pair ``(lower, upper)`` of numbers or of
@@ -213,7 +214,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
                 out of range, outputs of the wrong shape, a ``k`` larger than the map, and inputs that are no images
                 where the method needs them.
         """
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), native_recurrence(self.model):
             tensors = check_inputs(inputs)
             box = box_of(self.bounds, tensors)
             maps = self._maps(tensors, target, additional_forward_args)

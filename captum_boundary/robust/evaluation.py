@@ -20,6 +20,7 @@ from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTens
 from captum_boundary._base.checks import check_count, check_inputs
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attribution_maps import AttributionMaps
+from captum_boundary.robust._model_modes import native_recurrence
 from captum_boundary.robust.attribution_attack import AttributionAttack, top_count
 
 __all__ = ["AttributionRobustness", "MapAgreement", "evaluate_attribution_robustness"]
@@ -141,7 +142,7 @@ def evaluate_attribution_robustness(
     )
     perturbed = attack.perturb(inputs, target, additional_forward_args)
     control = noise.perturb(inputs, target, additional_forward_args)
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), native_recurrence(model):
         maps = attack._maps(tensors, target, additional_forward_args)
         before, after, of_control = (maps.at(_pack(maps, points)).shares for points in (tensors, perturbed, control))
         k = top_count(attack.k if k is None else k, before.shape[1])

@@ -97,8 +97,10 @@ class RARLoss(nn.Module):
     One forward pass of each call treats the model as ordinary training does: in its own mode, so that batch statistics
     are used and updated and dropout is drawn once, and through a ``DistributedDataParallel`` wrapper, where there is
     one. It is that of the loss :math:`l` above: at the perturbed inputs for ``"ig_sum_norm"`` and ``"sum"``, at the
-    inputs for all others. The attack and the path see the model in evaluation mode, leave no trace on it, and
-    synchronise nothing. The gradients of all parameters are exact.
+    inputs for all others. The attack and the path see the model in evaluation mode (recurrent layers without their
+    dropout), change neither its statistics nor its modes, and synchronise nothing between processes. Only what is
+    random in evaluation mode too, such as ``F.dropout(x)`` without ``training=self.training``, is random for them, and
+    draws from the global random state. The gradients of all parameters are exact.
 
     The gradient of the regulariser needs second derivatives of the loss. In a network of ReLUs these see how the loss
     bends, and how slopes depend on the weights, but not the kinks: where a perturbation switches a unit on or off, that
@@ -108,7 +110,9 @@ class RARLoss(nn.Module):
     Args:
 
         model (Module): The model to train. It returns logits ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model,
-            unless ``loss_func`` asks for something else. A ``DistributedDataParallel`` model is welcome.
+            unless ``loss_func`` asks for something else. ``DistributedDataParallel``, ``DataParallel`` and compiled
+            models are welcome: the forward pass of the loss goes through them, attacks and paths through the model
+            inside, as it is before compilation and on one device.
         size (str or Callable, optional): Size function, as above. Default: "ig_norm"
         epsilon (float): Radius of the ball, in the units of the inputs.
         weight (float, optional): Weight of the regulariser. Default: None, 0.1 for ``"ig_sum_norm"`` and 1 for all

@@ -421,7 +421,7 @@ def test_one_logit_is_two_classes(shape) -> None:
 
 
 class Noisy(nn.Module):
-    """Batch normalisation, dropout, and a recurrent layer, as they are met in training."""
+    """Batch normalisation and dropout, as they are met in training."""
 
     def __init__(self) -> None:
         super().__init__()
