@@ -26,8 +26,9 @@ class PointwiseLoss:
     """The loss of a model at flat points ``(K * N, D)``: K points for each of N examples, ordered step by step.
 
     The model is evaluated as in evaluation mode: batch normalisation uses its running statistics, and dropout that
-    heeds the mode passes everything on, so that the loss of an example is a function of that example alone. Parameters and buffers are those of the moment when
-    this object was made, also where an evaluation is repeated later, during the backward pass.
+    heeds the mode passes everything on, so that the loss of an example is a function of that example alone. Parameters
+    and buffers are those of the moment when this object was made, also where an evaluation is repeated later, during
+    the backward pass.
     """
 
     model: nn.Module

@@ -714,6 +714,7 @@ def test_models_must_be_modules() -> None:
         (torch.rand(4, 5) + 1.5, torch.tensor([0] * 4), BoundaryValueError, "inputs must lie inside bounds"),
         (torch.full((4, 5), math.nan), torch.tensor([0] * 4), BoundaryValueError, "NaN"),
         (torch.rand(0, 5), torch.tensor([], dtype=torch.long), BoundaryValueError, "at least one example|empty"),
+        (torch.rand(4, 0), torch.tensor([0] * 4), BoundaryValueError, r"at least one feature, .* \(4, 0\)"),
         (torch.randint(2, (4, 5)), torch.tensor([0] * 4), BoundaryTypeError, "floating point"),
     ],
 )
@@ -722,6 +723,13 @@ def test_bad_batches(x, y, error, message) -> None:
     for call in (rar, rar.perturb, lambda x, y: rar.regularizer(x, x, y)):
         with pytest.raises(error, match=message):
             call(x, y)
+
+
+def test_numbers_are_inputs_of_one_feature() -> None:
+    model, (x, y) = nn.Sequential(nn.Unflatten(0, (-1, 1)), softplus_network(1)), batch(n_inputs=1)
+    rar = RARLoss(model, epsilon=0.1, random_start=False)
+    assert rar(x[:, 0], y).item() == pytest.approx(RARLoss(model[1], epsilon=0.1, random_start=False)(x, y).item())
+    assert rar.parts.perturbed.shape == (6,)
 
 
 def test_perturbed_inputs_must_fit() -> None:
