@@ -20,8 +20,8 @@ from captum_boundary._base.geometry import Box
 from captum_boundary.robust._attack_aims import Aim, aim_of
 from captum_boundary.robust._attribution_maps import AttributionMaps, MapState
 from captum_boundary.robust._checks import check_positive
-from captum_boundary.robust._epsilon_box import within
 from captum_boundary.robust._model_modes import native_recurrence
+from captum_boundary.robust._neighbourhood import within
 
 __all__ = ["AttributionAttack"]
 
@@ -218,7 +218,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             tensors = check_inputs(inputs)
             box = box_of(self.bounds, tensors)
             maps = self._maps(tensors, target, additional_forward_args)
-            box = within(self.epsilon, maps, box)
+            box = within(self.epsilon, maps.x, maps.inputs, box)
             points = self._random_move(maps, box) if self.method == "random" else self._attack(maps, box)
             return format_output(is_tuple(inputs), maps.unpack(points))
 
