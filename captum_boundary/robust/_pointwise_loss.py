@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from torch.func import functional_call
 
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.flat import pack, unpack
+from captum_boundary.robust._batch_sizes import saved_bytes
 from captum_boundary.robust._model_modes import evaluation_mode, twice_differentiable, unwrapped
 
 __all__ = ["LossFunction", "PointwiseLoss", "cross_entropy", "losses_of"]
@@ -83,19 +85,9 @@ class PointwiseLoss:
     @cached_property
     def bytes_per_example(self) -> int:
         """What the forward pass of one example saves for the backward pass, next to the model's parameters."""
-        saved = 0
-
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal saved
-            saved += tensor.nbytes if tensor.data_ptr() not in of_model else 0
-            return tensor
-
-        of_model = {tensor.data_ptr() for tensor in self.state.values()}
         one = self.of_rows(slice(0, 1))
         point = pack(one.templates).detach().requires_grad_()
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            one(point)
-        return max(saved, 1)
+        return saved_bytes(lambda: one(point), self.state.values())
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -148,8 +140,10 @@ class PointwiseLoss:
             )
         return losses, outputs[0]
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self) -> AbstractContextManager[object]:
         device, enabled, dtype = self.autocast
+        if not enabled and not torch.is_autocast_enabled(device):  # which some devices do not even know
+            return nullcontext()
         return torch.autocast(device, dtype, enabled)
 
     def _of_examples(self, change: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_boundary.robust._batch_sizes import batches
 from captum_boundary.robust._mean_size import mean_size
-from captum_boundary.robust._path_gradients import Quadrature, batches, examples_at_once, path_attribution
+from captum_boundary.robust._path_gradients import Quadrature, examples_at_once, path_attribution
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 from captum_boundary.robust._problem import Problem
 from captum_boundary.robust._sizes import Size

@@ -14,6 +14,7 @@ from torch import nn
 
 from captum_boundary import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.agreement import center_shift, kendall_tau, topk_intersection
+from captum_boundary._base.flat import pack
 from captum_boundary.robust import AttributionAttack
 from captum_boundary.robust._attribution_maps import AttributionMaps
 
@@ -48,7 +49,7 @@ def images():
 
 def shares_of(attacker, inputs, points, target=None):
     maps = attacker._maps((inputs,), target, None)
-    return maps.at(maps.x).shares, maps.at(maps.pack((points,))).shares
+    return maps.at(maps.x).shares, maps.at(pack((points,))).shares
 
 
 def equal_up_to_rounding(first, second):
