@@ -69,7 +69,7 @@ def ranks(attributions: object, inputs: Tensor) -> tuple[Tensor, Tensor]:
             f"attributions must have the shape of inputs, {tuple(inputs.shape)}{maps}, but their shape is "
             f"{tuple(values.shape)}."
         )
-    flat = values.reshape(len(values), -1).to(inputs.device) + 0.0  # -0.0 becomes 0.0, its equal
+    flat = values.reshape(len(values), -1).to(inputs.device)
     rank = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return rank.view(features), flat.isnan().any(dim=1)
 

@@ -172,6 +172,37 @@ def test_epsilon_may_grow_between_steps(norm) -> None:
         rar.epsilon = 0
 
 
+@pytest.mark.parametrize("norm", [math.inf, 2])
+@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize("attack_step_size", [None, 0.5])
+def test_the_attack_turns_round_where_bounds_leave_no_room(norm, random_start, attack_step_size) -> None:
+    weight = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    model = OneLayer(weight)
+    x = (weight < 0).double().expand(3, -1)  # the corner of the bounds where the loss is highest
+    y = torch.ones(3)
+    options = {"epsilon": 0.2, "norm": norm, "bounds": (0, 1), "random_start": random_start}
+    rar = RARLoss(
+        model, loss_func=lambda margin, y: F.softplus(-margin), attack_step_size=attack_step_size, **options
+    )
+    perturbed = rar.perturb(x, y)
+    assert ((perturbed - x).norm(norm, dim=1) > 0.99 * 0.2).all()
+    torch.testing.assert_close(perturbed, x + (perturbed - x).abs() * weight.sign())
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2])
+@pytest.mark.parametrize("attack_step_size", [None, 0.5])
+def test_the_attack_starts_where_the_loss_rises(norm, attack_step_size) -> None:
+    """The norm of attributions has a maximum on either side, and the larger one where the loss rises."""
+    weight = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    model, x, y = OneLayer(weight), torch.full((3, 4), 0.5, dtype=torch.float64), torch.ones(3)
+    for random_start in (True, False):
+        options = {"epsilon": 0.2, "norm": norm, "bounds": (0, 1), "random_start": random_start}
+        rar = RARLoss(
+            model, loss_func=lambda margin, y: torch.exp(-margin), attack_step_size=attack_step_size, **options
+        )
+        torch.testing.assert_close((rar.perturb(x, y) - x).sign(), -weight.sign().expand(3, -1))
+
+
 def test_the_penalised_form_ends_where_its_optimum_is() -> None:
     weight = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)
     model = OneLayer(weight[0])
