@@ -91,6 +91,9 @@ def evaluate_attribution_robustness(
     mass beside them. Maps are magnitudes of the attribution that the attack is made for, summed over the channels of
     images. The paper leaves out examples that are misclassified; here all are taken as they come.
 
+    What the attack does to the attributions of another method is seen from ``method.attribute(inputs)`` and
+    ``method.attribute(robustness.perturbed)`` and the measures of :mod:`captum_boundary.metrics`.
+
     Such numbers mean little alone, since a random perturbation changes maps as well
     (https://arxiv.org/abs/2312.10534). Therefore ``control`` holds them for one honest random draw: every feature moved
     by ``epsilon`` up or down, clipped to the bounds, the first draw that keeps the label. Where none of the draws does,
@@ -101,7 +104,7 @@ def evaluate_attribution_robustness(
         model (Callable): The model that the attack is made for.
         inputs (Tensor or tuple[Tensor, ...]): Inputs, as for :meth:`AttributionAttack.perturb`.
         target (int, tuple, Tensor, list or None): Class whose attribution is meant; None for the predicted class.
-        attack (AttributionAttack): The attack.
+        attack (AttributionAttack): The attack, which shows its progress if it was made so.
         k (int, optional): Number of features that are the top. Default: None, that of the attack, which is an eighth of
             the map unless told otherwise.
         additional_forward_args (Any, optional): Further arguments of the model. Default: None

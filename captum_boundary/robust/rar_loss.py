@@ -28,6 +28,7 @@ from captum_boundary.robust._checks import (
     check_positive,
 )
 from captum_boundary.robust._inner_maximizer import InnerMaximizer
+from captum_boundary.robust._inner_problem import worst_points
 from captum_boundary.robust._path_gradients import Quadrature
 from captum_boundary.robust._pointwise_loss import LossFunction, PointwiseLoss, cross_entropy, losses_of
 from captum_boundary.robust._problem import Problem
@@ -241,7 +242,7 @@ class RARLoss(nn.Module):
                 classes out of range, and models that return probabilities in place of logits.
         """
         problem = self._problem(inputs, target, additional_forward_args)
-        ends = self._maximizers(problem)
+        ends = self._worst_points(problem)
         perturbed = unpack(ends, problem.inputs)
 
         output = self.model(*(perturbed if self._size.at_perturbed else problem.inputs), *problem.loss.arguments)
@@ -279,7 +280,7 @@ class RARLoss(nn.Module):
             - **perturbed** (*Tensor or tuple[Tensor, ...]*): Like ``inputs``, in the ball and within the bounds.
         """
         problem = self._problem(inputs, target, additional_forward_args)
-        return format_output(problem.as_tuple, unpack(self._maximizers(problem), problem.inputs))
+        return format_output(problem.as_tuple, unpack(self._worst_points(problem), problem.inputs))
 
     def regularizer(
         self,
@@ -323,28 +324,10 @@ class RARLoss(nn.Module):
         in_groups = is_ours or self.internal_batch_size is not None
         return Regularizer(self._size, rule, self.internal_batch_size, in_groups)
 
-    def _maximizers(self, problem: Problem) -> Tensor:
-        """Points ``(N, D)`` that the inner maximisation finds."""
-        problem = problem.detached()
+    def _worst_points(self, problem: Problem) -> Tensor:
         regularizer = self._regularizer(self._attack_rule)
-        noise = self._maximizer.noise(problem.x, self.generator) if self.random_start else None
-        start = self._maximizer.start(problem.near, problem.slope(), noise)
-        ends = []
-        for rows in regularizer.groups(problem.loss):
-            part = problem.of_rows(rows)
-            ends.append(self._maximizer.ascend(self._objective(part, regularizer), start[rows], part.near))
-        return torch.cat(ends)
-
-    def _objective(self, problem: Problem, regularizer: Regularizer) -> Callable[[Tensor], Tensor]:
-        """What the inner maximisation maximises."""
-
-        def objective(points: Tensor) -> Tensor:
-            if self._size.of is None:
-                return problem.loss(points)
-            sizes = regularizer.of_examples(problem, points)
-            return problem.loss(points) + self.weight * sizes if self._size.at_perturbed else sizes
-
-        return objective
+        generator = self.generator if self.random_start else None
+        return worst_points(problem, regularizer, self._maximizer, self.weight, generator)
 
     def extra_repr(self) -> str:
         """What ``print`` shows of the loss, before its model."""

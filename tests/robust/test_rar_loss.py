@@ -181,9 +181,7 @@ def test_the_attack_turns_round_where_bounds_leave_no_room(norm, random_start, a
     x = (weight < 0).double().expand(3, -1)  # the corner of the bounds where the loss is highest
     y = torch.ones(3)
     options = {"epsilon": 0.2, "norm": norm, "bounds": (0, 1), "random_start": random_start}
-    rar = RARLoss(
-        model, loss_func=lambda margin, y: F.softplus(-margin), attack_step_size=attack_step_size, **options
-    )
+    rar = RARLoss(model, loss_func=lambda margin, y: F.softplus(-margin), attack_step_size=attack_step_size, **options)
     perturbed = rar.perturb(x, y)
     assert ((perturbed - x).norm(norm, dim=1) > 0.99 * 0.2).all()
     torch.testing.assert_close(perturbed, x + (perturbed - x).abs() * weight.sign())
