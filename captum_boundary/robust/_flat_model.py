@@ -86,7 +86,7 @@ class FlatModel:
     def _scores(self, points: Tensor, rows: Tensor, with_grad: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Scores ``(n, C)`` of points of the examples ``rows``, and the tensors that the model was given."""
         leaves = tuple(tensor.requires_grad_(with_grad) for tensor in unpack(points.clone(), self.inputs))
-        return self._model_scores(leaves, None if rows is self.all_rows else rows), leaves
+        return self._model_scores(leaves, rows), leaves
 
     def _gradient(self, value: Tensor, leaves: tuple[Tensor, ...], keep_graph: bool = False) -> Tensor:
         if not value.requires_grad:  # a model that is linear, or does not look at its inputs
