@@ -28,17 +28,26 @@ def check_inputs(inputs: object) -> tuple[Tensor, ...]:
             )
         if tensor.ndim == 0 or tensor.shape[0] == 0:
             raise BoundaryValueError(f"{name} must hold at least one example, but its shape is {tuple(tensor.shape)}.")
+        if tensor[0].numel() == 0:
+            raise BoundaryValueError(f"{name} must have at least one feature, but its shape is {tuple(tensor.shape)}.")
         if tensor.shape[0] != tensors[0].shape[0]:
             raise BoundaryValueError(
                 f"All inputs must hold the same number of examples, but inputs[0] has {tensors[0].shape[0]} "
                 f"and {name} has {tensor.shape[0]}."
             )
-    finite = [torch.isfinite(tensor.reshape(len(tensor), -1)).all(dim=1) for tensor in tensors]
-    if not torch.stack([rows.all().to(tensors[0].device) for rows in finite]).all():
-        index = next(index for index, rows in enumerate(finite) if not rows.all())
-        name = f"inputs[{index}]" if isinstance(inputs, tuple) else "inputs"
-        raise BoundaryValueError(f"{name} contains NaN or infinity in row(s) [{shown(~finite[index])}].")
+    # One question for all inputs, since an accelerator has to be waited for to answer it.
+    device = tensors[0].device
+    if not torch.stack([torch.isfinite(tensor).all().to(device) for tensor in tensors]).all():
+        _refuse_values(tensors, isinstance(inputs, tuple))
     return tensors
+
+
+def _refuse_values(tensors: tuple[Tensor, ...], is_tuple: bool) -> None:
+    for index, tensor in enumerate(tensors):
+        rows = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(dim=1).nonzero().flatten().tolist()
+        if rows:
+            name = f"inputs[{index}]" if is_tuple else "inputs"
+            raise BoundaryValueError(f"{name} contains NaN or infinity in row(s) {rows}.")
 
 
 def check_count(name: str, value: int | None, optional: bool = False) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,8 +22,13 @@ def baselines_for(inputs: Tensor, baselines: object) -> Tensor:
         return _blurred(inputs)
     if isinstance(baselines, bool) or not isinstance(baselines, (int, float, Tensor)):
         raise BoundaryTypeError(f'baselines must be a number, a Tensor or "blur", but it is {baselines!r}.')
-    values = torch.as_tensor(baselines, device=inputs.device).detach().to(inputs)
-    if not torch.isfinite(values).all():
+    if isinstance(baselines, Tensor):
+        values = baselines.detach().to(inputs)
+        is_finite = bool(torch.isfinite(values).all())
+    else:  # an accelerator need not be asked about it
+        values = inputs.new_full((), baselines)
+        is_finite = math.isfinite(baselines)
+    if not is_finite:
         raise BoundaryValueError("baselines must be finite, but it contains NaN or infinity.")
     # Of fewer dimensions, only those of one example: (N,) would silently become one value for each column.
     if values.ndim in (0, inputs.ndim - 1, inputs.ndim):

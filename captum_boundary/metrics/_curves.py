@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.captum_helpers import TargetType, format_additional_forward_args, run_forward
+from captum_boundary._base.captum_helpers import TargetType
 from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary._base.margin import class_scores, resolve_target
+from captum_boundary._base.margin import resolve_target
+from captum_boundary._base.model_scores import ModelScores
 from captum_boundary.metrics._maps import check_attributions
 
 __all__ = ["TargetScore", "exchange_curves", "ranks"]
@@ -30,37 +31,25 @@ class TargetScore:
     ) -> None:
         if score not in ("probability", "output"):
             raise BoundaryValueError(f'score must be "probability" or "output", but it is {score!r}.')
-        self._forward_func = forward_func
-        self._arguments = format_additional_forward_args(additional_forward_args)
+        self._scores = ModelScores(forward_func, len(inputs), additional_forward_args)
         self._n_examples = len(inputs)
+        self._examples = torch.arange(len(inputs), device=inputs.device)
         self._as_probability = score == "probability"
-        scores, has_one_output = self._class_scores(inputs)
-        self._target = resolve_target(target, scores, has_one_output)
+        self._target = resolve_target(target, self._scores((inputs,), None), self._scores.has_one_output)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Scores ``(R, N)`` of inputs ``(R * N, ...)``: R variants of all N examples, one variant after the other."""
-        scores, has_one_output = self._class_scores(inputs)
+        n_variants = len(inputs) // self._n_examples
+        scores = self._scores((inputs,), self._examples.repeat(n_variants) if n_variants > 1 else None)
         if self._as_probability:
             scores = scores.softmax(dim=1)
-        elif has_one_output:  # what speaks for one side speaks against the other
+        elif self._scores.has_one_output:  # what speaks for one side speaks against the other
             scores = torch.cat([-scores[:, 1:], scores[:, 1:]], dim=1)
-        target = self._target.repeat(len(scores) // self._n_examples)
-        return scores.gather(1, target[:, None]).view(-1, self._n_examples)
+        return scores.gather(1, self._target.repeat(n_variants)[:, None]).view(-1, self._n_examples)
 
-    def _class_scores(self, inputs: Tensor) -> tuple[Tensor, bool]:
-        output = run_forward(self._forward_func, inputs, None, self._arguments_for(len(inputs) // self._n_examples))
-        scores = class_scores(output, len(inputs))
-        return scores, output.ndim == 1 or output.shape[1] == 1
-
-    def _arguments_for(self, n_variants: int) -> tuple[Any, ...] | None:
-        if self._arguments is None:
-            return None
-        return tuple(
-            argument.repeat(n_variants, *[1] * (argument.ndim - 1))
-            if isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == self._n_examples
-            else argument
-            for argument in self._arguments
-        )
+    def check_finite(self) -> None:
+        """Refuse scores that were NaN or infinite."""
+        self._scores.check_finite()
 
 
 def ranks(attributions: object, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +69,7 @@ def ranks(attributions: object, inputs: Tensor) -> tuple[Tensor, Tensor]:
             f"attributions must have the shape of inputs, {tuple(inputs.shape)}{maps}, but their shape is "
             f"{tuple(values.shape)}."
         )
-    flat = values.reshape(len(values), -1).to(inputs.device) + 0.0  # -0.0 becomes 0.0, its equal
+    flat = values.reshape(len(values), -1).to(inputs.device)
     rank = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return rank.view(features), flat.isnan().any(dim=1)
 
@@ -98,5 +87,6 @@ def exchange_curves(
             exchanged = rank < part.view(-1, *[1] * rank.ndim)
             scores.append(score(torch.where(exchanged, end, start).flatten(0, 1)))
             bar.update(len(part))
+    score.check_finite()
     curves = torch.cat(scores).T
     return counts.to(curves) / n_features, curves

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["check_attributions", "object_pixels", "pixel_maps"]
+__all__ = ["check_attributions", "object_pixels", "pixel_maps", "summed_over_channels"]
 
 
 def check_attributions(attributions: object, name: str = "attributions") -> Tensor:
@@ -27,7 +27,10 @@ def check_attributions(attributions: object, name: str = "attributions") -> Tens
 
 def pixel_maps(attributions: object) -> Tensor:
     """One value for each pixel, ``(N, H, W)``: attributions ``(N, C, H, W)`` summed over channels, or maps as such."""
-    maps = check_attributions(attributions)
+    return summed_over_channels(check_attributions(attributions))
+
+
+def summed_over_channels(maps: Tensor) -> Tensor:
     if maps.ndim not in (3, 4):
         raise BoundaryValueError(
             f"attributions must be those of images, (N, C, H, W) or (N, H, W), but their shape is {tuple(maps.shape)}."
@@ -76,18 +79,23 @@ def _inside_boxes(boxes: Tensor, maps: Tensor) -> Tensor:
     boxes = boxes.to(maps.dtype)
     left, top, right, bottom = boxes[:, :, None].unbind(dim=1)
     wrong = ~(torch.isfinite(boxes).all(dim=1) & (left < right)[:, 0] & (top < bottom)[:, 0])
+    are_shares = (boxes.abs() <= 1).all() & (boxes != boxes.round()).any()
+    if wrong.any() | are_shares:
+        _refuse_boxes(boxes, wrong, maps)
+    rows, columns = (torch.arange(size, device=maps.device) for size in maps.shape[1:])
+    in_rows = (rows >= top.floor()) & (rows < bottom.ceil())
+    in_columns = (columns >= left.floor()) & (columns < right.ceil())
+    return in_rows[:, :, None] & in_columns[:, None, :]
+
+
+def _refuse_boxes(boxes: Tensor, wrong: Tensor, maps: Tensor) -> None:
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise BoundaryValueError(
             "boxes must be x0, y0, x1, y1 with x0 < x1 and y0 < y1 (not x, y, width, height), but row "
             f"{row} is {boxes[row].tolist()}."
         )
-    if (boxes.abs() <= 1).all() and (boxes != boxes.round()).any():
-        raise BoundaryValueError(
-            f"boxes must be in pixels, but all coordinates are at most 1, as shares of an image are. Multiply x by "
-            f"{maps.shape[2]} and y by {maps.shape[1]}."
-        )
-    rows, columns = (torch.arange(size, device=maps.device) for size in maps.shape[1:])
-    in_rows = (rows >= top.floor()) & (rows < bottom.ceil())
-    in_columns = (columns >= left.floor()) & (columns < right.ceil())
-    return in_rows[:, :, None] & in_columns[:, None, :]
+    raise BoundaryValueError(
+        f"boxes must be in pixels, but all coordinates are at most 1, as shares of an image are. Multiply x by "
+        f"{maps.shape[2]} and y by {maps.shape[1]}."
+    )

@@ -20,7 +20,7 @@ from torch import Tensor
 from captum_boundary._base import agreement
 from captum_boundary._base.checks import check_count
 from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary.metrics._maps import check_attributions, pixel_maps
+from captum_boundary.metrics._maps import check_attributions, summed_over_channels
 from captum_boundary.robust.evaluation import evaluate_attribution_robustness
 
 __all__ = [
@@ -167,8 +167,8 @@ def center_shift(first: Tensor, second: Tensor) -> Tensor:
         >>> center_shift(first, second)
         tensor([5.])
     """
-    _check_pair((first,), (second,))
-    maps, others = pixel_maps(first), pixel_maps(second)
+    (tensor,), (other,) = _check_pair((first,), (second,))
+    maps, others = summed_over_channels(tensor), summed_over_channels(other)
     return agreement.center_shift(maps, others.to(maps.device))
 
 

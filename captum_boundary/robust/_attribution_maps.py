@@ -13,30 +13,28 @@ taken by differentiating its gradient along :math:`v`. All else is the model's o
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_boundary._base.agreement import flat_maps
 from captum_boundary._base.captum_helpers import TargetType
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.flat import pack
 from captum_boundary._base.geometry import Box
 from captum_boundary._base.margin import resolve_target
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary.robust._batch_sizes import batches, points_at_once
+from captum_boundary.robust._flat_model import FlatModel
+from captum_boundary.robust._map_baselines import format_baselines
+from captum_boundary.robust._model_modes import twice_differentiable, unwrapped
 from captum_boundary.robust._smooth_activations import smooth_activations
 
 __all__ = ["AttributionMaps", "MapState"]
 
 # Path points for the Hessians, which only point the way; those of the map itself have to be more.
 _CURVATURE_STEPS = 10
-# Input values that pass through the model at once by default: enough to keep it busy, few enough for the caches.
-_VALUES_AT_ONCE = 2**18
 
 
 class MapState(NamedTuple):
@@ -68,8 +66,8 @@ class _Rule(NamedTuple):
         return cls(like.new_tensor((1 + nodes) / 2), like.new_tensor(weights / 2))
 
 
-class AttributionMaps(MarginOracle):
-    """The model as an attack on its explanations sees it. The margin is that of the label predicted at the inputs."""
+class AttributionMaps(FlatModel):
+    """The model as an attack on its explanations sees it."""
 
     def __init__(
         self,
@@ -84,29 +82,29 @@ class AttributionMaps(MarginOracle):
         softplus_beta: float,
         internal_batch_size: int | None,
     ) -> None:
-        super().__init__(model, inputs, None, additional_forward_args, internal_batch_size)
+        self._model = unwrapped(model)
+        super().__init__(self._model, inputs, additional_forward_args, internal_batch_size)
         explained = resolve_target(target, self.start_scores, self.is_binary)
         self._explained = torch.ones_like(explained) if self.is_binary else explained
         self._beta = softplus_beta
-        self._batch = internal_batch_size or max(1, _VALUES_AT_ONCE // self.x.shape[1])
+        self._points_at_once = internal_batch_size or self._points_that_suit()
         self._baseline: Tensor | None = None
         self._rule = self._curvature_rule = _Rule(self.x.new_ones(1), self.x.new_ones(1))  # the gradient at the point
         if attribution == "ig":
-            self._baseline = self.pack(_format_baselines(baselines, inputs))
+            self._baseline = pack(format_baselines(baselines, inputs))
             self._rule = _Rule.gauss_legendre(n_steps, self.x)
             self._curvature_rule = _Rule.gauss_legendre(min(n_steps, _CURVATURE_STEPS), self.x)
         self.is_image = len(inputs) == 1 and inputs[0].ndim == 4
-        self._pixel = _pixels(inputs).to(self.device)
+        self._pixel = _pixels(inputs)
         self.map_shape = tuple(inputs[0].shape[2:] if self.is_image else inputs[0].shape[1:])
         if len(inputs) > 1:
-            self.map_shape = (int(self._pixel[-1]) + 1,)
+            self.map_shape = (sum(tensor.shape[1:].numel() // _n_channels(tensor) for tensor in inputs),)
 
     def at(self, points: Tensor) -> MapState:
         """The map and the margin at ``points`` ``(N, D)``, one for each example."""
         gradient = self._mean_gradient(points)
         magnitudes = self._fold((gradient * self._distance(points)).abs())
-        margin = self.linearize(points, self.all_rows)
-        return MapState(points, gradient, magnitudes, margin.depth, margin.slope)
+        return MapState(points, gradient, magnitudes, *self.margin_and_slope(points))
 
     def descent(self, state: MapState, weights: Tensor, box: Box, tolerance: float) -> Tensor:
         """Slope ``(N, D)`` of the sum of the map times ``weights`` ``(N, P)``, for descending it inside ``box``.
@@ -137,11 +135,12 @@ class AttributionMaps(MarginOracle):
 
     def _mean_gradient(self, points: Tensor) -> Tensor:
         total = torch.zeros_like(points)
-        for rows, owners, path, _, weights in self._paths(points, self._rule):
-            scores, pull_back = self.scores(path, owners)
-            explained = torch.zeros_like(scores).scatter_(1, self._explained[owners, None], 1.0)
-            gradients = pull_back(explained).view(len(rows), len(weights), -1)
-            total[rows] += (weights[:, None] * gradients).sum(dim=1)
+        for rows, owners, path, nodes, weights in self._paths(points, self._rule):
+            with torch.inference_mode(False), torch.enable_grad():
+                scores, leaves = self._scores(path, owners, with_grad=True)
+                explained = scores.gather(1, self._explained[owners, None])
+                gradients = torch.nan_to_num(self._gradient(explained.sum(), leaves))
+            total[rows] += (weights[:, None] * gradients.view(-1, len(nodes), points.shape[1])).sum(dim=1)
         return total
 
     def _curvature(self, points: Tensor, direction: Tensor) -> Tensor:
@@ -149,37 +148,43 @@ class AttributionMaps(MarginOracle):
         total = torch.zeros_like(points)
         for rows, owners, path, nodes, weights in self._paths(points, self._curvature_rule):
             along = ((weights * nodes)[:, None] * direction[rows, None]).flatten(0, 1)
-            with torch.inference_mode(False), torch.enable_grad(), self._twice_differentiable():
+            with (
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                twice_differentiable(self._model),
+                smooth_activations(self._beta),
+            ):
                 scores, leaves = self._scores(path, owners, with_grad=True)
                 explained = scores.gather(1, self._explained[owners, None])
-                gradient = self._derivative(explained.sum(), leaves, keep_graph=True)
-                bend = self._derivative((gradient * along).sum(), leaves)
-            self._count(self.n_gradient, owners)
-            total[rows] += bend.view(len(rows), len(nodes), -1).sum(dim=1)
+                gradient = self._gradient(explained.sum(), leaves, keep_graph=True)
+                bend = self._gradient((gradient * along).sum(), leaves)
+            total[rows] += bend.view(-1, len(nodes), points.shape[1]).sum(dim=1)
         return torch.nan_to_num(total)
 
-    @contextmanager
-    def _twice_differentiable(self) -> Iterator[None]:
-        with smooth_activations(self._beta), sdpa_kernel(SDPBackend.MATH):  # fused attention has one derivative only
-            yield
-
-    def _derivative(self, value: Tensor, leaves: tuple[Tensor, ...], keep_graph: bool = False) -> Tensor:
-        if not value.requires_grad:  # a model that is linear, or does not look at its inputs
-            return torch.zeros_like(self.pack(leaves))
-        return self.pack(torch.autograd.grad(value, leaves, create_graph=keep_graph, materialize_grads=True))
-
-    def _paths(self, points: Tensor, rule: _Rule) -> Iterator[tuple[Tensor, ...]]:
+    def _paths(self, points: Tensor, rule: _Rule) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
         """Paths of some rows, a batch at a time: the rows, the owner of each point, the points, nodes and weights.
 
         Points are ordered example by example, and only the path of a single example is ever divided, so that no sum
         depends on the other examples.
         """
         origin = torch.zeros_like(points) if self._baseline is None else self._baseline
-        n_rows = max(1, self._batch // len(rule.nodes))
-        for rows in torch.split(self.all_rows, n_rows):
-            for nodes, weights in zip(*(torch.split(values, self._batch) for values in rule), strict=True):
+        for rows in batches(len(points), max(1, self._points_at_once // len(rule.nodes))):
+            for nodes, weights in zip(*(torch.split(values, self._points_at_once) for values in rule), strict=True):
                 path = torch.lerp(origin[rows, None], points[rows, None], nodes[:, None]).flatten(0, 1)
-                yield rows, rows.repeat_interleave(len(nodes)), path, nodes, weights
+                owners = self.all_rows[rows, None].expand(-1, len(nodes)).flatten()
+                yield rows, owners, path, nodes, weights
+
+    def _points_that_suit(self) -> int:
+        """Points of paths that pass through the model at once."""
+
+        def explained() -> None:
+            self._scores(self.x[:1], self.all_rows[:1], with_grad=True)
+
+        return points_at_once(explained, self._model, self.x)
+
+
+def _n_channels(tensor: Tensor) -> int:
+    return tensor.shape[1] if tensor.ndim == 4 else 1
 
 
 def _pixels(inputs: tuple[Tensor, ...]) -> Tensor:
@@ -187,33 +192,7 @@ def _pixels(inputs: tuple[Tensor, ...]) -> Tensor:
     pixels = []
     start = 0
     for tensor in inputs:
-        n_channels = tensor.shape[1] if tensor.ndim == 4 else 1
-        size = tensor.shape[1:].numel() // n_channels
-        pixels.append(torch.arange(start, start + size).repeat(n_channels))
+        size = tensor.shape[1:].numel() // _n_channels(tensor)
+        pixels.append(torch.arange(start, start + size, device=inputs[0].device).repeat(_n_channels(tensor)))
         start += size
     return torch.cat(pixels)
-
-
-def _format_baselines(baselines: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Captum's forms of ``baselines`` as tensors like the inputs."""
-    values = baselines if isinstance(baselines, tuple) else (baselines,) * (len(inputs) if baselines is None else 1)
-    if len(values) != len(inputs):
-        raise BoundaryValueError(f"baselines must hold one entry for each of {len(inputs)} inputs, not {len(values)}.")
-    return tuple(map(_format_baseline, values, inputs))
-
-
-def _format_baseline(baseline: Any, tensor: Tensor) -> Tensor:
-    value = 0 if baseline is None else baseline
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):
-        raise BoundaryTypeError(
-            f"baselines must be None, numbers, Tensors or a tuple of them, but one is {type(value).__name__}."
-        )
-    value = torch.as_tensor(value).detach().to(tensor)
-    if not torch.isfinite(value).all():
-        raise BoundaryValueError("baselines must be finite, but they contain NaN or infinity.")
-    if value.ndim and value.shape not in (tensor.shape, tensor[:1].shape):
-        raise BoundaryValueError(
-            f"A baseline must be a number, or have the shape of its input, {tuple(tensor.shape)}, or that of one "
-            f"example, {tuple(tensor[:1].shape)}, but its shape is {tuple(value.shape)}."
-        )
-    return value.expand_as(tensor)

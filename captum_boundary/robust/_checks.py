@@ -8,11 +8,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_boundary._base.checks import check_count
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.margin import class_scores
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 
-__all__ = ["as_target", "check_classification", "check_finite", "check_layer", "check_positive"]
+__all__ = [
+    "as_target",
+    "check_classification",
+    "check_finite",
+    "check_generator",
+    "check_layer",
+    "check_loss_options",
+    "check_positive",
+]
+
+
+def check_loss_options(
+    model: object,
+    norm: float,
+    generator: object,
+    *,
+    positive: dict[str, float | None],
+    counts: dict[str, int | None],
+    weight: float | None,
+) -> None:
+    """Options of a training loss; None is legal where it stands for a default."""
+    if not isinstance(model, nn.Module):
+        raise BoundaryTypeError(
+            f"model must be a torch.nn.Module, whose parameters are trained, but it is {type(model).__name__}."
+        )
+    for name, value in positive.items():
+        check_positive(name, value, optional=name != "epsilon")
+    if weight is not None and not 0 <= weight < math.inf:
+        raise BoundaryValueError(f"weight must be a number of at least 0, but it is {weight!r}.")
+    if norm not in (math.inf, 2):
+        raise BoundaryValueError(f"norm must be math.inf or 2, but it is {norm!r}.")
+    for name, count in counts.items():
+        check_count(name, count, optional=name == "internal_batch_size")
+    check_generator(generator)
+
+
+def check_generator(generator: object) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise BoundaryTypeError(f"generator must be a torch.Generator, but it is {type(generator).__name__}.")
 
 
 def as_target(target: Any, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -38,12 +77,15 @@ def check_classification(loss: PointwiseLoss, point: Tensor) -> None:
         output = loss.of_rows(slice(0, 1)).output(point)
     n_outputs = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else 1
     scores = class_scores(output, 1)
-    if not 0 <= int(target.min()) <= int(target.max()) < scores.shape[1]:
+    # All that is asked of an accelerator, in one question.
+    values = (*target.aminmax(), scores.min(), scores.sum())
+    lowest, highest, least, total = torch.stack([value.to(scores) for value in values]).tolist()
+    if not 0 <= lowest <= highest < scores.shape[1]:
         raise BoundaryValueError(
-            f"target must hold classes between 0 and {scores.shape[1] - 1}, but it holds {int(target.min())} to "
-            f"{int(target.max())} for a model with {n_outputs} output(s)."
+            f"target must hold classes between 0 and {scores.shape[1] - 1}, but it holds {int(lowest)} to "
+            f"{int(highest)} for a model with {n_outputs} output(s)."
         )
-    if n_outputs > 1 and bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-4:
+    if n_outputs > 1 and least >= 0 and abs(total - 1) < 1e-4:
         raise BoundaryValueError(
             "The model seems to return probabilities: its outputs are at least 0 and sum to 1. The default loss, "
             "cross-entropy, needs logits: leave out the model's softmax, or give a loss_func for probabilities, for "

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import Box, length, project_onto_ball
+from captum_boundary._base.bounds import Bounds, box_of
+from captum_boundary._base.geometry import length
+from captum_boundary.robust._neighbourhood import Neighbourhood
 
 __all__ = ["InnerMaximizer"]
 
@@ -23,30 +25,38 @@ class InnerMaximizer(NamedTuple):
     step_size: float
     penalty: float | None  # on the squared l2 distance, in place of the ball
 
-    def start(self, x: Tensor, box: Box, slope: Tensor, noise: Tensor | None) -> Tensor:
-        """Points ``(N, D)`` in ``box``, on the side where ``slope``, the loss's at ``x``, rises.
+    def neighbourhood(self, inputs: tuple[Tensor, ...], bounds: Bounds) -> Neighbourhood:
+        """The points that may be chosen."""
+        epsilon = self.epsilon if self.penalty is None else math.inf
+        return Neighbourhood.of(inputs, box_of(bounds, inputs), epsilon, self.norm)
 
-        They are ``noise`` away from ``x``, whose signs follow the slope, or one step along the slope.
+    def start(self, near: Neighbourhood, slope: Tensor, noise: Tensor | None) -> Tensor:
+        """Points ``(N, D)`` in ``near``, on the side where ``slope``, the loss's at the inputs, rises.
+
+        They are ``noise`` away from the inputs, whose signs follow the slope, or one step along the slope.
         """
         # A norm of attributions has a maximum on each side of the input, and the lower one lies where the loss falls.
         # At the input itself, where attributions are zero, it has no slope at all: that of the loss leads out.
-        move = self._step(slope) if noise is None else torch.where(slope == 0, noise, noise.abs() * slope.sign())
-        moved = box.clamp(x + move)
-        has_room = (moved - x).abs() >= move.abs() / 2
-        return torch.where(has_room, moved, box.clamp(x - move))
+        if noise is None:
+            move = self._step(slope, min(self.step_size, self.epsilon))
+        else:
+            move = torch.where(slope == 0, noise, noise.abs() * slope.sign())
+        moved = near.box.clamp(near.x + move)
+        has_room = (moved - near.x).abs() >= move.abs() / 2
+        return torch.where(has_room, moved, near.box.clamp(near.x - move))
 
-    def ascend(self, objective: Callable[[Tensor], Tensor], start: Tensor, x: Tensor, box: Box) -> Tensor:
-        """Where the ascent from ``start`` ends, within the ball around ``x`` and in ``box``."""
+    def ascend(self, objective: Callable[[Tensor], Tensor], start: Tensor, near: Neighbourhood) -> Tensor:
+        """Where the ascent from ``start`` ends, in ``near``."""
         points = start
         for _ in range(self.n_steps):
             leaves = points.detach().requires_grad_()
             with torch.enable_grad():
                 value = objective(leaves).sum()
                 if self.penalty is not None:
-                    value = value - self.penalty * (leaves - x).square().sum()
+                    value = value - self.penalty * (leaves - near.x).square().sum()
                 (gradient,) = torch.autograd.grad(value, leaves, materialize_grads=True)
-            points = box.clamp(x + self._within(points + self._step(gradient) - x))
-        return points
+            points = near.project(points + self._step(gradient, self.step_size))
+        return near.rounded(points)
 
     def noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Moves that are uniform in the ball."""
@@ -57,15 +67,10 @@ class InnerMaximizer(NamedTuple):
         radius = torch.rand(len(x), generator=generator, device=generator.device, dtype=x.dtype) ** (1 / x.shape[1])
         return (normal * (self.epsilon * radius / length(normal, 2))[:, None]).to(x.device)
 
-    def _step(self, gradient: Tensor) -> Tensor:
+    def _step(self, gradient: Tensor, size: float) -> Tensor:
         if self.penalty is not None:  # the step of gradient ascent that is exact where the objective is linear
             return gradient / (2 * self.penalty)
         if self.norm == math.inf:
-            return self.step_size * gradient.sign()
+            return size * gradient.sign()
         tiny = torch.finfo(gradient.dtype).tiny
-        return self.step_size * gradient / length(gradient, 2).clamp_min(tiny)[:, None]
-
-    def _within(self, moves: Tensor) -> Tensor:
-        if self.penalty is not None:
-            return moves
-        return project_onto_ball(moves, moves.new_full((len(moves),), self.epsilon), self.norm)
+        return size * gradient / length(gradient, 2).clamp_min(tiny)[:, None]

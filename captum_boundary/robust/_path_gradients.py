@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary.robust._batch_sizes import batches
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 
-__all__ = ["Quadrature", "added", "batches", "examples_at_once", "path_attribution"]
+__all__ = ["Quadrature", "added", "examples_at_once", "path_attribution"]
 
 # What one forward pass may save for the backward pass. On a CPU larger batches fall out of the caches (a single forward
 # pass for all path points of a convolutional network may take twice as long as one for each), a GPU wants them.
@@ -98,11 +99,6 @@ def examples_at_once(loss: PointwiseLoss, rule: Quadrature, internal_batch_size:
         # An ordinary forward pass takes the whole batch, so that there is room for as many points.
         return max(1, max(len(loss), _points_that_suit(loss)) // n_points)
     return internal_batch_size // n_points or internal_batch_size
-
-
-def batches(n_examples: int, size: int) -> list[slice]:
-    """Rows of consecutive batches of at most ``size`` examples."""
-    return [slice(first, min(first + size, n_examples)) for first in range(0, n_examples, size)]
 
 
 def _extra_points(loss: PointwiseLoss) -> int:

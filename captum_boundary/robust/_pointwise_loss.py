@@ -1,9 +1,9 @@
-"""The loss as attacks and paths see it: one value for each example, without noise, and without a trace on the model."""
+"""The loss as attacks and paths see it: one value for each example, of the model as in evaluation mode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.flat import pack, unpack
+from captum_boundary.robust._batch_sizes import saved_bytes
+from captum_boundary.robust._model_modes import evaluation_mode, twice_differentiable, unwrapped
 
 __all__ = ["LossFunction", "PointwiseLoss", "cross_entropy", "losses_of"]
 
@@ -26,9 +27,10 @@ LossFunction = Callable[[Any, Tensor], Tensor]
 class PointwiseLoss:
     """The loss of a model at flat points ``(K * N, D)``: K points for each of N examples, ordered step by step.
 
-    The model is evaluated in evaluation mode: batch normalisation uses its running statistics, dropout does nothing, so
-    that the loss of an example is a function of that example alone. Parameters and buffers are those of the moment when
-    this object was made, also where an evaluation is repeated later, during the backward pass.
+    The model is evaluated as in evaluation mode: batch normalisation uses its running statistics, and dropout that
+    heeds the mode passes everything on, so that the loss of an example is a function of that example alone. Parameters
+    and buffers are those of the moment when this object was made, also where an evaluation is repeated later, during
+    the backward pass.
     """
 
     model: nn.Module
@@ -51,10 +53,9 @@ class PointwiseLoss:
         arguments: tuple[Any, ...],
         layer: nn.Module | None,
     ) -> PointwiseLoss:
-        # Straight to the wrapped model: only the one forward pass of the training loss goes through the wrapper, which
-        # expects one for each backward pass. Gradients of its parameters are synchronised all the same.
-        while isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
+        # Only the one forward pass of the training loss goes through the wrappers. Gradients of the parameters are
+        # synchronised all the same.
+        model = unwrapped(model)
         device = inputs[0].device.type
         return cls(
             model=model,
@@ -84,19 +85,9 @@ class PointwiseLoss:
     @cached_property
     def bytes_per_example(self) -> int:
         """What the forward pass of one example saves for the backward pass, next to the model's parameters."""
-        saved = 0
-
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal saved
-            saved += tensor.nbytes if tensor.data_ptr() not in of_model else 0
-            return tensor
-
-        of_model = {tensor.data_ptr() for tensor in self.state.values()}
         one = self.of_rows(slice(0, 1))
         point = pack(one.templates).detach().requires_grad_()
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            one(point)
-        return max(saved, 1)
+        return saved_bytes(lambda: one(point), self.state.values())
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -130,8 +121,7 @@ class PointwiseLoss:
         """What the model returns at ``points``."""
         n_repeats = len(points) // len(self)
         arguments = self._of_examples(lambda value: _repeated(value, n_repeats))
-        # Fused attention has no second derivative.
-        with _evaluation_mode(self.model), self._autocast(), sdpa_kernel(SDPBackend.MATH):
+        with evaluation_mode(self.model), twice_differentiable(self.model), self._autocast():
             return functional_call(self.model, self.state, (*unpack(points, self.templates), *arguments))
 
     def with_layer(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,8 +140,10 @@ class PointwiseLoss:
             )
         return losses, outputs[0]
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self) -> AbstractContextManager[object]:
         device, enabled, dtype = self.autocast
+        if not enabled and not torch.is_autocast_enabled(device):  # which some devices do not even know
+            return nullcontext()
         return torch.autocast(device, dtype, enabled)
 
     def _of_examples(self, change: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
@@ -187,14 +179,3 @@ def _state_of(model: nn.Module) -> dict[str, Tensor]:
 def _repeated(tensor: Tensor, n_repeats: int) -> Tensor:
     """The rows of the batch, step by step."""
     return tensor.repeat(n_repeats, *[1] * (tensor.ndim - 1))
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, but recurrent ones, through which cuDNN cannot pass gradients in that mode."""
-    with ExitStack() as stack:
-        for module in model.modules():
-            if module.training and not isinstance(module, nn.RNNBase):
-                stack.callback(setattr, module, "training", True)
-                module.training = False
-        yield

@@ -57,7 +57,7 @@ def size_of(size: str | SizeFunction, power: float) -> Size:
 
 
 def _l1(attribution: Tensor) -> Tensor:
-    return attribution.flatten(1).abs().sum(dim=1)
+    return attribution.reshape(len(attribution), -1).abs().sum(dim=1)
 
 
 def _l1_power(attribution: Tensor, power: float) -> Tensor:

@@ -9,31 +9,25 @@ from typing import Any
 import torch
 from captum.robust import Perturbation
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from captum_boundary._base.agreement import kendall_tau, topk_intersection
+from captum_boundary._base.agreement import kendall_tau, top_count, topk_intersection
 from captum_boundary._base.bounds import Bounds, box_of
 from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._base.checks import check_count, check_inputs
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.geometry import Box
-from captum_boundary.robust._attack_aims import Aim, aim_of
-from captum_boundary.robust._attribution_maps import AttributionMaps, MapState
-from captum_boundary.robust._checks import check_positive
-from captum_boundary.robust._epsilon_box import within
+from captum_boundary.robust._attack_loop import minimize, random_move
+from captum_boundary.robust._attack_objectives import Objective, objective_of
+from captum_boundary.robust._attribution_maps import AttributionMaps
+from captum_boundary.robust._checks import check_generator, check_positive
+from captum_boundary.robust._model_modes import native_recurrence
+from captum_boundary.robust._neighbourhood import within
 
 __all__ = ["AttributionAttack"]
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 
 METHODS = ("topk", "mass_center", "target", "random")
-# The share of features that count as the top: 100 pixels of an image of 28x28, as in the paper on Fashion-MNIST.
-_TOP_SHARE = 1 / 8
-_MOMENTUM = 0.75
-# With less than this share of the margin at the input, a step also heads back into the region of the label.
-_LOW_MARGIN = 0.1
-# Rounding errors of scores, in units of the resolution times the largest score, that a label must survive.
-_NOISE = 2.0
 # Features nearer to the baseline than this share of epsilon count as lying at it.
 _AT_BASELINE = 1e-3
 
@@ -65,13 +59,12 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
 
     The model is evaluated as it is: call ``model.eval()`` first. It has to be twice differentiable with respect to its
     inputs. Up to rounding, results do not depend on the other examples. A step costs ``n_steps`` gradients and at most
-    10 second derivatives for each example, and Kendall's tau, which is computed on the CPU: about a millisecond for a
-    map of 28x28 pixels.
+    10 second derivatives for each example.
 
     Args:
 
         model (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for
-            a binary model. Logits are best.
+            a binary model. Logits are best. Of ``DataParallel`` and compiled models, that inside is attacked.
         method (str, optional): ``"topk"``, ``"mass_center"``, ``"target"`` or ``"random"``. Default: ``"topk"``
         epsilon (float): The largest change of a feature, 0 or more, in the units of the inputs.
         bounds (tuple, optional): Limits that no perturbed input leaves: a pair ``(lower, upper)`` of numbers or of
@@ -100,8 +93,9 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         generator (torch.Generator, optional): Source of randomness, for ``method="random"``. Default: None, the same
             numbers on every call.
         show_progress (bool, optional): Show a progress bar, in steps. Default: False
-        internal_batch_size (int, optional): Points that pass through the model at once, to bound memory. More than the
-            default are faster on a GPU. Default: None, as many points of paths as suit the caches of a CPU.
+        internal_batch_size (int, optional): Points that pass through the model at once, to bound memory. Default: None:
+            of paths, as many as suit the caches of a CPU, 10 of larger inputs where their forward pass keeps no more
+            than half a gigabyte, and on a GPU as many as keep two gigabytes; all examples at once otherwise.
 
     Raises:
 
@@ -164,8 +158,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             raise BoundaryValueError('baselines have no meaning for attribution="gradient": leave them out.')
         if measure is not None and not callable(measure):
             _check_name("measure", measure, ("kendall", "topk"))
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise BoundaryTypeError(f"generator must be a torch.Generator, but it is {type(generator).__name__}.")
+        check_generator(generator)
         self.model = model
         self.method = method
         self.epsilon = float(epsilon)
@@ -213,13 +206,11 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
                 out of range, outputs of the wrong shape, a ``k`` larger than the map, and inputs that are no images
                 where the method needs them.
         """
-        with torch.inference_mode(False), torch.no_grad():
-            tensors = check_inputs(inputs)
-            box = box_of(self.bounds, tensors)
-            maps = self._maps(tensors, target, additional_forward_args)
-            box = within(self.epsilon, maps, box)
-            points = self._random_move(maps, box) if self.method == "random" else self._attack(maps, box)
-            return format_output(is_tuple(inputs), maps.unpack(points))
+        with torch.inference_mode(False), torch.no_grad(), native_recurrence(self.model):
+            maps = self._maps(check_inputs(inputs), target, additional_forward_args)
+            points = self._perturbed(maps, self._box(maps))
+            maps.check_finite()
+            return format_output(is_tuple(inputs), maps.unpacked(points))
 
     def _maps(self, inputs: tuple[Tensor, ...], target: TargetType, additional_forward_args: object) -> AttributionMaps:
         """The model as this attack sees it, and the maps of these inputs."""
@@ -235,34 +226,30 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             internal_batch_size=self.internal_batch_size,
         )
 
-    def _attack(self, maps: AttributionMaps, box: Box) -> Tensor:
-        state = maps.at(maps.x)
-        clean = state.shares
-        aim = aim_of(self.method, maps, clean, top_count(self.k, clean.shape[1]), self.target_map)
-        measure = self._measure(aim, clean)
-        kept, lowest = state.points, measure(clean)
-        first_step = self.epsilon / 2 if self.attack_step_size is None else self.attack_step_size
-        direction = torch.zeros_like(maps.x)
-        for step in tqdm(
-            range(self.attack_steps), desc="Attribution attack", unit="step", disable=not self.show_progress
-        ):
-            direction = _MOMENTUM * direction + self._slope(maps, state, aim, box)
-            length = first_step * (1 - step / self.attack_steps)
-            state = maps.at(maps.round(box.clamp(state.points - length * direction.sign())))
-            value = measure(state.shares)
-            better = (value < lowest) & _keeps_label(maps, state.margin)
-            kept = torch.where(better[:, None], state.points, kept)
-            lowest = torch.where(better, value, lowest)
-        return kept
+    def _box(self, maps: AttributionMaps) -> Box:
+        """Where perturbed inputs may lie."""
+        return within(self.epsilon, maps.x, maps.inputs, box_of(self.bounds, maps.inputs))
 
-    def _slope(self, maps: AttributionMaps, state: MapState, aim: Aim, box: Box) -> Tensor:
-        """Where not to go: up the slope of the aim and, close to another label, down that of the margin."""
-        weights = aim.weights(state.magnitudes, state.shares)
-        slope = _scaled(maps.descent(state, weights, box, _AT_BASELINE * self.epsilon))
-        is_low = state.margin < _LOW_MARGIN * maps.start_depth
-        return slope - is_low[:, None] * _scaled(state.margin_slope)
+    def _perturbed(self, maps: AttributionMaps, box: Box) -> Tensor:
+        """Perturbed inputs as points ``(N, D)``."""
+        if self.method == "random":
+            return random_move(maps, box, self.attack_steps, self.generator)
+        start = maps.at(maps.x)
+        clean = start.shares
+        objective = objective_of(self.method, maps, clean, top_count(self.k, clean.shape[1]), self.target_map)
+        return minimize(
+            maps,
+            start,
+            box,
+            objective,
+            self._measure(objective, clean),
+            n_steps=self.attack_steps,
+            first_step=self.epsilon / 2 if self.attack_step_size is None else self.attack_step_size,
+            tolerance=_AT_BASELINE * self.epsilon,
+            show_progress=self.show_progress,
+        )
 
-    def _measure(self, aim: Aim, clean: Tensor) -> Callable[[Tensor], Tensor]:
+    def _measure(self, objective: Objective, clean: Tensor) -> Callable[[Tensor], Tensor]:
         """What decides which iterate is kept, as a function of its map."""
         measure = self.measure
         if callable(measure):
@@ -272,42 +259,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             return lambda shares: topk_intersection(clean, shares, k)
         if measure == "kendall" or self.method == "topk":
             return lambda shares: kendall_tau(clean, shares)
-        return aim.value
-
-    def _random_move(self, maps: AttributionMaps, box: Box) -> Tensor:
-        device = torch.device("cpu") if self.generator is None else self.generator.device
-        generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
-        points, moved = maps.x, torch.zeros_like(maps.all_rows, dtype=torch.bool)
-        for _ in range(self.attack_steps):
-            ups = torch.randint(2, (1, points.shape[1]), generator=generator, device=device).to(maps.device)
-            ends = maps.round(torch.where(ups > 0, box.upper, box.lower))
-            depth, _ = maps.depth(ends, maps.all_rows)
-            chosen = ~moved & _keeps_label(maps, depth)
-            points = torch.where(chosen[:, None], ends, points)
-            moved |= chosen
-            if moved.all():
-                break
-        return points
-
-
-def top_count(k: int | None, n_features: int) -> int:
-    """How many of the features of a map are its top."""
-    if k is None:
-        return max(1, int(_TOP_SHARE * n_features))
-    if k > n_features:
-        raise BoundaryValueError(f"k must be at most the {n_features} features of a map, but it is {k}.")
-    return k
-
-
-def _keeps_label(maps: AttributionMaps, margin: Tensor) -> Tensor:
-    noise = _NOISE * maps.resolution * maps.start_scores.abs().amax(dim=1)
-    return margin > noise.to(margin)
-
-
-def _scaled(slope: Tensor) -> Tensor:
-    """Slopes of mean magnitude one, or zero."""
-    slope = torch.nan_to_num(slope)
-    return slope / slope.abs().mean(dim=1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
+        return objective.value
 
 
 def _check_name(argument: str, name: object, names: tuple[str, ...]) -> None:

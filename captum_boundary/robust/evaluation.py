@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +15,21 @@ from captum_boundary._base.agreement import (
     cosine_similarity,
     kendall_tau,
     spearman_rho,
+    top_count,
     topk_intersection,
 )
-from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._base.checks import check_count, check_inputs
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.robust._attack_loop import random_move
 from captum_boundary.robust._attribution_maps import AttributionMaps
-from captum_boundary.robust.attribution_attack import AttributionAttack, top_count
+from captum_boundary.robust._model_modes import native_recurrence
+from captum_boundary.robust.attribution_attack import AttributionAttack
 
 __all__ = ["AttributionRobustness", "MapAgreement", "evaluate_attribution_robustness"]
+
+# Draws among which the control is the first that keeps the label.
+_CONTROL_TRIES = 30
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,9 @@ def evaluate_attribution_robustness(
     mass beside them. Maps are magnitudes of the attribution that the attack is made for, summed over the channels of
     images. The paper leaves out examples that are misclassified; here all are taken as they come.
 
+    What the attack does to the attributions of another method is seen from ``method.attribute(inputs)`` and
+    ``method.attribute(robustness.perturbed)`` and the measures of :mod:`captum_boundary.metrics`.
+
     Such numbers mean little alone, since a random perturbation changes maps as well
     (https://arxiv.org/abs/2312.10534). Therefore ``control`` holds them for one honest random draw: every feature moved
     by ``epsilon`` up or down, clipped to the bounds, the first draw that keeps the label. Where none of the draws does,
@@ -94,7 +104,7 @@ def evaluate_attribution_robustness(
         model (Callable): The model that the attack is made for.
         inputs (Tensor or tuple[Tensor, ...]): Inputs, as for :meth:`AttributionAttack.perturb`.
         target (int, tuple, Tensor, list or None): Class whose attribution is meant; None for the predicted class.
-        attack (AttributionAttack): The attack.
+        attack (AttributionAttack): The attack, which shows its progress if it was made so.
         k (int, optional): Number of features that are the top. Default: None, that of the attack, which is an eighth of
             the map unless told otherwise.
         additional_forward_args (Any, optional): Further arguments of the model. Default: None
@@ -130,33 +140,22 @@ def evaluate_attribution_robustness(
             "AttributionAttack(model, ...) for the model that is evaluated."
         )
     check_count("k", k, optional=True)
-    tensors = check_inputs(inputs)
-    noise = AttributionAttack(
-        model,
-        "random",
-        epsilon=attack.epsilon,
-        bounds=attack.bounds,
-        generator=attack.generator,
-        internal_batch_size=attack.internal_batch_size,
-    )
-    perturbed = attack.perturb(inputs, target, additional_forward_args)
-    control = noise.perturb(inputs, target, additional_forward_args)
-    with torch.inference_mode(False), torch.no_grad():
-        maps = attack._maps(tensors, target, additional_forward_args)
-        before, after, of_control = (maps.at(_pack(maps, points)).shares for points in (tensors, perturbed, control))
-        k = top_count(attack.k if k is None else k, before.shape[1])
+    with torch.inference_mode(False), torch.no_grad(), native_recurrence(model):
+        maps = attack._maps(check_inputs(inputs), target, additional_forward_args)
+        k = top_count(attack.k if k is None else k, math.prod(maps.map_shape))
+        box = attack._box(maps)
+        perturbed = attack._perturbed(maps, box)
+        control = random_move(maps, box, _CONTROL_TRIES, attack.generator)
+        before, after, of_control = (maps.at(points).shares for points in (maps.x, perturbed, control))
+        maps.check_finite()
         return AttributionRobustness(
             **_measures(maps, before, after, k),
-            perturbed=perturbed,
+            perturbed=format_output(is_tuple(inputs), maps.unpacked(perturbed)),
             before=before.view(-1, *maps.map_shape),
             after=after.view(-1, *maps.map_shape),
             control=MapAgreement(**_measures(maps, before, of_control, k)),
             k=k,
         )
-
-
-def _pack(maps: AttributionMaps, points: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return maps.pack(tuple(part.detach() for part in (points if isinstance(points, tuple) else (points,))))
 
 
 def _measures(maps: AttributionMaps, before: Tensor, after: Tensor, k: int) -> dict[str, Tensor]:

@@ -3,72 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_boundary._base.bounds import Bounds, box_of
+from captum_boundary._base.bounds import Bounds
 from captum_boundary._base.captum_helpers import (
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
     format_output,
     is_tuple,
 )
-from captum_boundary._base.checks import check_count, check_inputs
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.checks import check_inputs
+from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.flat import pack, unpack
-from captum_boundary._base.geometry import Box
-from captum_boundary.robust._checks import as_target, check_classification, check_finite, check_layer, check_positive
+from captum_boundary.robust._checks import (
+    as_target,
+    check_classification,
+    check_finite,
+    check_layer,
+    check_loss_options,
+    check_positive,
+)
 from captum_boundary.robust._inner_maximizer import InnerMaximizer
-from captum_boundary.robust._mean_size import mean_size
-from captum_boundary.robust._path_gradients import Quadrature, batches, examples_at_once, path_attribution
+from captum_boundary.robust._inner_problem import worst_points
+from captum_boundary.robust._path_gradients import Quadrature
 from captum_boundary.robust._pointwise_loss import LossFunction, PointwiseLoss, cross_entropy, losses_of
+from captum_boundary.robust._problem import Problem
+from captum_boundary.robust._rar_parts import RARParts
+from captum_boundary.robust._regularizer import Regularizer
 from captum_boundary.robust._sizes import size_of
 
 __all__ = ["RARLoss", "RARParts"]
-
-
-@dataclass(frozen=True)
-class RARParts:
-    r"""What the last call of a :class:`RARLoss` was made of, without its graph.
-
-    Attributes:
-
-        natural_loss (Tensor): Loss of each example at the inputs, ``(N,)``.
-        loss (Tensor): Loss of each example where the training loss takes it, ``(N,)``: at the perturbed inputs for
-            ``"ig_sum_norm"`` and ``"sum"``, at the inputs for all others.
-        regularizer (Tensor): Size of each example's attribution, ``(N,)``, before it is multiplied by the weight.
-        perturbed (Tensor or tuple[Tensor, ...]): The perturbed inputs, like the inputs.
-    """
-
-    natural_loss: Tensor
-    loss: Tensor
-    regularizer: Tensor
-    perturbed: Tensor | tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """One call's inputs, checked, and the loss around them."""
-
-    x: Tensor  # the inputs as flat points (N, D)
-    box: Box
-    loss: PointwiseLoss
-    as_tuple: bool
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return self.loss.templates
-
-    def of_rows(self, rows: slice) -> _Problem:
-        return replace(self, x=self.x[rows], box=self.box.of(rows), loss=self.loss.of_rows(rows))
-
-    def with_state(self, state: Mapping[str, Tensor]) -> _Problem:
-        """The same problem for other values of some of the model's parameters."""
-        return replace(self, loss=replace(self.loss, state={**self.loss.state, **state}))
 
 
 class RARLoss(nn.Module):
@@ -97,8 +65,10 @@ class RARLoss(nn.Module):
     One forward pass of each call treats the model as ordinary training does: in its own mode, so that batch statistics
     are used and updated and dropout is drawn once, and through a ``DistributedDataParallel`` wrapper, where there is
     one. It is that of the loss :math:`l` above: at the perturbed inputs for ``"ig_sum_norm"`` and ``"sum"``, at the
-    inputs for all others. The attack and the path see the model in evaluation mode, leave no trace on it, and
-    synchronise nothing. The gradients of all parameters are exact.
+    inputs for all others. The attack and the path see the model in evaluation mode (recurrent layers without their
+    dropout), change neither its statistics nor its modes, and synchronise nothing between processes. Only what is
+    random in evaluation mode too, such as ``F.dropout(x)`` without ``training=self.training``, is random for them, and
+    draws from the global random state. The gradients of all parameters are exact.
 
     The gradient of the regulariser needs second derivatives of the loss. In a network of ReLUs these see how the loss
     bends, and how slopes depend on the weights, but not the kinks: where a perturbation switches a unit on or off, that
@@ -108,7 +78,9 @@ class RARLoss(nn.Module):
     Args:
 
         model (Module): The model to train. It returns logits ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model,
-            unless ``loss_func`` asks for something else. A ``DistributedDataParallel`` model is welcome.
+            unless ``loss_func`` asks for something else. ``DistributedDataParallel``, ``DataParallel`` and compiled
+            models are welcome: the forward pass of the loss goes through them, attacks and paths through the model
+            inside, as it is before compilation and on one device.
         size (str or Callable, optional): Size function, as above. Default: "ig_norm"
         epsilon (float): Radius of the ball, in the units of the inputs.
         weight (float, optional): Weight of the regulariser. Default: None, 0.1 for ``"ig_sum_norm"`` and 1 for all
@@ -194,23 +166,24 @@ class RARLoss(nn.Module):
         power: float = 2.0,
     ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise BoundaryTypeError(
-                f"model must be a torch.nn.Module, whose parameters are trained, but it is {type(model).__name__}."
-            )
-        check_positive("epsilon", epsilon)
-        check_positive("attack_step_size", attack_step_size, optional=True)
-        check_positive("penalty", penalty, optional=True)
-        check_positive("power", power)
-        if weight is not None and not 0 <= weight < math.inf:
-            raise BoundaryValueError(f"weight must be a number of at least 0, but it is {weight!r}.")
-        if norm not in (math.inf, 2):
-            raise BoundaryValueError(f"norm must be math.inf or 2, but it is {norm!r}.")
-        for name, count in (("n_steps", n_steps), ("attack_steps", attack_steps), ("attack_n_steps", attack_n_steps)):
-            check_count(name, count)
-        check_count("internal_batch_size", internal_batch_size, optional=True)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise BoundaryTypeError(f"generator must be a torch.Generator, but it is {type(generator).__name__}.")
+        check_loss_options(
+            model,
+            norm,
+            generator,
+            positive={
+                "epsilon": epsilon,
+                "attack_step_size": attack_step_size,
+                "penalty": penalty,
+                "power": power,
+            },
+            counts={
+                "n_steps": n_steps,
+                "attack_steps": attack_steps,
+                "attack_n_steps": attack_n_steps,
+                "internal_batch_size": internal_batch_size,
+            },
+            weight=weight,
+        )
         self._size = size_of(size, power)
         method = method or self._size.method
         self._rule = Quadrature.of(method, n_steps)
@@ -231,7 +204,7 @@ class RARLoss(nn.Module):
         self.loss_func = cross_entropy if loss_func is None else loss_func
         self.random_start = random_start
         self.internal_batch_size = internal_batch_size
-        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self.generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
         self.parts: RARParts | None = None
         self._layer = (layer,)  # in a tuple, since it belongs to the model already
 
@@ -269,20 +242,20 @@ class RARLoss(nn.Module):
                 classes out of range, and models that return probabilities in place of logits.
         """
         problem = self._problem(inputs, target, additional_forward_args)
-        end = self._perturb(problem)
-        perturbed = unpack(end, problem.inputs)
+        ends = self._worst_points(problem)
+        perturbed = unpack(ends, problem.inputs)
 
         output = self.model(*(perturbed if self._size.at_perturbed else problem.inputs), *problem.loss.arguments)
         loss = losses_of(self.loss_func, output, problem.loss.target)
-        # The forward pass may have moved the running statistics.
-        problem = replace(problem, loss=problem.loss.as_of_now())
+        problem = problem.as_of_now()  # the forward pass may have moved the running statistics
+        regularizer = self._regularizer(self._rule)
         if self._size.of is None:
             # l(x) + w [l(x') - l(x)], with the loss at x' from the forward pass above.
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight != 1):
-                sizes = self._regularizer(problem, end)
+                sizes = regularizer.of_examples(problem, ends)
             total = (loss + (self.weight - 1) * sizes if self.weight != 1 else loss).mean()
         else:
-            mean, sizes = self._mean_size(problem, end)
+            mean, sizes = regularizer.mean(problem, ends)
             total = loss.mean() + self.weight * mean
         check_finite((loss + self.weight * sizes).detach())
 
@@ -307,7 +280,7 @@ class RARLoss(nn.Module):
             - **perturbed** (*Tensor or tuple[Tensor, ...]*): Like ``inputs``, in the ball and within the bounds.
         """
         problem = self._problem(inputs, target, additional_forward_args)
-        return format_output(problem.as_tuple, unpack(self._perturb(problem), problem.inputs))
+        return format_output(problem.as_tuple, unpack(self._worst_points(problem), problem.inputs))
 
     def regularizer(
         self,
@@ -332,78 +305,29 @@ class RARLoss(nn.Module):
                 f"perturbed must have the shapes of inputs, {[tuple(tensor.shape) for tensor in problem.inputs]}, but "
                 f"it has {[tuple(tensor.shape) for tensor in ends]}."
             )
-        return self._regularizer(problem, pack(ends))
+        return self._regularizer(self._rule).of_examples(problem, pack(ends))
 
-    def _problem(self, inputs: Any, target: Any, additional_forward_args: object) -> _Problem:
+    def _problem(self, inputs: Any, target: Any, additional_forward_args: object) -> Problem:
         tensors = tuple(tensor.detach() for tensor in check_inputs(inputs))
         arguments = format_additional_forward_args(additional_forward_args) or ()
         loss = PointwiseLoss.of(
             self.model, self.loss_func, tensors, as_target(target, tensors), arguments, self._layer[0]
         )
-        x = pack(tensors)
+        problem = Problem(self._maximizer.neighbourhood(tensors, self.bounds), loss, is_tuple(inputs))
         if self.loss_func is cross_entropy:
-            check_classification(loss, x[:1])
-        return _Problem(x, box_of(self.bounds, tensors), loss, is_tuple(inputs))
+            check_classification(loss, problem.x[:1])
+        return problem
 
-    def _perturb(self, problem: _Problem) -> Tensor:
-        problem = replace(problem, loss=problem.loss.detached())
-        noise = self._maximizer.noise(problem.x, self.generator) if self.random_start else None
-        start = self._maximizer.start(problem.x, problem.box, self._slope(problem), noise)
-        ends = []
-        for rows in self._groups(problem.loss, self._attack_rule):
-            part = problem.of_rows(rows)
-            ends.append(self._maximizer.ascend(self._objective(part), start[rows], part.x, part.box))
-        return torch.cat(ends)
-
-    def _objective(self, problem: _Problem) -> Callable[[Tensor], Tensor]:
-        """What the attack maximises."""
-
-        def objective(points: Tensor) -> Tensor:
-            if self._size.of is None:
-                return problem.loss(points)
-            sizes = self._sizes(problem, points, self._attack_rule)
-            return problem.loss(points) + self.weight * sizes if self._size.at_perturbed else sizes
-
-        return objective
-
-    def _slope(self, problem: _Problem) -> Tensor:
-        """The gradient of the loss at the inputs."""
-        leaves = problem.x.clone().requires_grad_()
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(problem.loss(leaves).sum(), leaves, materialize_grads=True)
-        return slope
-
-    def _regularizer(self, problem: _Problem, end: Tensor) -> Tensor:
-        if self._size.of is None:
-            return problem.loss(end) - problem.loss(problem.x)
-        return self._sizes(problem, end, self._rule)
-
-    def _mean_size(self, problem: _Problem, end: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of the regulariser over the batch, and its value for each example, without a graph."""
-        parameters = problem.loss.parameters
+    def _regularizer(self, rule: Quadrature) -> Regularizer:
         # A function of the user's may have parameters of its own, which only an ordinary graph leads to.
         is_ours = self.loss_func is cross_entropy and isinstance(self.size, str)
-        in_groups = (is_ours or self.internal_batch_size is not None) and not problem.loss.in_half_precision
-        if not in_groups or not parameters or not torch.is_grad_enabled():
-            sizes = self._regularizer(problem, end)
-            return sizes.mean(), sizes.detach()
+        in_groups = is_ours or self.internal_batch_size is not None
+        return Regularizer(self._size, rule, self.internal_batch_size, in_groups)
 
-        def sizes_of(rows: slice, state: Mapping[str, Tensor]) -> Tensor:
-            return self._regularizer(problem.of_rows(rows).with_state(state), end[rows])
-
-        return mean_size(sizes_of, self._groups(problem.loss, self._rule), parameters)
-
-    def _groups(self, loss: PointwiseLoss, rule: Quadrature) -> list[slice]:
-        """Batches of examples whose paths pass through the model at once."""
-        if self._size.of is None:  # which needs no path
-            return batches(len(loss), self.internal_batch_size or len(loss))
-        return batches(len(loss), examples_at_once(loss, rule, self.internal_batch_size))
-
-    def _sizes(self, problem: _Problem, end: Tensor, rule: Quadrature) -> Tensor:
-        attribution = path_attribution(problem.loss, problem.x, end, rule, self.internal_batch_size)
-        if problem.loss.layer is None and not problem.as_tuple:
-            attribution = attribution.reshape(problem.inputs[0].shape)
-        return self._size.measure(attribution)
+    def _worst_points(self, problem: Problem) -> Tensor:
+        regularizer = self._regularizer(self._attack_rule)
+        generator = self.generator if self.random_start else None
+        return worst_points(problem, regularizer, self._maximizer, self.weight, generator)
 
     def extra_repr(self) -> str:
         """What ``print`` shows of the loss, before its model."""

@@ -322,6 +322,7 @@ TABLE = torch.ones(2, 4)
         ({"inputs": X / 0}, BoundaryValueError, r"inputs contains NaN or infinity in row\(s\) \[0, 1\]"),
         ({"inputs": X.long()}, BoundaryTypeError, "inputs must be floating point"),
         ({"inputs": X[:0]}, BoundaryValueError, "inputs must hold at least one example"),
+        ({"inputs": X[:, :0]}, BoundaryValueError, r"inputs must have at least one feature, .* \(2, 0, 6, 6\)"),
         ({"attributions": X.numpy()}, BoundaryTypeError, "attributions must be a Tensor, but it is ndarray"),
         ({"attributions": X.int()}, BoundaryTypeError, "attributions must be floating point, but its dtype is"),
         ({"attributions": X / 0}, BoundaryValueError, "attributions contains infinity"),

@@ -14,6 +14,7 @@ from torch import nn
 
 from captum_boundary import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.agreement import center_shift, kendall_tau, topk_intersection
+from captum_boundary._base.flat import pack
 from captum_boundary.robust import AttributionAttack
 from captum_boundary.robust._attribution_maps import AttributionMaps
 
@@ -48,7 +49,7 @@ def images():
 
 def shares_of(attacker, inputs, points, target=None):
     maps = attacker._maps((inputs,), target, None)
-    return maps.at(maps.x).shares, maps.at(maps.pack((points,))).shares
+    return maps.at(maps.x).shares, maps.at(pack((points,))).shares
 
 
 def equal_up_to_rounding(first, second):
@@ -468,6 +469,7 @@ BAD_CALLS = {
     "integers": (lambda x: x.long(), {}, {}, BoundaryTypeError, "must be floating point"),
     "list": (lambda x: [x], {}, {}, BoundaryTypeError, "it is list"),
     "empty": (lambda x: x[:0], {}, {}, BoundaryValueError, "at least one example"),
+    "no features": (lambda x: x[:, :, :0], {}, {}, BoundaryValueError, r"at least one feature, .* \(5, 2, 0, 4\)"),
     "NaN": (lambda x: x * torch.nan, {}, {}, BoundaryValueError, r"NaN or infinity in row\(s\)"),
     "outside": (lambda x: x + 1, {"bounds": (0, 1)}, {}, BoundaryValueError, "must lie inside bounds"),
     "target": (lambda x: x, {}, {"target": 3}, BoundaryValueError, "between 0 and 2, but it contains 3"),
@@ -516,6 +518,15 @@ BAD_CALLS = {
 def test_bad_calls_are_refused(network, images, change, options, call, error, message):
     with pytest.raises(error, match=message):
         attack(network, **options).perturb(change(images), **call)
+
+
+@pytest.mark.parametrize("method", ["topk", "random"])
+def test_numbers_are_inputs_of_one_feature(method):
+    model = nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x = torch.rand(5, dtype=torch.float64)
+    perturbed = attack(model, method, n_steps=4).perturb(x)
+    assert perturbed.shape == (5,)
+    assert torch.equal(model(perturbed).argmax(dim=1), model(x).argmax(dim=1))
 
 
 def test_a_centre_needs_images():

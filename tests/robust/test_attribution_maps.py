@@ -8,6 +8,7 @@ from captum.attr import IntegratedGradients, Saliency
 from torch import nn
 
 from captum_boundary import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.flat import pack
 from captum_boundary._base.geometry import Box
 from captum_boundary.robust._attribution_maps import AttributionMaps
 
@@ -75,7 +76,7 @@ def test_maps_away_from_the_inputs_are_those_of_the_same_class(network):
     label = network(images).argmax(dim=1)
     maps = maps_of(network, images)
     expected = IntegratedGradients(network).attribute(others, target=label, n_steps=7)
-    state = maps.at(maps.pack((others,)))
+    state = maps.at(pack((others,)))
     torch.testing.assert_close(state.magnitudes, expected.abs().sum(dim=1).flatten(1))
     scores = network(others)
     rivals = scores.scatter(1, label[:, None], -torch.inf).amax(dim=1)
@@ -134,7 +135,7 @@ def weighted_sum(maps, points, weights):
 def finite_differences(maps, weights, width, sides=(1, -1)):
     """Differences of the weighted sum, coordinate by coordinate."""
     columns = []
-    for step in width * torch.eye(maps.x.shape[1], dtype=maps.dtype):
+    for step in width * torch.eye(maps.x.shape[1], dtype=maps.x.dtype):
         ends = [weighted_sum(maps, maps.x + side * step, weights) for side in sides]
         columns.append((ends[0] - ends[1]) / (width * (sides[0] - sides[1])))
     return torch.stack(columns, dim=1)

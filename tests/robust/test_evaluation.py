@@ -136,6 +136,13 @@ def test_the_generator_draws_the_control(network, images):
     assert not torch.equal(first, by_default)
 
 
+def test_all_measures_come_from_one_run_of_the_attack(network, images, capsys):
+    evaluate_attribution_robustness(network, images, None, attack(network, show_progress=True))
+    assert capsys.readouterr().err.count("Attribution attack: 100%") == 1
+    evaluate_attribution_robustness(network, images, None, attack(network))
+    assert capsys.readouterr().err == ""
+
+
 def test_bad_arguments_are_refused(network, images):
     with pytest.raises(BoundaryTypeError, match="attack must be an AttributionAttack, but it is FGSM"):
         evaluate_attribution_robustness(network, images, None, FGSM(network))

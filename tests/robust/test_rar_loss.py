@@ -172,6 +172,35 @@ def test_epsilon_may_grow_between_steps(norm) -> None:
         rar.epsilon = 0
 
 
+@pytest.mark.parametrize("norm", [math.inf, 2])
+@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize("attack_step_size", [None, 0.5])
+def test_the_attack_turns_round_where_bounds_leave_no_room(norm, random_start, attack_step_size) -> None:
+    weight = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    model = OneLayer(weight)
+    x = (weight < 0).double().expand(3, -1)  # the corner of the bounds where the loss is highest
+    y = torch.ones(3)
+    options = {"epsilon": 0.2, "norm": norm, "bounds": (0, 1), "random_start": random_start}
+    rar = RARLoss(model, loss_func=lambda margin, y: F.softplus(-margin), attack_step_size=attack_step_size, **options)
+    perturbed = rar.perturb(x, y)
+    assert ((perturbed - x).norm(norm, dim=1) > 0.99 * 0.2).all()
+    torch.testing.assert_close(perturbed, x + (perturbed - x).abs() * weight.sign())
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2])
+@pytest.mark.parametrize("attack_step_size", [None, 0.5])
+def test_the_attack_starts_where_the_loss_rises(norm, attack_step_size) -> None:
+    """The norm of attributions has a maximum on either side, and the larger one where the loss rises."""
+    weight = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    model, x, y = OneLayer(weight), torch.full((3, 4), 0.5, dtype=torch.float64), torch.ones(3)
+    for random_start in (True, False):
+        options = {"epsilon": 0.2, "norm": norm, "bounds": (0, 1), "random_start": random_start}
+        rar = RARLoss(
+            model, loss_func=lambda margin, y: torch.exp(-margin), attack_step_size=attack_step_size, **options
+        )
+        torch.testing.assert_close((rar.perturb(x, y) - x).sign(), -weight.sign().expand(3, -1))
+
+
 def test_the_penalised_form_ends_where_its_optimum_is() -> None:
     weight = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)
     model = OneLayer(weight[0])
@@ -421,7 +450,7 @@ def test_one_logit_is_two_classes(shape) -> None:
 
 
 class Noisy(nn.Module):
-    """Batch normalisation, dropout, and a recurrent layer, as they are met in training."""
+    """Batch normalisation and dropout, as they are met in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -714,6 +743,7 @@ def test_models_must_be_modules() -> None:
         (torch.rand(4, 5) + 1.5, torch.tensor([0] * 4), BoundaryValueError, "inputs must lie inside bounds"),
         (torch.full((4, 5), math.nan), torch.tensor([0] * 4), BoundaryValueError, "NaN"),
         (torch.rand(0, 5), torch.tensor([], dtype=torch.long), BoundaryValueError, "at least one example|empty"),
+        (torch.rand(4, 0), torch.tensor([0] * 4), BoundaryValueError, r"at least one feature, .* \(4, 0\)"),
         (torch.randint(2, (4, 5)), torch.tensor([0] * 4), BoundaryTypeError, "floating point"),
     ],
 )
@@ -722,6 +752,13 @@ def test_bad_batches(x, y, error, message) -> None:
     for call in (rar, rar.perturb, lambda x, y: rar.regularizer(x, x, y)):
         with pytest.raises(error, match=message):
             call(x, y)
+
+
+def test_numbers_are_inputs_of_one_feature() -> None:
+    model, (x, y) = nn.Sequential(nn.Unflatten(0, (-1, 1)), softplus_network(1)), batch(n_inputs=1)
+    rar = RARLoss(model, epsilon=0.1, random_start=False)
+    assert rar(x[:, 0], y).item() == pytest.approx(RARLoss(model[1], epsilon=0.1, random_start=False)(x, y).item())
+    assert rar.parts.perturbed.shape == (6,)
 
 
 def test_perturbed_inputs_must_fit() -> None:

@@ -1,0 +1,71 @@
+"""The model as attacks and paths need it: without wrappers, without noise, and differentiable twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["evaluation_mode", "native_recurrence", "twice_differentiable", "unwrapped"]
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside of ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``.
+
+    The first expects one forward pass for each backward pass, replicas of the second run in threads that know no
+    torch-function modes, and compiled code has no second derivatives. The parameters are the same.
+    """
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(model, nn.Module) and isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module as in evaluation mode, so that nothing is random and no statistics are gathered."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if not module.training:
+                continue
+            if isinstance(module, nn.RNNBase):
+                # Accelerators keep what the backward pass of a recurrent layer needs in training mode alone. All that
+                # this mode changes is the dropout between layers.
+                stack.callback(setattr, module, "dropout", module.dropout)
+                module.dropout = 0.0
+            else:
+                stack.callback(setattr, module, "training", True)
+                module.training = False
+        yield
+
+
+@contextmanager
+def twice_differentiable(model: Callable[..., Any]) -> Iterator[None]:
+    """Kernels that have second derivatives, in place of fused and compiled ones."""
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(native_recurrence(model))
+        if hasattr(torch.compiler, "set_stance"):  # torch >= 2.6; for parts of the model that are compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def native_recurrence(model: Callable[..., Any]) -> Iterator[None]:
+    """Recurrent layers without cuDNN, which has no second derivatives of them, and in evaluation mode not even one."""
+    if not isinstance(model, nn.Module) or not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        yield
+        return
+    enabled = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = enabled
