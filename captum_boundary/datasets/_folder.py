@@ -77,17 +77,22 @@ class Folder:
             yield from (folder / entry.name for entry in os.scandir(folder) if _is_whole(entry.name, suffix))
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write`` fill a file that is there with all of its content, or not at all, whenever the machine dies."""
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], durable: bool = True) -> None:
+    """Let ``write`` fill a file that is there with all of its content, or not at all, whenever the process dies.
+
+    A ``durable`` one outlives a crash of the machine as well.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     begun = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with begun.open("wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         begun.replace(path)
-        _sync_folder(path.parent)
+        if durable:
+            _sync_folder(path.parent)
     except OSError as error:
         begun.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -76,15 +76,20 @@ def kill_at(process: subprocess.Popen, folder: Path, n_done: int, seconds: float
     while n_batches(folder) < n_done and process.poll() is None:
         time.sleep(0.01)
     time.sleep(seconds)
-    kill(process)
+    if process.poll() is None:
+        kill(process)
+    else:
+        finish(process)
 
 
 def kill(process: subprocess.Popen) -> None:
     """Kill a process and all that it has started, which torchrun puts into groups of their own."""
-    for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.send_signal(signal.SIGKILL)
     process.communicate()
+    psutil.wait_procs(family)
 
 
 def kill_and_resume(tmp_path: Path, n_kills: int) -> list[int]:
