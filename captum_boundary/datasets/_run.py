@@ -115,6 +115,7 @@ class Run:
         else:
             write_atomically(manifest, lambda file: file.write(as_json(self.manifest)))
         folder.remove_leftovers()
+        lock.share()  # before the other processes ask for it
         done = folder.done()
         if len(done) < folder.n_batches:
             folder.table.unlink(missing_ok=True)

@@ -29,7 +29,18 @@ from captum_boundary.datasets.reading import Explanations, load_explanations
 __all__ = ["write_gallery"]
 
 _SHARP = 64  # images up to this size are enlarged pixel by pixel
-_COLUMNS = ("index", "label", "prediction", "target", "adversarial", "distance", "margin", "found")
+_COLUMNS = (
+    "index",
+    "label",
+    "prediction",
+    "target",
+    "adversarial",
+    "distance",
+    "margin",
+    "found",
+    "evaluations",
+    "completeness_gap",
+)
 
 
 def write_gallery(
@@ -131,7 +142,7 @@ def _is_map(attributions: Tensor) -> bool:
 
 
 def _write_page(folder: Path, explanations: Explanations, title: str) -> None:
-    table = explanations.table([*_COLUMNS, "evaluations", "error"])
+    table = explanations.table([*_COLUMNS, "error"])
     names = explanations.class_names
     html = page(title, captum_boundary.__version__, summarise(table), names)
     files = resources.files("captum_boundary.datasets") / "_page"

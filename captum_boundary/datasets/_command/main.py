@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
@@ -85,8 +86,9 @@ def _report(explanations: Explanations, closing: str) -> int:
             f"{n_failed} have an error in their row, the first of them example {first['index']}: {first['error']}"
         )
     if table.column("found").null_count < table.num_rows:
-        near = table.filter(pc.field("found")).column("distance")
-        lines.append(f"{len(near)} have a boundary point, in half of all cases within {pc.approximate_median(near)}.")
+        near = table.filter(pc.field("found")).column("distance").to_numpy()
+        within = f", half of them within {np.median(near):.3g}" if len(near) else ""
+        lines.append(f"{len(near)} have a boundary point{within}.")
     lines += [f"The results: {explanations.path.resolve()}", closing]
     print("\n".join(line for line in lines if line))
     return 3 if table.num_rows and n_failed == table.num_rows else 0

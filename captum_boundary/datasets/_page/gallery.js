@@ -141,6 +141,8 @@ function showExample(query) {
     ["Other side", columns.found[row] === false ? "not found" : nameOf(columns.adversarial[row])],
     ["Distance", shown(columns.distance[row])],
     ["Margin", shown(columns.margin[row])],
+    ["Evaluations", shown(columns.evaluations[row])],
+    ["Completeness gap", shown(columns.completeness_gap[row])],
     ["Error", errors[columns.index[row]]],
   ].filter(([, value]) => value !== undefined);
   const index = columns.index[row];
@@ -192,13 +194,17 @@ function show() {
   last = { view, query };
 }
 
+function go(to) {
+  history.pushState(null, "", to);
+  show();
+}
 form.addEventListener("change", () => {
   const values = Object.fromEntries(FILTERS.map((name) => [name, form.elements[name].value]));
-  location.hash = address("examples", new URLSearchParams(), values);
+  go(address("examples", new URLSearchParams(), values));
 });
 form.addEventListener("reset", (event) => {
   event.preventDefault();
-  location.hash = "#examples";
+  go("#examples");
 });
 document.addEventListener("keydown", (event) => {
   if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("select")) return;
@@ -206,13 +212,13 @@ document.addEventListener("keydown", (event) => {
   const link = sections[view].querySelector(`[data-key="${event.key}"]`);
   if (link) {
     event.preventDefault();
-    location.hash = link.getAttribute("href");
+    go(link.getAttribute("href"));
   }
 });
 for (const strip of document.querySelectorAll("[data-rows]")) {
   const rows = strip.dataset.rows.split(" ").filter(Boolean).map(Number);
   strip.replaceChildren(...rows.map((row) => card(row, new URLSearchParams(strip.dataset.query))));
 }
-window.addEventListener("hashchange", show);
+window.addEventListener("popstate", show); // links, "back" and "forward"
 fillFilters();
 show();
