@@ -69,7 +69,7 @@ def _explain(options: Namespace, rank: int) -> int:
     )
     if explanations.is_complete and options.gallery:
         page = write_gallery(explanations.path, dataset, bounds=bounds, show_progress=True)
-        closing = f"The gallery: {page.resolve()}"
+        closing = f"The gallery: {page}"
     else:
         closing = "Other shards are missing." if not explanations.is_complete else ""
     return _report(explanations, closing) if rank == 0 else 0
@@ -89,7 +89,7 @@ def _report(explanations: Explanations, closing: str) -> int:
         near = table.filter(pc.field("found")).column("distance").to_numpy()
         within = f", half of them within {np.median(near):.3g}" if len(near) else ""
         lines.append(f"{len(near)} have a boundary point{within}.")
-    lines += [f"The results: {explanations.path.resolve()}", closing]
+    lines += [f"The results: {explanations.path}", closing]
     print("\n".join(line for line in lines if line))
     return 3 if table.num_rows and n_failed == table.num_rows else 0
 
