@@ -13,6 +13,7 @@ from captum_boundary.datasets.errors import FolderError
 __all__ = ["Folder", "write_atomically"]
 
 _PER_FOLDER = 1000
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows knows no quota
 
 
 class Folder:
@@ -82,9 +83,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], durable: 
 
     A ``durable`` one outlives a crash of the machine as well.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     begun = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with begun.open("wb") as file:
             write(file)
             if durable:
@@ -95,7 +96,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], durable: 
             _sync_folder(path.parent)
     except OSError as error:
         begun.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise FolderError(
                 f"No space is left for {path}. Nothing that was written is lost: make room and start the same run "
                 "again. Coarse maps (map_size) and float16 take less of it."

@@ -104,6 +104,7 @@ def explain_dataset(
     Examples::
 
         >>> import tempfile
+        >>> import torch
         >>> from captum_boundary import BoundaryIntegratedGradients
         >>> model = torch.nn.Linear(4, 3)
         >>> dataset = torch.utils.data.TensorDataset(torch.randn(10, 4), torch.randint(3, (10,)))

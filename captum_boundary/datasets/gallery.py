@@ -82,6 +82,7 @@ def write_gallery(
     Examples::
 
         >>> import tempfile
+        >>> import torch
         >>> from captum_boundary import BoundarySaliency
         >>> from captum_boundary.datasets import explain_dataset
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))

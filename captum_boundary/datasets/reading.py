@@ -76,6 +76,7 @@ class Explanations(Dataset[Explanation]):
     Examples::
 
         >>> import tempfile
+        >>> import torch
         >>> from captum.attr import Saliency
         >>> from captum_boundary.datasets import explain_dataset
         >>> out = tempfile.mkdtemp()
@@ -175,6 +176,7 @@ def load_explanations(out: str | os.PathLike[str]) -> Explanations:
     Examples::
 
         >>> import tempfile
+        >>> import torch
         >>> from captum_boundary import BoundarySaliency
         >>> from captum_boundary.datasets import explain_dataset, load_explanations
         >>> out = tempfile.mkdtemp()

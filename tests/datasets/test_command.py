@@ -186,6 +186,12 @@ def test_usage_errors(tmp_path, words):
     assert caught.value.code == 2
 
 
+def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert explain(*OWN, "--out", tmp_path / "file" / "out") == 1
+    assert "error: " in capsys.readouterr().err
+
+
 def test_weights_of_another_model(tmp_path, weights, capsys):
     assert explain(*OWN, "--out", tmp_path / "out", "--weights", weights) == 1
     printed = capsys.readouterr().err

@@ -64,6 +64,16 @@ def test_every_process_is_told_of_another_model(folder):
     )
 
 
+def fail(rank: int, address: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    explain_dataset(Saliency(small_model()), Rows(41, broken=(7,)), out, batch_size=4, strict=True)
+
+
+def test_one_process_that_stops_leaves_no_other_waiting(folder, tmp_path):
+    with pytest.raises(mp.ProcessRaisedException, match=r"Example 7 could not be read|Connection closed"):
+        mp.spawn(fail, args=(f"file://{tmp_path}/rendezvous", str(tmp_path / "out")), nprocs=2)
+
+
 def test_a_group_of_one(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:

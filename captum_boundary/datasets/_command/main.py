@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _process_group() as rank:
         try:
             return _explain(options, rank)
-        except BoundaryError as error:
+        except (BoundaryError, OSError) as error:
             # What every process was told is said once; what went wrong in one of them, by that one.
             if rank == 0 or error.__cause__ is not None:
                 print(f"error: {error}", file=sys.stderr)
