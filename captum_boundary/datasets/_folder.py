@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -83,7 +84,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], durable: 
 
     A ``durable`` one outlives a crash of the machine as well.
     """
-    begun = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    begun = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with begun.open("wb") as file:

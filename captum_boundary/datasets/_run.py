@@ -88,42 +88,55 @@ class Run:
 
     def work(self, team: Team) -> None:
         """Do this process's part of what is missing, wait for the others, and put the table together."""
-        index, count = self.settings.shard
-        lock = Lock(self.folder.path / (".lock" if count == 1 else f".lock-{index}-of-{count}"))
+        locks = self._locks()
         try:
-            missing, manifest = team.first(lambda: self._open(lock))
-            team.together(lambda: self._join(lock, manifest))
+            missing, manifest = team.first(lambda: self._open(*locks))
+            team.together(lambda: self._join(locks, manifest))
             self._explain_batches(missing[team.rank :: team.size], is_first=team.rank == 0)
             team.together(lambda: None)
             team.first(self._write_table)
         finally:
-            lock.release()
+            for lock in locks:
+                lock.release()
 
-    def _open(self, lock: Lock) -> tuple[list[int], dict[str, Any]]:
+    def _locks(self) -> list[Lock]:
+        """What a run holds: the folder, alone, or together with other shards, and then its own shard."""
+        index, count = self.settings.shard
+        names = [".lock"] if count == 1 else [".lock", f".lock-{index}-of-{count}"]
+        return [Lock(self.folder.path / name) for name in names]
+
+    def _open(self, lock: Lock, lock_of_shard: Lock | None = None) -> tuple[list[int], dict[str, Any]]:
         """The batches that are missing, and the folder's manifest. Only one process does this."""
         folder, manifest = self.folder, self.folder.path / "manifest.json"
         if folder.path.exists() and not folder.path.is_dir():
             raise FolderError(f"out must be a folder, but {folder.path} is a file.")
         folder.path.mkdir(parents=True, exist_ok=True)
-        lock.take_alone()
+        if lock_of_shard is None:
+            lock.take_alone()
+            folder.remove_leftovers()
+        else:
+            lock.share()
+            lock_of_shard.take_alone()
+        foreign = folder.foreign()  # before the manifest, which another shard may be writing
         if manifest.exists():
             if not self.settings.resume:
                 raise FolderError(f"{folder.path} holds explanations already. Resume that run, or give another folder.")
             self._check_manifest(read_manifest(folder.path), f"in {folder.path}")
-        elif (foreign := folder.foreign()) is not None:
+        elif foreign is not None:
             raise FolderError(f"{folder.path} holds other files, such as {foreign.name}. Give a folder of its own.")
         else:
             write_atomically(manifest, lambda file: file.write(as_json(self.manifest)))
-        folder.remove_leftovers()
-        lock.share()  # before the other processes ask for it
+        for held in filter(None, (lock, lock_of_shard)):
+            held.share()  # before the other processes ask for it
         done = folder.done()
         if len(done) < folder.n_batches:
             folder.table.unlink(missing_ok=True)
         index, count = self.settings.shard
         return [batch for batch in range(index, folder.n_batches, count) if batch not in done], self.manifest
 
-    def _join(self, lock: Lock, manifest: dict[str, Any]) -> None:
-        lock.share()
+    def _join(self, locks: Sequence[Lock], manifest: dict[str, Any]) -> None:
+        for lock in locks:
+            lock.share()
         self._check_manifest(manifest, "of the first process")
 
     def _check_manifest(self, manifest: dict[str, Any], place: str) -> None:

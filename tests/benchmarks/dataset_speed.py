@@ -3,7 +3,8 @@
     CAPTUM_BOUNDARY_DATA=... python tests/benchmarks/dataset_speed.py [--images 96] [--turns 5]
 
 All variants take turns, each on one thread, and ratios are medians over the turns, so that a busy machine is busy for
-all of them. On one whose cores are taken, a second process gains nothing: look at processor time there. The bare loop computes the same attributions, distances and convergence deltas, and stores nothing.
+all of them. Where others take the cores, a second process gains nothing: look at processor time there. The bare loop
+computes the same attributions, distances and convergence deltas, and stores nothing.
 """
 
 from __future__ import annotations

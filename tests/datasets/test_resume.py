@@ -21,6 +21,7 @@ from small_data import Rows, contents, small_model
 
 from captum_boundary import BoundaryIntegratedGradients, NearestBoundary
 from captum_boundary.datasets import ExampleError, FolderError, _folder, explain_dataset, load_explanations
+from captum_boundary.datasets._lock import Lock
 
 SUPPORT = Path(__file__).parents[1] / "support"
 SCRIPT = """
@@ -256,6 +257,30 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path):
             explain(tmp_path / "out")
     finally:
         kill(first)
+
+
+def test_shards_may_share_a_folder(tmp_path):
+    explain(tmp_path / "whole")
+    out = tmp_path / "out"
+    assert not explain(out, shard=(1, 2)).is_complete
+    begun = out / "rows" / "0000" / ".000000000.parquet.elsewhere.123.tmp"
+    begun.write_bytes(b"what the other shard is writing")
+    shard = Lock(out / ".lock-0-of-2")
+    shard.take_alone()
+    with pytest.raises(FolderError, match="Another run is writing"):
+        explain(out, shard=(0, 2))
+    explain(out, shard=(1, 2))
+    assert begun.exists()
+    shard.release()
+    whole = Lock(out / ".lock")
+    whole.share()
+    with pytest.raises(FolderError, match="Another run is writing"):
+        explain(out)
+    assert explain(out, shard=(0, 2)).is_complete
+    whole.release()
+    explain(out)
+    assert not begun.exists()
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_shards_on_machines_of_their_own_are_merged_by_copying(tmp_path):

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _explain(options, rank)
         except (BoundaryError, OSError) as error:
             # What every process was told is said once; what went wrong in one of them, by that one.
-            if rank == 0 or error.__cause__ is not None:
+            if rank == 0 or error.__cause__ is not None or isinstance(error, OSError):
                 print(f"error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
