@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captum_boundary._base.captum_helpers import format_additional_forward_args, format_output, run_forward
 from captum_boundary._base.errors import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.margin import class_scores, margin_and_rival
-from captum_boundary.attr import BoundaryNormals
+from captum_boundary.attr import BoundaryAttribution, BoundaryNormals
 from captum_boundary.datasets._describe import generators_of
 from captum_boundary.datasets._examples import Example
 from captum_boundary.datasets._seeds import kept_randomness, seed_everything
@@ -140,17 +140,31 @@ def _check_options(explainer: object, options: Mapping[str, Any]) -> Mapping[str
             "explainer must be a captum.attr.Attribution, such as BoundaryIntegratedGradients(model), but it is a "
             f"{type(explainer).__name__}."
         )
-    parameters = inspect.signature(explainer.attribute).parameters
-    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    known = _known_options(explainer)
     for name in options:
         if name in _OURS:
             raise BoundaryValueError(f"options cannot hold {name!r}, which is set for every batch.")
-        if name not in parameters and not is_open:
-            known = ", ".join(known for known in parameters if known not in _OURS)
+        if known is not None and name not in known:
             raise BoundaryTypeError(
-                f"{type(explainer).__name__}.attribute does not know the option {name!r}. Its options are: {known}."
+                f"{type(explainer).__name__}.attribute does not know the option {name!r}. Its options are: "
+                f"{', '.join(name for name in known if name not in _OURS)}."
             )
-    return parameters
+    return inspect.signature(explainer.attribute).parameters
+
+
+def _known_options(explainer: Any) -> list[str] | None:
+    """All arguments of ``attribute``, and of what it hands them on to. None where that cannot be known."""
+    known: list[str] = []
+    while isinstance(explainer, Attribution):
+        parameters = inspect.signature(explainer.attribute).parameters.values()
+        known += [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            return known
+        if isinstance(explainer, BoundaryAttribution):
+            explainer = explainer.method(explainer.forward_func)
+        else:
+            explainer = getattr(explainer, "attribution_method", None)  # of a NoiseTunnel
+    return None
 
 
 def _boundary_columns(boundary: Any) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary.datasets._batch import BatchExplainer
 from captum_boundary.datasets._examples import Example, Form, Reader, form_of, message_of
+from captum_boundary.datasets._seeds import kept_randomness
 
 __all__ = ["class_names_of", "find_form"]
 
@@ -52,7 +53,8 @@ def _n_classes(explain: BatchExplainer, first: Example, others: Iterable[Example
     errors = []
     for example in chain([first], others):
         try:
-            return explain.scores(explain.stack([example]), example.as_tuple)[0].shape[1]
+            with kept_randomness(explain.device):
+                return explain.scores(explain.stack([example]), example.as_tuple)[0].shape[1]
         except Exception as error:
             errors.append(error)
     shapes, _ = form_of(first.inputs)

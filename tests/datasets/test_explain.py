@@ -301,8 +301,9 @@ def test_an_example_that_does_not_fit_alone(tmp_path):
     assert all("MemoryError" in error for error in column(explanations, "error"))
 
 
+@pytest.mark.filterwarnings("ignore:The model has dropout")
 def test_everything_is_left_as_it_was(tmp_path):
-    model, rows = small_model().train(), Rows(5)
+    model, rows = nn.Sequential(nn.Dropout(0.1), small_model()).train(), Rows(5)
     generator = torch.Generator().manual_seed(3)
     big = BoundaryIntegratedGradients(model, NearestBoundary(model, generator=generator))
     before = rows.inputs.clone()
@@ -363,6 +364,12 @@ class Stream(IterableDataset):
         ({"map_size": 0}, BoundaryValueError, "positive integers"),
         ({"shard": (2, 2)}, BoundaryValueError, "shard must be"),
         ({"options": {"n_step": 3}}, BoundaryTypeError, "does not know the option 'n_step'"),
+        (
+            {"options": {"n_step": 3}, "explainer": BoundaryIntegratedGradients(small_model())},
+            BoundaryTypeError,
+            "BoundaryIntegratedGradients.attribute does not know the option 'n_step'",
+        ),
+        ({"options": {"abbs": 3}, "explainer": NoiseTunnel(Saliency(small_model()))}, BoundaryTypeError, "'abbs'"),
         ({"options": {"target": 3}}, BoundaryValueError, "options cannot hold 'target'"),
         ({"save_points": True}, BoundaryValueError, "explainer that finds boundary points"),
         ({"class_names": ["cat", "dog"]}, BoundaryValueError, "holds 2 classes, but the model has 3"),
