@@ -1,74 +1,32 @@
-"""``python -m captum_boundary``: what boundary attributions look like, on digits, in half a minute."""
+"""``python -m captum_boundary``: what boundary attributions look like, on digits, and ``explain`` for data of yours."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demonstration, and return the exit status."""
-    options = _parser().parse_args(arguments)
-    missing = [name for name in ("matplotlib", "sklearn") if importlib.util.find_spec(name) is None]
+    """Run the demonstration, or the command that is named first, and return the exit status."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["explain"]:
+        return _explain(words[1:])
+    from captum_boundary._demo.command import main as demonstrate
+
+    return demonstrate(words)
+
+
+def _explain(words: Sequence[str]) -> int:
+    missing = [name for name in ("pyarrow", "safetensors", "PIL") if importlib.util.find_spec(name) is None]
     if missing:
-        print(
-            f'The demonstration needs {" and ".join(missing)}: pip install "captum-boundary[demo]"',
-            file=sys.stderr,
-        )
+        print(f'explain needs {" and ".join(missing)}: pip install "captum-boundary[datasets]"', file=sys.stderr)
         return 1
+    from captum_boundary.datasets._command.main import main as explain
 
-    from captum_boundary._demo import digits, explanation, page, picture
-
-    training, test = digits.load(options.seed)
-    model = digits.train(training, options.epochs, options.seed)
-    accuracy = digits.accuracy(model, test)
-    explained = explanation.explain(model, digits.choose(test, options.examples), options.budget)
-    rows = explained.rows()
-
-    print(f"\nRight on {accuracy:.1%} of {len(test.images)} digits that it was not trained on.\n")
-    _print_table([explanation.HEADINGS, *rows])
-
-    buffer = io.BytesIO()
-    picture.draw(explained).savefig(buffer, format="png")
-    folder = options.output.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "digits.png").write_bytes(buffer.getvalue())
-    (folder / "index.html").write_text(page.page(buffer.getvalue(), rows, accuracy), encoding="utf-8")
-    print(f"\nThe picture: {folder / 'digits.png'}\nThe page:    {folder / 'index.html'}")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m captum_boundary",
-        description="Train a small network on handwritten digits and explain it from its decision boundary.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, default=Path("captum_boundary_demo"), help="folder for what is written")
-    parser.add_argument("--examples", type=_positive, default=6, help="digits to explain")
-    parser.add_argument("--epochs", type=_positive, default=30, help="epochs of training")
-    parser.add_argument("--budget", type=_positive, default=40, help="gradients for each boundary point")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the training")
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, but it is {number}")
-    return number
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    return explain(words)
 
 
 if __name__ == "__main__":

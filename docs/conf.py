@@ -120,6 +120,7 @@ def find_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     domain = env.get_domain("py")
     for module in (
         "captum_boundary",
+        "captum_boundary.datasets",
         "captum_boundary.metrics",
         "captum_boundary.robust",
         "captum_boundary.visualization",

@@ -19,6 +19,7 @@ FLOORS = {
     "robust": {"_base"},
     "metrics": {"_base", "search", "attr", "robust"},
     "visualization": {"_base", "search", "attr", "metrics", "robust"},
+    "datasets": {"_base", "search", "attr", "metrics", "robust", "visualization"},
 }
 
 

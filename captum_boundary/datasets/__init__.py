@@ -1,0 +1,16 @@
+"""How is a whole data set explained? In one call or one command, on many processes, and again after an interruption."""
+
+from captum_boundary.datasets.errors import ExampleError, FolderError
+from captum_boundary.datasets.explain import explain_dataset
+from captum_boundary.datasets.gallery import write_gallery
+from captum_boundary.datasets.reading import Explanation, Explanations, load_explanations
+
+__all__ = [
+    "ExampleError",
+    "Explanation",
+    "Explanations",
+    "FolderError",
+    "explain_dataset",
+    "load_explanations",
+    "write_gallery",
+]

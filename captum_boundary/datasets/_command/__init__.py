@@ -1,0 +1,1 @@
+"""``python -m captum_boundary explain``."""

@@ -1,0 +1,201 @@
+"""Explanations read back from their folder, one at a time or as a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from captum_boundary.datasets._files import SCHEMA, read_tensors
+from captum_boundary.datasets._folder import Folder
+from captum_boundary.datasets._manifest import read_manifest
+from captum_boundary.datasets.errors import FolderError
+
+__all__ = ["Explanation", "Explanations", "load_explanations"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    r"""What is known of one example. What does not exist, or could not be found, is None.
+
+    Attributes:
+
+        index (int): Place in the data set.
+        label (int): Class that the data set gives.
+        prediction (int): Class that the model gives.
+        target (int): Class that was explained.
+        adversarial (int): Class on the other side of the nearest boundary.
+        distance (float): Distance of the boundary point, infinite where none was found.
+        margin (float): Score of ``target`` over the best of the other classes, at the example itself.
+        found (bool): Whether a boundary point was found.
+        evaluations (int): Forward and backward passes that the search spent.
+        completeness_gap (float): Convergence delta of the attributions.
+        error (str): Why the example could not be read or explained.
+        attributions (Tensor or tuple[Tensor, ...]): Attributions, shaped like the example, or a map ``(h, w)`` where
+            ``map_size`` was given. NaN where no boundary point was found.
+        points (Tensor or tuple[Tensor, ...]): Boundary point, if it was stored.
+    """
+
+    index: int
+    label: int | None
+    prediction: int | None
+    target: int | None
+    adversarial: int | None
+    distance: float | None
+    margin: float | None
+    found: bool | None
+    evaluations: int | None
+    completeness_gap: float | None
+    error: str | None
+    attributions: Tensor | tuple[Tensor, ...] | None
+    points: Tensor | tuple[Tensor, ...] | None
+
+
+class Explanations(Dataset[Explanation]):
+    r"""A folder of explanations as a data set whose examples have the same places as those they explain.
+
+    Nothing is held in memory but one batch of rows.
+
+    Args:
+
+        out (str or PathLike): Folder that :func:`explain_dataset` has written.
+
+    Raises:
+
+        FolderError: If there is no such folder, or it holds no explanations.
+
+    Examples::
+
+        >>> import tempfile
+        >>> import torch
+        >>> from captum.attr import Saliency
+        >>> from captum_boundary.datasets import explain_dataset
+        >>> out = tempfile.mkdtemp()
+        >>> _ = explain_dataset(Saliency(torch.nn.Linear(4, 3)), list(torch.randn(10, 4)), out, batch_size=4)
+        >>> explanations = Explanations(out)
+        >>> explanations.is_complete, explanations[-1].index
+        (True, 9)
+        >>> explanations.table(["index", "prediction"]).shape
+        (10, 2)
+    """
+
+    def __init__(self, out: str | os.PathLike[str]) -> None:
+        self.path = Path(out)
+        self.manifest = read_manifest(self.path)
+        settings = self.manifest["settings"]
+        self._folder = Folder(self.path, settings["n_examples"], settings["batch_size"])
+        self._last: tuple[int, list[dict[str, Any]]] = (-1, [])
+
+    def __len__(self) -> int:
+        """Number of examples of the data set, explained or not yet."""
+        return self._folder.n_examples
+
+    def __getitem__(self, index: int) -> Explanation:
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"There are {len(self)} explanations, but number {index} was asked for.")
+        batch = place // self._folder.batch_size
+        row = self._rows(batch)[place - self._folder.examples(batch).start]
+        tensors = read_tensors(self._folder.tensors(batch), place)
+        attributions, points = (_together(tensors, name) for name in ("attributions", "points"))
+        return Explanation(**row, attributions=attributions, points=points)
+
+    @property
+    def is_complete(self) -> bool:
+        r"""Whether all examples have been explained."""
+        return self._folder.table.exists()
+
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        r"""Names of the model's classes, if they are known."""
+        names: list[str] | None = self.manifest["data"]["class_names"]
+        return names
+
+    def indices(self) -> list[int]:
+        r"""Examples that have been explained, in order: all of them once the run is complete."""
+        return [index for batch in sorted(self._folder.done()) for index in self._folder.examples(batch)]
+
+    def table(self, columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:  # noqa: A002, Arrow's name
+        r"""The rows as an Arrow table, in the order of the data set. ``.to_pandas()`` makes a data frame of it.
+
+        Args:
+
+            columns (Sequence[str], optional): Columns to read. Default: None, all of them.
+            filter (pyarrow.compute.Expression, optional): Rows to read, such as
+                ``pyarrow.compute.field("distance") < 1``. Default: None, all of them.
+
+        Returns:
+
+            - **table** (*pyarrow.Table*): One row for each example that has been explained.
+        """
+        files = (
+            [self._folder.table] if self.is_complete else [self._folder.rows(b) for b in sorted(self._folder.done())]
+        )
+        rows = pyarrow.dataset.dataset(files, SCHEMA, format="parquet")
+        return rows.to_table(columns=None if columns is None else list(columns), filter=filter)
+
+    def _rows(self, batch: int) -> list[dict[str, Any]]:
+        """The rows of a batch; those of the last one asked for are at hand."""
+        if self._last[0] != batch:
+            path = self._folder.rows(batch)
+            if not path.exists():
+                first, last = self._folder.examples(batch)[0], self._folder.examples(batch)[-1]
+                raise FolderError(
+                    f"Examples {first} to {last} have not been explained yet: run explain_dataset again to go on. "
+                    "indices() lists those that have."
+                )
+            self._last = (batch, pq.ParquetFile(path).read().to_pylist())
+        return self._last[1]
+
+
+def load_explanations(out: str | os.PathLike[str]) -> Explanations:
+    r"""Read explanations back from their folder, also while a run is still writing to it.
+
+    Args:
+
+        out (str or PathLike): Folder that :func:`explain_dataset` has written.
+
+    Returns:
+
+        - **explanations** (*Explanations*): A data set with one :class:`Explanation` for each example, and a table of
+          all numbers.
+
+    Raises:
+
+        FolderError: If there is no such folder, or it holds no explanations.
+
+    Examples::
+
+        >>> import tempfile
+        >>> import torch
+        >>> from captum_boundary import BoundarySaliency
+        >>> from captum_boundary.datasets import explain_dataset, load_explanations
+        >>> out = tempfile.mkdtemp()
+        >>> model = torch.nn.Linear(4, 3)
+        >>> _ = explain_dataset(BoundarySaliency(model), list(torch.randn(6, 4)), out, batch_size=4)
+        >>> explanations = load_explanations(out)
+        >>> explanations[5].found, explanations.table(["distance"]).num_rows
+        (True, 6)
+    """
+    return Explanations(out)
+
+
+def _together(tensors: dict[str, Tensor], name: str) -> Tensor | tuple[Tensor, ...] | None:
+    if name in tensors:
+        return tensors[name]
+    parts = tuple(tensors[key] for key in sorted(tensors, key=_number) if key.startswith(f"{name}."))
+    return parts or None
+
+
+def _number(name: str) -> tuple[str, int]:
+    stem, _, number = name.partition(".")
+    return stem, int(number or 0)
