@@ -34,6 +34,7 @@ from captum_boundary.attr._methods import (
 from captum_boundary.attr._score import MarginScore
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 from captum_boundary.search._given import points_for, search_for
+from captum_boundary.search._same_model import check_same_model
 
 __all__ = ["BoundaryAttribution"]
 
@@ -63,8 +64,10 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             ``(N, 1)`` for a binary model. Logits are best.
         method (Callable, optional): Whatever builds a Captum attribution from a forward function: a class, a
             ``functools.partial``, or ``lambda f: NoiseTunnel(Saliency(f))``. Default: IntegratedGradients
-        search (BoundarySearch, optional): How boundary points are found. Default: None, which means
-            ``NearestBoundary(forward_func)``
+        search (BoundarySearch, optional): How boundary points are found. Its forward function must be the same model:
+            two different modules, or two different functions, are refused; a module may meet the same module in
+            parallel or compiled, one that shares its parameters, or any function. Points of another model can be given
+            as ``boundary``. Default: None, which means ``NearestBoundary(forward_func)``
         score (str, optional): ``"output"`` attributes the output of the target class, as the paper does; ``"margin"``
             attributes its difference to the output of the class on the other side of the boundary, whose gradient is
             the true normal of the boundary. Default: ``"output"``
@@ -73,7 +76,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
 
         BoundaryTypeError: If ``method`` cannot be built or used in this way, or ``search`` is no BoundarySearch.
         BoundaryValueError: If ``score`` is neither ``"output"`` nor ``"margin"``, or ``"margin"`` with LRP, which
-            redistributes the value of one output.
+            redistributes the value of one output; and if ``search`` is certainly one of another model.
 
     Examples::
 
@@ -107,6 +110,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         if score not in ("output", "margin"):
             raise BoundaryValueError(f'score must be "output" or "margin", but it is {score!r}.')
         self.search = search_for(forward_func, search)
+        check_same_model(forward_func, self.search.forward_func)
         self.method = method
         self.score = score
         self._prototype = build_method(method, forward_func, score)

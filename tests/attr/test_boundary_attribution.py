@@ -602,6 +602,15 @@ def test_module_methods_refuse_functions(model: nn.Module) -> None:
             BoundaryAttribution(lambda x: model(x), method)
 
 
+def test_a_search_of_another_model_is_refused(model: nn.Module) -> None:
+    other = nn.Linear(D, C).double()
+    for forward in (other, other.forward, torch.nn.DataParallel(other)):
+        with pytest.raises(BoundaryValueError, match=r"search must look for the boundary of the model itself"):
+            BoundaryAttribution(model, search=quick_search(forward))
+    for forward in (model.forward, torch.nn.DataParallel(model), lambda x: model(x)):
+        BoundaryAttribution(model, search=quick_search(forward))
+
+
 def test_wrong_arguments_say_how_to_mend_them(model: nn.Module, inputs: Tensor, boundary: BoundaryPoints) -> None:
     bound = BoundaryAttribution(model)
     with pytest.raises(BoundaryValueError, match="one output"):
