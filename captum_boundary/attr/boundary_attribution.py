@@ -21,7 +21,7 @@ from captum_boundary._base.captum_helpers import (
 from captum_boundary._base.checks import check_inputs
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.margin import class_scores, resolve_target
-from captum_boundary.attr._calls import MethodCall, ask, ask_one_by_one, undisturbed_randomness
+from captum_boundary.attr._calls import MethodCall, ask, ask_one_by_one
 from captum_boundary.attr._methods import (
     build_method,
     check_arguments,
@@ -32,6 +32,7 @@ from captum_boundary.attr._methods import (
     takes_baselines,
 )
 from captum_boundary.attr._score import MarginScore
+from captum_boundary.attr._surroundings import default_device_of, undisturbed_randomness
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 from captum_boundary.search._given import points_for, search_for
 from captum_boundary.search._same_model import check_same_model
@@ -169,7 +170,12 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         options = {**self._default_options, **kwargs}
         self._check_options(options, return_convergence_delta)
         tensors = check_inputs(inputs)
-        with undisturbed_randomness(tensors[0].device), torch.inference_mode(False), torch.enable_grad():
+        with (
+            undisturbed_randomness(),
+            default_device_of(tensors[0].device),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             if boundary is None:
                 boundary = self.search.find(inputs, target, additional_forward_args)
                 target = None  # what it means is known from here on
