@@ -195,6 +195,34 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             results += (boundary,)
         return results if len(results) > 1 else results[0]
 
+    def compute_convergence_delta(
+        self,
+        attributions: Tensor | tuple[Tensor, ...],
+        start_point: Tensor | tuple[Tensor, ...],
+        end_point: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object = None,
+    ) -> Tensor:
+        r"""By how much the sum of attributions misses ``f(end_point) - f(start_point)``, the outputs of ``target``.
+
+        The boundary points are the start, the inputs the end. Arguments and result ``(N,)`` are those of
+        :meth:`captum.attr.GradientAttribution.compute_convergence_delta`.
+
+        Raises:
+
+            BoundaryValueError: With ``score="margin"``, which needs the classes on both sides of each boundary.
+        """
+        if self.score == "margin":
+            raise BoundaryValueError(
+                "compute_convergence_delta knows the outputs of one class, not the difference of two that "
+                'score="margin" attributes. Ask for the delta together with the attributions: attribute(..., '
+                "return_convergence_delta=True)."
+            )
+        delta: Tensor = super().compute_convergence_delta(
+            attributions, start_point, end_point, target, additional_forward_args
+        )
+        return delta
+
     def attribute_future(self) -> None:
         r"""This method is not implemented for boundary attributions."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
@@ -278,7 +306,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         if return_convergence_delta and not self.has_convergence_delta():
             raise BoundaryValueError(
                 f"{self._prototype.get_name()} has no convergence delta for each example. Leave out "
-                "return_convergence_delta, or compare sums of attributions with compute_convergence_delta."
+                'return_convergence_delta, or, with score="output", compare sums with compute_convergence_delta.'
             )
 
 

@@ -286,6 +286,16 @@ def test_delta_is_completeness_error(model: nn.Module, inputs: Tensor, boundary:
     assert many.abs().max() < few.abs().max() / 10
 
 
+def test_delta_of_the_margin_comes_with_the_attributions_alone(
+    model: nn.Module, inputs: Tensor, boundary: BoundaryPoints
+) -> None:
+    bound = BoundaryAttribution(model, DeepLift, score="margin")
+    attributions, delta = bound.attribute(inputs, boundary=boundary, return_convergence_delta=True)
+    assert delta.abs().max() < 1e-9
+    with pytest.raises(BoundaryValueError, match="return_convergence_delta=True"):
+        bound.compute_convergence_delta(attributions, boundary.points, inputs, boundary.target)
+
+
 def test_delta_of_lrp_is_its_own(model: nn.Module, inputs: Tensor, boundary: BoundaryPoints) -> None:
     attributions, delta = BoundaryAttribution(model, LRP).attribute(
         inputs, boundary=boundary, return_convergence_delta=True
