@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captum_boundary.attr._activation_table import POOLING, SETTINGS
 
-__all__ = ["prepare_for_hooks"]
+__all__ = ["WindowMaxPool", "prepare_for_hooks"]
 
 
 def prepare_for_hooks(module: nn.Module) -> nn.Module:
@@ -24,7 +24,7 @@ def prepare_for_hooks(module: nn.Module) -> nn.Module:
         module._backward_hooks.clear()  # Captum would leave a module with backward hooks out
         if _own_input not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_own_input)
-    return _WindowMaxPool(module) if _has_overlapping_windows(module) else module
+    return WindowMaxPool(module) if _has_overlapping_windows(module) else module
 
 
 def _own_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -44,15 +44,16 @@ def _per_dimension(pool: nn.Module, *names: str) -> list[tuple[int, ...]]:
     return [tuple(value) if isinstance(value, (tuple, list)) else (value,) * n_dimensions for value in values]
 
 
-class _WindowMaxPool(nn.Module):
+class WindowMaxPool(nn.Module):
     """Max pooling of windows copied side by side, since DeepLift's rule is wrong for windows that overlap."""
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
-        settings = _per_dimension(pool, "kernel_size", "stride", "padding", "dilation")
-        self.windows = list(zip(*settings, strict=True))
-        self.ceil_mode = pool.ceil_mode
-        self.maximum = prepare_for_hooks(nn.MaxPool1d(math.prod(settings[0])))
+        self.pool_type = type(pool)
+        self.settings = {setting: getattr(pool, setting) for setting in POOLING}
+        sizes = _per_dimension(pool, "kernel_size", "stride", "padding", "dilation")
+        self.windows = list(zip(*sizes, strict=True))
+        self.maximum = prepare_for_hooks(nn.MaxPool1d(math.prod(sizes[0])))
         self.train(pool.training)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -71,6 +72,8 @@ class _WindowMaxPool(nn.Module):
         kernel, stride, padding, dilation = window
         span = dilation * (kernel - 1) + 1
         last, rest = divmod(size + 2 * padding - span, stride)
-        if self.ceil_mode and rest and (last + 1) * stride < size + padding:  # a window must not start in the margin
+        if (
+            self.settings["ceil_mode"] and rest and (last + 1) * stride < size + padding
+        ):  # a window must not start in the margin
             last += 1
         return padding, last * stride + span - size - padding
