@@ -138,7 +138,8 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
                 examples N, which all inputs of a tuple share.
             target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs; 0
-                or None for a model with one output. Default: None, the predicted class of each example.
+                or None for a model with one output, or the ``target`` of a given ``boundary``. Default: None, the
+                predicted class of each example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their examples. Default: None
             boundary (BoundaryPoints, optional): Boundary points of these inputs, found before, so that several methods
@@ -281,11 +282,14 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             output = run_forward(self.forward_func, inputs, None, arguments)
         scores = class_scores(output, len(boundary))
         has_one_output = output.ndim == 1 or output.shape[1] == 1
-        if target is not None and not torch.equal(resolve_target(target, scores, has_one_output), boundary.target):
-            raise BoundaryValueError(
-                f"target asks for the classes {target}, but the given boundary is that of the classes "
-                f"{boundary.target.tolist()}. Leave target out, or search the boundary of the classes to explain."
-            )
+        names_sides = has_one_output and _is_target_of(boundary, target)
+        if target is not None and not names_sides:
+            asked = resolve_target(target, scores, has_one_output)
+            if not torch.equal(asked, boundary.target):
+                raise BoundaryValueError(
+                    f"target asks for the classes {target}, but the given boundary is that of the classes "
+                    f"{boundary.target.tolist()}. Leave target out, or search the boundary of the classes to explain."
+                )
         function = self.forward_func
         if hooks_modules(self._prototype):
             function = hookable_copy(function, self._prototype, (*inputs, *(arguments or ())))
@@ -308,6 +312,12 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
                 f"{self._prototype.get_name()} has no convergence delta for each example. Leave out "
                 'return_convergence_delta, or, with score="output", compare sums with compute_convergence_delta.'
             )
+
+
+def _is_target_of(boundary: BoundaryPoints, target: TargetType) -> bool:
+    """Whether ``target`` is that of the boundary, as a tensor or as a list: the sides, if the model has one output."""
+    classes = target.tolist() if isinstance(target, Tensor) else target
+    return bool(classes == boundary.target.tolist())
 
 
 def _nan_where_missing(values: Any, found: Tensor) -> Any:

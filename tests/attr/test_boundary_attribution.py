@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -355,10 +356,13 @@ def test_model_with_one_output(method: Callable[..., Any], score: str) -> None:
         expected = captum(method, column, inputs, baselines=boundary.points, target=0).detach()
     if score == "margin" and method is not Saliency:
         expected = torch.where(column(inputs) > 0, expected, -expected)
-    for model, target in ((column, None), (column, 0), (vector, None), (vector, 0)):
+    for model, target in itertools.product((column, vector), (None, 0, boundary.target, boundary.target.tolist())):
         seed(0)
         bound = BoundaryAttribution(model, method, score=score)
         close(bound.attribute(inputs, target, boundary=boundary), expected, 1e-5)
+    for wrong in (1, 1 - boundary.target):
+        with pytest.raises(BoundaryValueError, match="target must be None or 0"):
+            bound.attribute(inputs, wrong, boundary=boundary)
 
 
 ALL_QUICK_METHODS = [
