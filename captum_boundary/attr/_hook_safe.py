@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captum_boundary.attr._activation_table import POOLING, SETTINGS
 
-__all__ = ["WindowMaxPool", "prepare_for_hooks"]
+__all__ = ["WindowMaxPool", "has_own_hooks", "prepare_for_hooks"]
 
 
 def prepare_for_hooks(module: nn.Module) -> nn.Module:
@@ -25,6 +25,11 @@ def prepare_for_hooks(module: nn.Module) -> nn.Module:
         if _own_input not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_own_input)
     return WindowMaxPool(module) if _has_overlapping_windows(module) else module
+
+
+def has_own_hooks(module: nn.Module) -> bool:
+    """Whether a module that was prepared carries forward hooks of the user's, which whatever replaces it would lack."""
+    return bool(module._forward_hooks) or any(hook is not _own_input for hook in module._forward_pre_hooks.values())
 
 
 def _own_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -53,6 +58,7 @@ class WindowMaxPool(nn.Module):
         self.settings = {setting: getattr(pool, setting) for setting in POOLING}
         sizes = _per_dimension(pool, "kernel_size", "stride", "padding", "dilation")
         self.windows = list(zip(*sizes, strict=True))
+        self.ceil_mode = pool.ceil_mode
         self.maximum = prepare_for_hooks(nn.MaxPool1d(math.prod(sizes[0])))
         self.train(pool.training)
 
@@ -72,8 +78,6 @@ class WindowMaxPool(nn.Module):
         kernel, stride, padding, dilation = window
         span = dilation * (kernel - 1) + 1
         last, rest = divmod(size + 2 * padding - span, stride)
-        if (
-            self.settings["ceil_mode"] and rest and (last + 1) * stride < size + padding
-        ):  # a window must not start in the margin
+        if self.ceil_mode and rest and (last + 1) * stride < size + padding:  # a window must not start in the margin
             last += 1
         return padding, last * stride + span - size - padding

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from captum_boundary.attr._activation_table import POOLING, SETTINGS
-from captum_boundary.attr._hook_safe import WindowMaxPool
+from captum_boundary.attr._hook_safe import WindowMaxPool, has_own_hooks
 
 __all__ = ["pool_in_batches"]
 
@@ -21,14 +21,14 @@ __all__ = ["pool_in_batches"]
 def pool_in_batches(module: nn.Module, eps: float) -> nn.Module:
     """Let every max pooling in a copy that was prepared for hooks apply DeepLift's rule itself, and return the copy.
 
-    One that returns indices is left to Captum, which refuses it.
+    One with hooks of the user's is left to Captum, and so is one that returns indices, which Captum refuses.
     """
     for name, child in module._modules.items():
         if child is not None:
             module._modules[name] = pool_in_batches(child, eps)
     if isinstance(module, WindowMaxPool):
         return _MaxPool(module.pool_type, module.settings, eps)
-    if SETTINGS.get(type(module)) is POOLING and not module.return_indices:
+    if SETTINGS.get(type(module)) is POOLING and not module.return_indices and not has_own_hooks(module):
         return _MaxPool(type(module), {setting: getattr(module, setting) for setting in POOLING}, eps)
     return module
 

@@ -125,17 +125,18 @@ def hookable_copy(model: nn.Module, method: Attribution, inputs: tuple[Any, ...]
 def mixes_examples(method: Attribution, forward_func: Callable[..., Any]) -> bool:
     """Whether examples of one batch would influence each other, so that each must be asked about alone.
 
-    A required ``baselines`` is a distribution that all examples share, as in GradientShap. Captum's DeepLift takes the
-    mean of a softmax's gradients over all examples.
+    A required ``baselines`` is a distribution that all examples share, as in GradientShap. Captum's rules for
+    softmax and for max pooling, where we have not replaced it, read the gradients of all examples or of the first.
     """
     core = core_of(method)
     parameters = _parameters(core)
     if "baselines" in parameters and parameters["baselines"].default is inspect.Parameter.empty:
         return True
+    mixing = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Softmax)
     return (
         isinstance(core, DeepLift)
         and isinstance(forward_func, nn.Module)
-        and any(isinstance(module, nn.Softmax) for module in forward_func.modules())
+        and any(isinstance(module, mixing) for module in forward_func.modules())
     )
 
 

@@ -282,14 +282,12 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             output = run_forward(self.forward_func, inputs, None, arguments)
         scores = class_scores(output, len(boundary))
         has_one_output = output.ndim == 1 or output.shape[1] == 1
-        names_sides = has_one_output and _is_target_of(boundary, target)
-        if target is not None and not names_sides:
-            asked = resolve_target(target, scores, has_one_output)
-            if not torch.equal(asked, boundary.target):
-                raise BoundaryValueError(
-                    f"target asks for the classes {target}, but the given boundary is that of the classes "
-                    f"{boundary.target.tolist()}. Leave target out, or search the boundary of the classes to explain."
-                )
+        is_its_own = target is None or _is_target_of(boundary, target)
+        if not is_its_own and not torch.equal(resolve_target(target, scores, has_one_output), boundary.target):
+            raise BoundaryValueError(
+                f"target asks for the classes {target}, but the given boundary is that of the classes "
+                f"{boundary.target.tolist()}. Leave target out, or search the boundary of the classes to explain."
+            )
         function = self.forward_func
         if hooks_modules(self._prototype):
             function = hookable_copy(function, self._prototype, (*inputs, *(arguments or ())))
@@ -315,7 +313,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
 
 
 def _is_target_of(boundary: BoundaryPoints, target: TargetType) -> bool:
-    """Whether ``target`` is that of the boundary, as a tensor or as a list: the sides, if the model has one output."""
+    """Whether ``target`` is the very one of the boundary, a tensor or a list: of a model with one output, the sides."""
     classes = target.tolist() if isinstance(target, Tensor) else target
     return bool(classes == boundary.target.tolist())
 

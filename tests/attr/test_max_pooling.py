@@ -110,3 +110,14 @@ def test_the_precision_of_multipliers_is_the_users() -> None:
     coarse = BoundaryAttribution(model, lambda f: DeepLift(f, eps=0.1)).attribute(inputs, boundary=boundary)
     fine = BoundaryAttribution(model, DeepLift).attribute(inputs, boundary=boundary)
     assert not torch.allclose(coarse, fine)
+
+
+def test_hooks_of_the_user_are_heeded() -> None:
+    model, inputs = network(2)
+    model[1].register_forward_hook(lambda module, arguments, output: 3 * output)
+    boundary = points_of(model, inputs)
+    together, delta = BoundaryAttribution(model, DeepLift).attribute(
+        inputs, boundary=boundary, return_convergence_delta=True
+    )
+    torch.testing.assert_close(together, one_by_one(model, inputs, boundary), rtol=1e-9, atol=1e-12)
+    assert delta.abs().max() < 1e-9
