@@ -43,7 +43,7 @@ def _generators() -> Iterator[tuple[Callable[[], Any], Callable[[Any], object]]]
 @contextmanager
 def default_device_of(device: torch.device) -> Iterator[None]:
     """Where the user has set a default device, let it be that of the inputs, for Captum makes tensors without one."""
-    if torch.get_default_device().type == "cpu":
+    if torch.empty(0).device.type == "cpu":  # torch.get_default_device overlooks contexts in PyTorch 2.4
         yield
         return
     with device:
