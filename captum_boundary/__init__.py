@@ -1,6 +1,6 @@
 """Boundary attributions for Captum: explain a classifier from its nearest decision boundary."""
 
-from captum_boundary import metrics
+from captum_boundary import metrics, visualization
 from captum_boundary._base.errors import (
     BoundaryError,
     BoundaryNotFoundError,
@@ -60,4 +60,5 @@ __all__ = [
     "metrics",
     "paper_settings",
     "separate_activations",
+    "visualization",
 ]

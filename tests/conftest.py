@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+# Tests run side by side, each on one thread, and so do the processes that they start.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import torch
 
 from captum_boundary.__main__ import main
 
-pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 from captum_boundary._demo import digits, explanation, page, picture
@@ -73,11 +72,11 @@ def test_the_same_seed_trains_the_same_network(explained):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_missing_packages_are_named(monkeypatch, capsys):
+def test_a_missing_package_is_named(monkeypatch, capsys):
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else find_spec(name))
     assert main([]) == 1
-    assert 'needs matplotlib: pip install "captum-boundary[demo]"' in capsys.readouterr().err
+    assert 'needs scikit-learn: pip install "captum-boundary[demo]"' in capsys.readouterr().err
 
 
 def test_numbers_must_be_positive(capsys):

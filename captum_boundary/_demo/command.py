@@ -15,12 +15,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demonstration, and return the exit status."""
     options = _parser().parse_args(arguments)
-    missing = [name for name in ("matplotlib", "sklearn") if importlib.util.find_spec(name) is None]
-    if missing:
-        print(
-            f'The demonstration needs {" and ".join(missing)}: pip install "captum-boundary[demo]"',
-            file=sys.stderr,
-        )
+    if importlib.util.find_spec("sklearn") is None:
+        print('The demonstration needs scikit-learn: pip install "captum-boundary[demo]"', file=sys.stderr)
         return 1
 
     from captum_boundary._demo import digits, explanation, page, picture

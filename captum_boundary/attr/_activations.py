@@ -19,6 +19,7 @@ from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.attr._activation_table import FUNCTIONAL_FORMS, SETTINGS
 from captum_boundary.attr._hook_safe import prepare_for_hooks
 from captum_boundary.attr._separation_check import verify
+from captum_boundary.attr._surroundings import undisturbed_randomness
 
 __all__ = ["separate_activations"]
 
@@ -66,6 +67,11 @@ def separate_activations(model: nn.Module, example_inputs: Tensor | tuple[Any, .
         2
     """
     _require_plain_module(model)
+    with undisturbed_randomness():  # tracing runs the model's own code
+        return _separated_copy(model, example_inputs)
+
+
+def _separated_copy(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None) -> nn.Module:
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     untraceable: dict[nn.Module, str] = {}
     separated = _separate(_copy_sharing_tensors(model), () if example_inputs is None else inputs, untraceable, set())

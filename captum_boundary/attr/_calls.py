@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from captum.attr import Attribution, DeepLiftShap, GradientAttribution
 from torch import Tensor
@@ -15,7 +13,7 @@ from torch import Tensor
 from captum_boundary._base.captum_helpers import format_output
 from captum_boundary.attr._methods import core_of
 
-__all__ = ["MethodCall", "ask", "ask_one_by_one", "undisturbed_randomness"]
+__all__ = ["MethodCall", "ask", "ask_one_by_one"]
 
 _EXPECTED_WARNINGS = (
     "Setting forward, backward hooks and attributes on non-linear",  # DeepLift
@@ -79,15 +77,3 @@ def ask_one_by_one(method: Attribution, call: MethodCall, as_tuple: bool, option
     if isinstance(answers[0], tuple):
         return tuple(torch.cat(parts) for parts in zip(*answers, strict=True))
     return torch.cat(answers)
-
-
-@contextmanager
-def undisturbed_randomness(device: torch.device) -> Iterator[None]:
-    """Leave the global random states of PyTorch and NumPy, from which Captum's methods draw, as they were."""
-    devices = [device] if device.type == "cuda" else []
-    numpy_state = np.random.get_state()  # noqa: NPY002, Captum draws from the legacy state
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captum_boundary.attr._activation_table import POOLING, SETTINGS
 
-__all__ = ["prepare_for_hooks"]
+__all__ = ["WindowMaxPool", "has_own_hooks", "prepare_for_hooks"]
 
 
 def prepare_for_hooks(module: nn.Module) -> nn.Module:
@@ -24,7 +24,12 @@ def prepare_for_hooks(module: nn.Module) -> nn.Module:
         module._backward_hooks.clear()  # Captum would leave a module with backward hooks out
         if _own_input not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_own_input)
-    return _WindowMaxPool(module) if _has_overlapping_windows(module) else module
+    return WindowMaxPool(module) if _has_overlapping_windows(module) else module
+
+
+def has_own_hooks(module: nn.Module) -> bool:
+    """Whether a module that was prepared carries forward hooks of the user's, which whatever replaces it would lack."""
+    return bool(module._forward_hooks) or any(hook is not _own_input for hook in module._forward_pre_hooks.values())
 
 
 def _own_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -44,15 +49,17 @@ def _per_dimension(pool: nn.Module, *names: str) -> list[tuple[int, ...]]:
     return [tuple(value) if isinstance(value, (tuple, list)) else (value,) * n_dimensions for value in values]
 
 
-class _WindowMaxPool(nn.Module):
+class WindowMaxPool(nn.Module):
     """Max pooling of windows copied side by side, since DeepLift's rule is wrong for windows that overlap."""
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
-        settings = _per_dimension(pool, "kernel_size", "stride", "padding", "dilation")
-        self.windows = list(zip(*settings, strict=True))
+        self.pool_type = type(pool)
+        self.settings = {setting: getattr(pool, setting) for setting in POOLING}
+        sizes = _per_dimension(pool, "kernel_size", "stride", "padding", "dilation")
+        self.windows = list(zip(*sizes, strict=True))
         self.ceil_mode = pool.ceil_mode
-        self.maximum = prepare_for_hooks(nn.MaxPool1d(math.prod(settings[0])))
+        self.maximum = prepare_for_hooks(nn.MaxPool1d(math.prod(sizes[0])))
         self.train(pool.training)
 
     def forward(self, values: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import nn
 
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.attr._activations import separate_activations
+from captum_boundary.attr._max_pooling import pool_in_batches
 
 __all__ = [
     "build_method",
@@ -114,14 +115,18 @@ def hookable_copy(model: nn.Module, method: Attribution, inputs: tuple[Any, ...]
     """
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
-    return copy.deepcopy(model) if isinstance(core_of(method), LRP) else separate_activations(model, inputs)
+    core = core_of(method)
+    if isinstance(core, LRP):
+        return copy.deepcopy(model)
+    separated = separate_activations(model, inputs)
+    return pool_in_batches(separated, core.eps) if isinstance(core, DeepLift) else separated
 
 
 def mixes_examples(method: Attribution, forward_func: Callable[..., Any]) -> bool:
     """Whether examples of one batch would influence each other, so that each must be asked about alone.
 
-    A required ``baselines`` is a distribution that all examples share, as in GradientShap. DeepLift's rules for pooling
-    and softmax read the gradients of the first example, or of all of them, for each.
+    A required ``baselines`` is a distribution that all examples share, as in GradientShap. Captum's rules for
+    softmax and for max pooling, where we have not replaced it, read the gradients of all examples or of the first.
     """
     core = core_of(method)
     parameters = _parameters(core)

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary.attr._activation_table import FUNCTIONAL_FORMS, SETTINGS
+from captum_boundary.attr._surroundings import undisturbed_randomness
 
 __all__ = ["verify"]
 
@@ -61,12 +62,13 @@ class _CallRecorder(TorchFunctionMode):
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> object:
-    """The outputs for ``inputs``, without a trace in them, in the buffers of the model or in the random state."""
+    """The outputs for ``inputs``, without a trace in them, in the buffers of the model or in the random states.
+
+    A model and its copy draw the same random numbers, since both start from the same states.
+    """
     own_inputs = tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
     own_buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+    with torch.no_grad(), undisturbed_randomness():
         return torch.func.functional_call(model, own_buffers, own_inputs)
 
 

@@ -21,7 +21,7 @@ from captum_boundary._base.captum_helpers import (
 from captum_boundary._base.checks import check_inputs
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.margin import class_scores, resolve_target
-from captum_boundary.attr._calls import MethodCall, ask, ask_one_by_one, undisturbed_randomness
+from captum_boundary.attr._calls import MethodCall, ask, ask_one_by_one
 from captum_boundary.attr._methods import (
     build_method,
     check_arguments,
@@ -32,8 +32,10 @@ from captum_boundary.attr._methods import (
     takes_baselines,
 )
 from captum_boundary.attr._score import MarginScore
+from captum_boundary.attr._surroundings import default_device_of, undisturbed_randomness
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 from captum_boundary.search._given import points_for, search_for
+from captum_boundary.search._same_model import check_same_model
 
 __all__ = ["BoundaryAttribution"]
 
@@ -63,8 +65,10 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             ``(N, 1)`` for a binary model. Logits are best.
         method (Callable, optional): Whatever builds a Captum attribution from a forward function: a class, a
             ``functools.partial``, or ``lambda f: NoiseTunnel(Saliency(f))``. Default: IntegratedGradients
-        search (BoundarySearch, optional): How boundary points are found. Default: None, which means
-            ``NearestBoundary(forward_func)``
+        search (BoundarySearch, optional): How boundary points are found. Its forward function must be the same model:
+            two different modules, or two different functions, are refused; a module may meet the same module in
+            parallel or compiled, one that shares its parameters, or any function. Points of another model can be given
+            as ``boundary``. Default: None, which means ``NearestBoundary(forward_func)``
         score (str, optional): ``"output"`` attributes the output of the target class, as the paper does; ``"margin"``
             attributes its difference to the output of the class on the other side of the boundary, whose gradient is
             the true normal of the boundary. Default: ``"output"``
@@ -73,7 +77,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
 
         BoundaryTypeError: If ``method`` cannot be built or used in this way, or ``search`` is no BoundarySearch.
         BoundaryValueError: If ``score`` is neither ``"output"`` nor ``"margin"``, or ``"margin"`` with LRP, which
-            redistributes the value of one output.
+            redistributes the value of one output; and if ``search`` is certainly one of another model.
 
     Examples::
 
@@ -107,6 +111,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         if score not in ("output", "margin"):
             raise BoundaryValueError(f'score must be "output" or "margin", but it is {score!r}.')
         self.search = search_for(forward_func, search)
+        check_same_model(forward_func, self.search.forward_func)
         self.method = method
         self.score = score
         self._prototype = build_method(method, forward_func, score)
@@ -133,7 +138,8 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
                 examples N, which all inputs of a tuple share.
             target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs; 0
-                or None for a model with one output. Default: None, the predicted class of each example.
+                or None for a model with one output, or the ``target`` of a given ``boundary``. Default: None, the
+                predicted class of each example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their examples. Default: None
             boundary (BoundaryPoints, optional): Boundary points of these inputs, found before, so that several methods
@@ -165,7 +171,12 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         options = {**self._default_options, **kwargs}
         self._check_options(options, return_convergence_delta)
         tensors = check_inputs(inputs)
-        with undisturbed_randomness(tensors[0].device), torch.inference_mode(False), torch.enable_grad():
+        with (
+            undisturbed_randomness(),
+            default_device_of(tensors[0].device),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             if boundary is None:
                 boundary = self.search.find(inputs, target, additional_forward_args)
                 target = None  # what it means is known from here on
@@ -184,6 +195,34 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         if return_boundary:
             results += (boundary,)
         return results if len(results) > 1 else results[0]
+
+    def compute_convergence_delta(
+        self,
+        attributions: Tensor | tuple[Tensor, ...],
+        start_point: Tensor | tuple[Tensor, ...],
+        end_point: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object = None,
+    ) -> Tensor:
+        r"""By how much the sum of attributions misses ``f(end_point) - f(start_point)``, the outputs of ``target``.
+
+        The boundary points are the start, the inputs the end. Arguments and result ``(N,)`` are those of
+        :meth:`captum.attr.GradientAttribution.compute_convergence_delta`.
+
+        Raises:
+
+            BoundaryValueError: With ``score="margin"``, which needs the classes on both sides of each boundary.
+        """
+        if self.score == "margin":
+            raise BoundaryValueError(
+                "compute_convergence_delta knows the outputs of one class, not the difference of two that "
+                'score="margin" attributes. Ask for the delta together with the attributions: attribute(..., '
+                "return_convergence_delta=True)."
+            )
+        delta: Tensor = super().compute_convergence_delta(
+            attributions, start_point, end_point, target, additional_forward_args
+        )
+        return delta
 
     def attribute_future(self) -> None:
         r"""This method is not implemented for boundary attributions."""
@@ -243,7 +282,8 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             output = run_forward(self.forward_func, inputs, None, arguments)
         scores = class_scores(output, len(boundary))
         has_one_output = output.ndim == 1 or output.shape[1] == 1
-        if target is not None and not torch.equal(resolve_target(target, scores, has_one_output), boundary.target):
+        is_its_own = target is None or _is_target_of(boundary, target)
+        if not is_its_own and not torch.equal(resolve_target(target, scores, has_one_output), boundary.target):
             raise BoundaryValueError(
                 f"target asks for the classes {target}, but the given boundary is that of the classes "
                 f"{boundary.target.tolist()}. Leave target out, or search the boundary of the classes to explain."
@@ -268,8 +308,14 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         if return_convergence_delta and not self.has_convergence_delta():
             raise BoundaryValueError(
                 f"{self._prototype.get_name()} has no convergence delta for each example. Leave out "
-                "return_convergence_delta, or compare sums of attributions with compute_convergence_delta."
+                'return_convergence_delta, or, with score="output", compare sums with compute_convergence_delta.'
             )
+
+
+def _is_target_of(boundary: BoundaryPoints, target: TargetType) -> bool:
+    """Whether ``target`` is the very one of the boundary, a tensor or a list: of a model with one output, the sides."""
+    classes = target.tolist() if isinstance(target, Tensor) else target
+    return bool(classes == boundary.target.tolist())
 
 
 def _nan_where_missing(values: Any, found: Tensor) -> Any:

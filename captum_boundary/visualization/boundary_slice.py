@@ -188,7 +188,7 @@ def _draw_regions(
 
 def _draw_margin(axis: Axes, scores: Tensor, target: int, frame: Frame) -> None:
     columns = scores.flatten(1).T
-    margin, _ = margin_and_rival(columns, torch.full((len(columns),), target))
+    margin, _ = margin_and_rival(columns, torch.full((len(columns),), target, device=columns.device))
     margins = margin.view(scores.shape[1:]).double().numpy()
     levels = np.asarray(MaxNLocator(9).tick_values(margins.min(), margins.max()))
     lines = axis.contour(margins, levels[levels != 0], extent=frame, colors="black", linewidths=0.5, alpha=0.5)

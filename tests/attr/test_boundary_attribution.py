@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -286,6 +287,16 @@ def test_delta_is_completeness_error(model: nn.Module, inputs: Tensor, boundary:
     assert many.abs().max() < few.abs().max() / 10
 
 
+def test_delta_of_the_margin_comes_with_the_attributions_alone(
+    model: nn.Module, inputs: Tensor, boundary: BoundaryPoints
+) -> None:
+    bound = BoundaryAttribution(model, DeepLift, score="margin")
+    attributions, delta = bound.attribute(inputs, boundary=boundary, return_convergence_delta=True)
+    assert delta.abs().max() < 1e-9
+    with pytest.raises(BoundaryValueError, match="return_convergence_delta=True"):
+        bound.compute_convergence_delta(attributions, boundary.points, inputs, boundary.target)
+
+
 def test_delta_of_lrp_is_its_own(model: nn.Module, inputs: Tensor, boundary: BoundaryPoints) -> None:
     attributions, delta = BoundaryAttribution(model, LRP).attribute(
         inputs, boundary=boundary, return_convergence_delta=True
@@ -345,10 +356,13 @@ def test_model_with_one_output(method: Callable[..., Any], score: str) -> None:
         expected = captum(method, column, inputs, baselines=boundary.points, target=0).detach()
     if score == "margin" and method is not Saliency:
         expected = torch.where(column(inputs) > 0, expected, -expected)
-    for model, target in ((column, None), (column, 0), (vector, None), (vector, 0)):
+    for model, target in itertools.product((column, vector), (None, 0, boundary.target, boundary.target.tolist())):
         seed(0)
         bound = BoundaryAttribution(model, method, score=score)
         close(bound.attribute(inputs, target, boundary=boundary), expected, 1e-5)
+    for wrong in (1, 1 - boundary.target):
+        with pytest.raises(BoundaryValueError, match="target must be None or 0"):
+            bound.attribute(inputs, wrong, boundary=boundary)
 
 
 ALL_QUICK_METHODS = [
@@ -600,6 +614,15 @@ def test_module_methods_refuse_functions(model: nn.Module) -> None:
     for method in (DeepLift, LRP, GuidedBackprop):
         with pytest.raises(BoundaryTypeError):
             BoundaryAttribution(lambda x: model(x), method)
+
+
+def test_a_search_of_another_model_is_refused(model: nn.Module) -> None:
+    other = nn.Linear(D, C).double()
+    for forward in (other, other.forward, torch.nn.DataParallel(other)):
+        with pytest.raises(BoundaryValueError, match=r"search must look for the boundary of the model itself"):
+            BoundaryAttribution(model, search=quick_search(forward))
+    for forward in (model.forward, torch.nn.DataParallel(model), lambda x: model(x)):
+        BoundaryAttribution(model, search=quick_search(forward))
 
 
 def test_wrong_arguments_say_how_to_mend_them(model: nn.Module, inputs: Tensor, boundary: BoundaryPoints) -> None:

@@ -85,7 +85,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
         pytest.skip("This PyTorch has no gloo.")
     folder: Path = tmp_path_factory.mktemp("distributed")
     mp.spawn(work, args=(f"file://{folder}/rendezvous", str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize(("size", "internal_batch_size", "kind"), cases())

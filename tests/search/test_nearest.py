@@ -178,7 +178,7 @@ def networks():
     return list(tiny_networks(n_cases=20, seed=0, limit=LIMIT))
 
 
-@pytest.mark.parametrize(("budget", "share"), [(40, 0.95), (200, 0.99)])
+@pytest.mark.parametrize(("budget", "share"), [(40, 0.95), pytest.param(200, 0.99, marks=pytest.mark.exhaustive)])
 def test_tiny_relu_networks_against_enumeration(networks, budget, share):
     ratios = []
     for x, *parameters, exact in networks:

@@ -1,0 +1,76 @@
+"""Whether two forward functions may be the same model, as those of an attribution and of its search must be."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from captum_boundary._base.errors import BoundaryValueError
+
+__all__ = ["check_same_model"]
+
+_CALLS = ("__call__", "forward", "_call_impl", "_wrapped_call_impl")
+
+
+def check_same_model(forward_func: Callable[..., Any], searched: Callable[..., Any], name: str = "search") -> None:
+    r"""Refuse a search, called ``name``, whose forward function is certainly not the model that it is wanted for.
+
+    Parallel wrappers, partials, what ``torch.compile`` returns, and the methods ``forward`` and ``__call__`` stand for
+    what is inside them. Two of these that are neither the same object nor equal are certainly not the same model if
+
+    - both are modules with parameters or buffers and share none of them: neither holds or rewrites the other; or
+    - neither is a module: they are two functions, even if they are written alike.
+
+    A function beside a module is taken at its word, for it may call the module.
+
+    Args:
+
+        forward_func (Callable): The model.
+        searched (Callable): Forward function of the search.
+        name (str, optional): What to call the search in the error. Default: ``"search"``
+
+    Raises:
+
+        BoundaryValueError: If the two are certainly not the same model.
+    """
+    wanted, given = _inside(forward_func), _inside(searched)
+    if _certainly_differ(wanted, given):
+        raise BoundaryValueError(
+            f"{name} must look for the boundary of the model itself, {_describe(wanted)}, but its forward function is "
+            f"another one, {_describe(given)}. Give the same object to both."
+        )
+
+
+def _inside(function: Any) -> Any:
+    """What a forward function stands for, once everything that changes nothing is taken off."""
+    while True:
+        attributes = getattr(function, "__dict__", {})
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif isinstance(function, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            function = function.module
+        elif "_orig_mod" in attributes.get("_modules", ()):  # a compiled module
+            function = function._orig_mod
+        elif "_torchdynamo_orig_callable" in attributes:  # a compiled function
+            function = attributes["_torchdynamo_orig_callable"]
+        elif getattr(function, "__name__", None) in _CALLS and hasattr(function, "__self__"):
+            function = function.__self__
+        else:
+            return function
+
+
+def _certainly_differ(wanted: Any, given: Any) -> bool:
+    if wanted is given or wanted == given:
+        return False
+    modules = [function for function in (wanted, given) if isinstance(function, nn.Module)]
+    if len(modules) < 2:
+        return not modules
+    tensors, others = ({id(tensor) for tensor in (*m.parameters(), *m.buffers())} for m in modules)
+    return bool(tensors) and bool(others) and tensors.isdisjoint(others)
+
+
+def _describe(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__name__))
