@@ -1,8 +1,10 @@
 """A pretended accelerator: a device of its own kind, computed on the CPU, that counts what a real one would be asked.
 
-Tensors on it cannot be mixed with those of the CPU, and whatever would launch a kernel, make the host wait for the
-device, or copy from the host to the device is counted: apart for the forward passes of models, for backward passes, and
-for all else, which is what the package itself costs.
+Tensors on it mix with those of the CPU no more than a GPU's do, so that code which forgets the device fails. Whatever
+would launch a kernel, make the host wait for the device or copy from the host to the device is counted, apart for the
+forward passes of models, for backward passes, and for all else, which is what the package itself costs.
+
+Unlike a GPU the device has no ``torch.Generator`` of its own: PyTorch makes those of a backend in C++ alone.
 """
 
 from __future__ import annotations
@@ -14,25 +16,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils import backend_registration
 
-try:
-    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-except ImportError:  # torch < 2.10
-    _setup_privateuseone_for_python_backend = None
+__all__ = ["DEVICE", "IS_POSSIBLE", "Cost", "Counts", "counting", "register"]
 
-__all__ = ["AVAILABLE", "DEVICE", "Cost", "Counts", "counting", "install"]
-
-AVAILABLE = _setup_privateuseone_for_python_backend is not None
-NAME = "pretended"
-DEVICE = f"{NAME}:0"
+_NAME = "pretended"
 _PACKAGE = "captum_boundary"
+_CPU = torch.device("cpu")
+
+DEVICE = f"{_NAME}:0"
+IS_POSSIBLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")  # since torch 2.10
 
 aten = torch.ops.aten
 
@@ -41,54 +39,54 @@ aten = torch.ops.aten
 class Cost:
     """What was asked of the device."""
 
-    operations: int = 0
-    synchronisations: int = 0
-    copies: int = 0
+    operations: int = 0  # kernels, views not being any
+    synchronisations: int = 0  # the host waits for the device
+    copies: int = 0  # from the host to the device
 
 
 @dataclass
 class Counts:
-    """What the package (``own``), the forward passes of models (``model``) and backward passes asked of the device."""
+    """Costs by who asked, and where the package did."""
 
     own: Cost = field(default_factory=Cost)
-    model: Cost = field(default_factory=Cost)
+    model: Cost = field(default_factory=Cost)  # the forward passes of modules that are not the package's
     backward: Cost = field(default_factory=Cost)
     forward_calls: int = 0
     backward_calls: int = 0
-    by_name: Counter[str] = field(default_factory=Counter)  # own operations
-    operations_by_line: Counter[str] = field(default_factory=Counter)  # own ones, as all below
-    synchronisations_by_line: Counter[str] = field(default_factory=Counter)
-    copies_by_line: Counter[str] = field(default_factory=Counter)
+    names: Counter[str] = field(default_factory=Counter)  # of own operations
+    lines: dict[str, Counter[str]] = field(  # of the package, for each kind of its own cost
+        default_factory=lambda: {kind: Counter() for kind in ("operations", "synchronisations", "copies")}
+    )
 
 
 _counts: Counts | None = None
-_region = "own"
+_asking = "own"
 
 
 @contextmanager
 def counting() -> Iterator[Counts]:
-    """Count what is asked of the device. Every outermost call of a module not of the package is a forward pass."""
-    global _counts  # noqa: PLW0603
-    call, engine = nn.Module.__call__, torch.autograd._engine_run_backward
+    """Count what is asked of the device in the meantime."""
+    global _counts
+    call_module, run_engine = nn.Module.__call__, torch.autograd._engine_run_backward
+    counts = Counts()
 
     def call_counted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if _region == "model" or type(module).__module__.split(".")[0] == _PACKAGE:
-            return call(module, *args, **kwargs)
+        if _asking == "model" or type(module).__module__.split(".")[0] == _PACKAGE:
+            return call_module(module, *args, **kwargs)
         counts.forward_calls += 1
-        with _inside("model"):
-            return call(module, *args, **kwargs)
+        with _asked_by("model"):
+            return call_module(module, *args, **kwargs)
 
-    def run_backward(*args: Any, **kwargs: Any) -> Any:
+    def run_counted(*args: Any, **kwargs: Any) -> Any:
         counts.backward_calls += 1
-        with _inside("backward"):
-            return engine(*args, **kwargs)
+        with _asked_by("backward"):
+            return run_engine(*args, **kwargs)
 
-    outer, counts = _counts, Counts()
-    _counts = counts
+    outer, _counts = _counts, counts
     try:
         with (
             mock.patch.object(nn.Module, "__call__", call_counted),
-            mock.patch.object(torch.autograd, "_engine_run_backward", run_backward),
+            mock.patch.object(torch.autograd, "_engine_run_backward", run_counted),
         ):
             yield counts
     finally:
@@ -96,50 +94,50 @@ def counting() -> Iterator[Counts]:
 
 
 @contextmanager
-def _inside(region: str) -> Iterator[None]:
-    global _region  # noqa: PLW0603
-    outer, _region = _region, region
+def _asked_by(who: str) -> Iterator[None]:
+    global _asking
+    outer, _asking = _asking, who
     try:
         yield
     finally:
-        _region = outer
+        _asking = outer
 
 
-def _count(name: str, operations: int = 0, synchronisations: int = 0, copies: int = 0) -> None:
-    if _counts is None:
+def _count(name: str, cost: Cost) -> None:
+    if _counts is None or cost == Cost():
         return
-    cost: Cost = getattr(_counts, _region)
-    cost.operations += operations
-    cost.synchronisations += synchronisations
-    cost.copies += copies
-    if _region == "own":
-        line = _line()
-        for counter, key, amount in (
-            (_counts.by_name, name, operations),
-            (_counts.operations_by_line, line, operations),
-            (_counts.synchronisations_by_line, line, synchronisations),
-            (_counts.copies_by_line, line, copies),
-        ):
-            if amount:
-                counter[key] += amount
+    total: Cost = getattr(_counts, _asking)
+    line = _line() if _asking == "own" else None
+    for kind, amount in vars(cost).items():
+        if amount:
+            setattr(total, kind, getattr(total, kind) + amount)
+            if line is not None:
+                _counts.lines[kind][line] += amount
+    if line is not None and cost.operations:
+        _counts.names[name] += cost.operations
 
 
 def _line() -> str:
     """The innermost line of the package that is being run."""
-    frame = sys._getframe(2)
+    frame = sys._getframe()
     while frame is not None:
-        parts = Path(frame.f_code.co_filename).parts
-        if _PACKAGE in parts:
-            return f"{'/'.join(parts[parts.index(_PACKAGE) + 1 :])}:{frame.f_lineno}"
+        if (file := _file_of_package(frame.f_code.co_filename)) is not None:
+            return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return "elsewhere"
 
 
+@lru_cache(None)
+def _file_of_package(path: str) -> str | None:
+    _, _, file = path.replace(os.sep, "/").partition(f"/{_PACKAGE}/")
+    return file or None
+
+
 class PretendedTensor(Tensor):
-    """A tensor on the pretended device; its values are those of ``host``, a tensor of the CPU."""
+    """A tensor on the pretended device, whose values are those of ``host``, a tensor of the CPU."""
 
     host: Tensor
-    is_host_scalar: bool
+    is_number: bool = False  # a Python number on its way to the device, which a GPU gets as an argument of the kernel
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
@@ -150,18 +148,16 @@ class PretendedTensor(Tensor):
             strides=host.stride(),
             storage_offset=host.storage_offset(),
             dtype=host.dtype,
-            layout=host.layout,
             device=DEVICE,
         )
         tensor.host = host
-        tensor.is_host_scalar = False
         return tensor
 
     def __repr__(self) -> str:
         return f"{self.host!r}.to({DEVICE!r})"
 
     def tolist(self) -> Any:
-        return self.cpu().tolist()
+        return self.cpu().tolist()  # Tensor.tolist refuses subclasses
 
     @classmethod
     def __torch_dispatch__(
@@ -170,87 +166,110 @@ class PretendedTensor(Tensor):
         return _run(func, args, kwargs or {})
 
 
+def _host_of(tensor: Tensor) -> Tensor:
+    return tensor.host if isinstance(tensor, PretendedTensor) else tensor
+
+
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Compute ``func`` on the host, and count it."""
-    name = func.name().removeprefix("aten::").split(".")[0]
-    destination = kwargs.get("device")
+    """Compute on the host, as if on the device."""
     if func is aten.copy_.default:
         return _copy(*args, **kwargs)
-    leaves, spec = tree_flatten((args, kwargs))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    _check_devices(func, name, args, tensors)
-    _check_generator(kwargs)
-    if kwargs.get("generator", "absent") is None or (_draws(func) and "generator" not in kwargs):
-        kwargs = {**kwargs, "generator": _device_generator()}
-        leaves, spec = tree_flatten((args, kwargs))
-    wrappers = {id(leaf.host): leaf for leaf in tensors if isinstance(leaf, PretendedTensor)}
-    host_args, host_kwargs = tree_unflatten(
-        [leaf.host if isinstance(leaf, PretendedTensor) else leaf for leaf in leaves], spec
-    )
-    if destination is not None:
-        host_kwargs["device"] = torch.device("cpu")
-    result = func(*host_args, **host_kwargs)
-    to_host = destination is not None and torch.device(destination).type == "cpu"
-    _count(name, **_price(func, name, args, to_host))
-    if to_host:
-        return result
+    tensors: list[Tensor] = []
+    _map(tensors.append, (args, tuple(kwargs.values())))
+    _check_devices(func, args, tensors)
+    _check_generator(kwargs.get("generator"))
+    is_result_here = _is_here(kwargs.get("device"))
+    name = func._schema.name.removeprefix("aten::")
+    _count(name, _cost(func, name, args, kwargs) if is_result_here else _cost_of_leaving(name))
+
+    args, kwargs = _map(_host_of, args), {name: _map(_host_of, value) for name, value in kwargs.items()}
+    if _is_random(func):
+        kwargs["generator"] = _random_state
+    if not is_result_here:
+        return func(*args, **kwargs)
+    if "device" in kwargs:
+        kwargs["device"] = _CPU
+
+    here = {id(tensor.host): tensor for tensor in tensors if isinstance(tensor, PretendedTensor)}
 
     def wrap(host: Tensor) -> PretendedTensor:
-        wrapper = wrappers.get(id(host))
-        if wrapper is None:
+        tensor = here.get(id(host))
+        if tensor is None:
             return PretendedTensor(host)
-        if wrapper.shape != host.shape:
+        if tensor.shape != host.shape:
             raise NotImplementedError(f"{func} changes the shape of a tensor in place.")
-        return wrapper
+        return tensor
 
-    return tree_map_only(Tensor, wrap, result)
+    return _map(wrap, func(*args, **kwargs))
+
+
+def _map(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """``value`` with all its tensors replaced."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_map(function, part) for part in value)
+    return value
 
 
 def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    on_device = isinstance(target, PretendedTensor), isinstance(source, PretendedTensor)
-    if on_device == (True, True):
-        _count("copy_", operations=1)
-    elif on_device == (True, False):
-        _count("copy_", copies=1)
-    else:
-        _count("copy_", synchronisations=1)
-    hosts = (tensor.host if isinstance(tensor, PretendedTensor) else tensor for tensor in (target, source))
-    aten.copy_.default(*hosts)
+    to_device, from_device = (isinstance(tensor, PretendedTensor) for tensor in (target, source))
+    _count(
+        "copy_",
+        Cost(
+            operations=int(to_device and from_device), synchronisations=int(not to_device), copies=int(not from_device)
+        ),
+    )
+    _host_of(target).copy_(_host_of(source))
     return target
 
 
-# Nothing is computed: memory is taken, or read in another shape.
-_FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "is_same_size",
-         "scalar_tensor"}  # fmt: skip
-# The host waits for the values, or for the size of the result.
-_WAITING = {"_local_scalar_dense", "equal", "allclose", "nonzero", "nonzero_numpy", "masked_select", "_unique", "_unique2",
-            "unique_dim", "unique_consecutive", "bincount", "_linalg_check_errors", "is_nonzero"}  # fmt: skip
+def _is_here(device: Any) -> bool:
+    return device is None or torch.device(device).type == _NAME
 
 
-def _price(func: Any, name: str, args: tuple[Any, ...], to_host: bool) -> dict[str, int]:
-    if to_host:
-        return {"synchronisations": 1}
+@lru_cache(None)
+def _is_random(func: Any) -> bool:
+    return any(argument.name == "generator" for argument in func._schema.arguments)
+
+
+# Memory is taken, or looked at in another shape.
+_FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "scalar_tensor"}
+# The host looks at a value, or the size of the result depends on values.
+_WAITING = {
+    "_linalg_check_errors", "_unique", "_unique2", "allclose", "bincount", "equal", "is_nonzero", "masked_select",
+    "nonzero", "nonzero_numpy", "unique_consecutive", "unique_dim",
+}  # fmt: skip
+_INDEXING = {"_index_put_impl_", "_unsafe_index", "_unsafe_index_put", "index", "index_put", "index_put_"}
+
+
+def _cost(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cost:
     if name in _FREE or _is_view(func):
-        return {}
+        return Cost()
     if name == "_local_scalar_dense":
-        return {"synchronisations": 1}
-    if name == "repeat_interleave":
-        return {"operations": 1, "synchronisations": 0 if "output_size" in func._schema.arguments else 1}
-    if name in _WAITING:
-        return {"operations": 1, "synchronisations": 1}
-    if name in {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}:
-        return _price_of_indexing(name, args)
-    return {"operations": 1}
+        return Cost(synchronisations=1)
+    if name in _INDEXING:
+        return _cost_of_indexing(*args[1:3])
+    if name in _WAITING or (name == "repeat_interleave" and kwargs.get("output_size") is None):
+        return Cost(operations=1, synchronisations=1)
+    return Cost(operations=1)
 
 
-def _price_of_indexing(name: str, args: tuple[Any, ...]) -> dict[str, int]:
-    indices = [index for index in args[1] if index is not None]
-    masks = [index for index in indices if index.dtype in (torch.bool, torch.uint8)]
-    copies = sum(not isinstance(index, PretendedTensor) for index in indices)
-    if masks and name != "index" and (not isinstance(args[2], PretendedTensor) or args[2].is_host_scalar):
-        return {"operations": 1, "copies": copies}  # a mask and a number: masked_fill
-    waiting = sum(isinstance(mask, PretendedTensor) for mask in masks)
-    return {"operations": 1 + waiting, "synchronisations": waiting, "copies": copies}
+def _cost_of_leaving(name: str) -> Cost:
+    """The host waits for values; not for zeros_like and its kin, which need the shape alone."""
+    return Cost(synchronisations=int(name == "_to_copy"))
+
+
+def _cost_of_indexing(indices: list[Tensor | None], values: Tensor | None = None) -> Cost:
+    """A mask is turned into indices, for whose number the host waits, unless all its places are set to one number."""
+    given = [index for index in indices if index is not None]
+    copies = sum(not isinstance(index, PretendedTensor) for index in given)
+    is_filled = values is not None and (not isinstance(values, PretendedTensor) or values.is_number)
+    masks = [
+        index for index in given if index.dtype in (torch.bool, torch.uint8) and isinstance(index, PretendedTensor)
+    ]
+    n_masks = 0 if is_filled else len(masks)
+    return Cost(operations=1 + n_masks, synchronisations=n_masks, copies=copies)
 
 
 @lru_cache(None)
@@ -258,84 +277,76 @@ def _is_view(func: Any) -> bool:
     return any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
 
 
-@lru_cache(None)
-def _draws(func: Any) -> bool:
-    return any(argument.name == "generator" for argument in func._schema.arguments)
-
-
-def _check_devices(func: Any, name: str, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
+def _check_devices(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
+    """Refuse tensors of the host where CUDA does: but for single numbers, and for indices."""
     strangers = [tensor for tensor in tensors if not isinstance(tensor, PretendedTensor)]
-    if not strangers or len(strangers) == len(tensors):
+    is_indexing = func._schema.name.removeprefix("aten::") in _INDEXING
+    if is_indexing:
+        strangers = [value for value in (args[0], *args[2:3]) if not isinstance(value, PretendedTensor)]
+    if not strangers:
         return
-    if name in {"index", "index_put", "index_put_", "_index_put_impl_"} and isinstance(args[0], PretendedTensor):
-        # Indices may stay on the CPU, and a single value too.
-        strangers = [value for value in args[2:3] if isinstance(value, Tensor) and value.device.type == "cpu"]
-        if all(tensor.ndim == 0 for tensor in strangers):
-            return
-    elif torch.Tag.pointwise in func.tags and all(tensor.ndim == 0 for tensor in strangers):
-        written = func._schema.is_mutable and not isinstance(args[0], PretendedTensor)
-        if not written:
-            return
-    raise RuntimeError(
-        f"Expected all tensors to be on the same device, but found at least two devices, {DEVICE} and "
-        f"{strangers[0].device}! (in {func})"
-    )
+    is_on_host = strangers[0] is args[0] and (is_indexing or func._schema.is_mutable)
+    takes_numbers = is_indexing or torch.Tag.pointwise in func.tags
+    if is_on_host or not takes_numbers or any(tensor.ndim > 0 for tensor in strangers):
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, {DEVICE} and "
+            f"{strangers[0].device}! ({func})"
+        )
 
 
-_generator: torch.Generator | None = None
+def _check_generator(generator: torch.Generator | None) -> None:
+    if generator is not None:
+        raise RuntimeError(f"Expected a '{_NAME}' device type for generator but found '{generator.device.type}'")
 
 
-def _device_generator() -> torch.Generator:
-    """The device's own source of random numbers."""
-    global _generator  # noqa: PLW0603
-    if _generator is None:
-        _generator = torch.Generator().manual_seed(0)
-    return _generator
+_random_state = torch.Generator().manual_seed(0)
 
 
-def _check_generator(kwargs: dict[str, Any]) -> None:
-    generator = kwargs.get("generator")
-    if generator is not None and generator.device.type != NAME:
-        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{generator.device.type}'")
+class _Backend(getattr(backend_registration, "_DummyBackendModule", object)):  # type: ignore[misc]
+    """What ``torch.get_device_module`` returns: the device's random state, for the rest what PyTorch has for it."""
+
+    def manual_seed_all(self, seed: int) -> None:
+        _random_state.manual_seed(seed)
+
+    def get_rng_state(self, device: Any = None) -> Tensor:
+        return _random_state.get_state()
+
+    def set_rng_state(self, state: Tensor, device: Any = None) -> None:
+        _random_state.set_state(state)
 
 
-_FACTORIES = [
-    "empty.memory_format", "empty_strided", "scalar_tensor", "zeros", "ones", "full", "eye", "eye.m", "arange",
-    "arange.start", "arange.start_step", "linspace", "logspace", "rand", "rand.generator", "randn", "randn.generator",
-    "randint", "randint.low", "randint.generator", "randint.low_generator", "randperm", "randperm.generator",
-    "tril_indices", "triu_indices",
-]  # fmt: skip
+# What makes tensors without being given one. The others of PyTorch fill what these make.
+_FACTORIES = (
+    "empty.memory_format", "empty_strided", "scalar_tensor", "arange", "arange.start", "arange.start_step", "eye",
+    "eye.m", "randperm", "randperm.generator",
+)  # fmt: skip
 
 _library: torch.library.Library | None = None
 
 
-def install() -> None:
-    """Register the device with torch, once for the process."""
-    global _library  # noqa: PLW0603
+def register() -> None:
+    """Make the device known to PyTorch, for the rest of the process, which must not have run a backward pass before."""
+    global _library
     if _library is not None:
         return
-    # The engine's thread for the device calls Python as it ends, which must not happen after Python itself has ended.
+    # The engine's thread for the device calls Python as it ends, which it must not do after Python itself has ended.
     os.environ["TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT"] = "0"
-    _setup_privateuseone_for_python_backend(NAME)
+    backend_registration._setup_privateuseone_for_python_backend(_NAME, _Backend())
     _library = torch.library.Library("aten", "IMPL")
-    # torch.tensor(..., device=...) copies past __torch_dispatch__.
+    for name in _FACTORIES:
+        _library.impl(name, _factory(name.partition(".")[0]), "PrivateUse1")
+    # torch.tensor(..., device=...) copies without __torch_dispatch__.
     _library.impl("_copy_from", lambda source, target, non_blocking=False: _copy(target, source), "PrivateUse1")
-    for full_name in _FACTORIES:
-        name, _, overload = full_name.partition(".")
-        func = getattr(getattr(aten, name), overload or "default")
-        _library.impl(full_name, _factory(func, name), "PrivateUse1")
 
 
-def _factory(func: Any, name: str) -> Callable[..., Tensor]:
+def _factory(name: str) -> Callable[..., Tensor]:
     def make(*args: Any, **kwargs: Any) -> Tensor:
-        _check_generator(kwargs)
-        kwargs = {**kwargs, "device": torch.device("cpu"), "pin_memory": False}
-        if name.startswith("rand"):
-            kwargs["generator"] = _device_generator()
-        host = getattr(torch, name)(*args, **kwargs)
-        _count(name, operations=0 if name in _FREE else 1)
-        tensor = PretendedTensor(host)
-        tensor.is_host_scalar = name == "scalar_tensor"
+        _check_generator(kwargs.get("generator"))
+        if name == "randperm":
+            kwargs["generator"] = _random_state
+        tensor = PretendedTensor(getattr(torch, name)(*args, **{**kwargs, "device": _CPU, "pin_memory": False}))
+        tensor.is_number = name == "scalar_tensor"
+        _count(name, Cost(operations=int(name not in _FREE)))
         return tensor
 
     return make
