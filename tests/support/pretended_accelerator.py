@@ -10,127 +10,25 @@ Unlike a GPU the device has no ``torch.Generator`` of its own: PyTorch makes tho
 from __future__ import annotations
 
 import os
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from device_costs import Cost, count
+from torch import Tensor
 from torch.utils import backend_registration
 
-__all__ = ["DEVICE", "IS_POSSIBLE", "Cost", "Counts", "counting", "register"]
+__all__ = ["DEVICE", "IS_POSSIBLE", "register"]
 
 _NAME = "pretended"
-_PACKAGE = "captum_boundary"
 _CPU = torch.device("cpu")
 
 DEVICE = f"{_NAME}:0"
 IS_POSSIBLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")  # since torch 2.10
 
 aten = torch.ops.aten
-
-
-@dataclass
-class Cost:
-    """What was asked of the device."""
-
-    operations: int = 0  # kernels, views not being any
-    synchronisations: int = 0  # the host waits for the device
-    copies: int = 0  # from the host to the device
-
-
-@dataclass
-class Counts:
-    """Costs by who asked, and where the package did."""
-
-    own: Cost = field(default_factory=Cost)
-    model: Cost = field(default_factory=Cost)  # the forward passes of modules that are not the package's
-    backward: Cost = field(default_factory=Cost)
-    forward_calls: int = 0
-    backward_calls: int = 0
-    names: Counter[str] = field(default_factory=Counter)  # of own operations
-    lines: dict[str, Counter[str]] = field(  # of the package, for each kind of its own cost
-        default_factory=lambda: {kind: Counter() for kind in ("operations", "synchronisations", "copies")}
-    )
-
-
-_counts: Counts | None = None
-_asking = "own"
-
-
-@contextmanager
-def counting() -> Iterator[Counts]:
-    """Count what is asked of the device in the meantime."""
-    global _counts
-    call_module, run_engine = nn.Module.__call__, torch.autograd._engine_run_backward
-    counts = Counts()
-
-    def call_counted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if _asking == "model" or type(module).__module__.split(".")[0] == _PACKAGE:
-            return call_module(module, *args, **kwargs)
-        counts.forward_calls += 1
-        with _asked_by("model"):
-            return call_module(module, *args, **kwargs)
-
-    def run_counted(*args: Any, **kwargs: Any) -> Any:
-        counts.backward_calls += 1
-        with _asked_by("backward"):
-            return run_engine(*args, **kwargs)
-
-    outer, _counts = _counts, counts
-    try:
-        with (
-            mock.patch.object(nn.Module, "__call__", call_counted),
-            mock.patch.object(torch.autograd, "_engine_run_backward", run_counted),
-        ):
-            yield counts
-    finally:
-        _counts = outer
-
-
-@contextmanager
-def _asked_by(who: str) -> Iterator[None]:
-    global _asking
-    outer, _asking = _asking, who
-    try:
-        yield
-    finally:
-        _asking = outer
-
-
-def _count(name: str, cost: Cost) -> None:
-    if _counts is None or cost == Cost():
-        return
-    total: Cost = getattr(_counts, _asking)
-    line = _line() if _asking == "own" else None
-    for kind, amount in vars(cost).items():
-        if amount:
-            setattr(total, kind, getattr(total, kind) + amount)
-            if line is not None:
-                _counts.lines[kind][line] += amount
-    if line is not None and cost.operations:
-        _counts.names[name] += cost.operations
-
-
-def _line() -> str:
-    """The innermost line of the package that is being run."""
-    frame = sys._getframe()
-    while frame is not None:
-        if (file := _file_of_package(frame.f_code.co_filename)) is not None:
-            return f"{file}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "elsewhere"
-
-
-@lru_cache(None)
-def _file_of_package(path: str) -> str | None:
-    _, _, file = path.replace(os.sep, "/").partition(f"/{_PACKAGE}/")
-    return file or None
 
 
 class PretendedTensor(Tensor):
@@ -156,8 +54,12 @@ class PretendedTensor(Tensor):
     def __repr__(self) -> str:
         return f"{self.host!r}.to({DEVICE!r})"
 
+    # Tensor's own refuse subclasses.
+    def __format__(self, specification: str) -> str:
+        return format(self.item() if self.ndim == 0 else repr(self), specification)
+
     def tolist(self) -> Any:
-        return self.cpu().tolist()  # Tensor.tolist refuses subclasses
+        return self.cpu().tolist()
 
     @classmethod
     def __torch_dispatch__(
@@ -180,15 +82,15 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     _check_generator(kwargs.get("generator"))
     is_result_here = _is_here(kwargs.get("device"))
     name = func._schema.name.removeprefix("aten::")
-    _count(name, _cost(func, name, args, kwargs) if is_result_here else _cost_of_leaving(name))
+    count(name, _cost(func, name, args, kwargs) if is_result_here else _cost_of_leaving(name))
 
     args, kwargs = _map(_host_of, args), {name: _map(_host_of, value) for name, value in kwargs.items()}
-    if _is_random(func):
-        kwargs["generator"] = _random_state
-    if not is_result_here:
-        return func(*args, **kwargs)
-    if "device" in kwargs:
+    if is_result_here and "device" in kwargs:
         kwargs["device"] = _CPU
+    with _random_numbers() if torch.Tag.nondeterministic_seeded in func.tags else nullcontext():
+        result = func(*args, **kwargs)
+    if not is_result_here:
+        return result
 
     here = {id(tensor.host): tensor for tensor in tensors if isinstance(tensor, PretendedTensor)}
 
@@ -200,7 +102,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             raise NotImplementedError(f"{func} changes the shape of a tensor in place.")
         return tensor
 
-    return _map(wrap, func(*args, **kwargs))
+    return _map(wrap, result)
 
 
 def _map(function: Callable[[Tensor], Any], value: Any) -> Any:
@@ -214,7 +116,7 @@ def _map(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     to_device, from_device = (isinstance(tensor, PretendedTensor) for tensor in (target, source))
-    _count(
+    count(
         "copy_",
         Cost(
             operations=int(to_device and from_device), synchronisations=int(not to_device), copies=int(not from_device)
@@ -226,11 +128,6 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
 
 def _is_here(device: Any) -> bool:
     return device is None or torch.device(device).type == _NAME
-
-
-@lru_cache(None)
-def _is_random(func: Any) -> bool:
-    return any(argument.name == "generator" for argument in func._schema.arguments)
 
 
 # Memory is taken, or looked at in another shape.
@@ -302,6 +199,18 @@ def _check_generator(generator: torch.Generator | None) -> None:
 _random_state = torch.Generator().manual_seed(0)
 
 
+@contextmanager
+def _random_numbers() -> Iterator[None]:
+    """Draw the device's random numbers, not those of the host."""
+    of_host = torch.get_rng_state()
+    torch.set_rng_state(_random_state.get_state())
+    try:
+        yield
+    finally:
+        _random_state.set_state(torch.get_rng_state())
+        torch.set_rng_state(of_host)
+
+
 class _Backend(getattr(backend_registration, "_DummyBackendModule", object)):  # type: ignore[misc]
     """What ``torch.get_device_module`` returns: the device's random state, for the rest what PyTorch has for it."""
 
@@ -342,11 +251,11 @@ def register() -> None:
 def _factory(name: str) -> Callable[..., Tensor]:
     def make(*args: Any, **kwargs: Any) -> Tensor:
         _check_generator(kwargs.get("generator"))
-        if name == "randperm":
-            kwargs["generator"] = _random_state
-        tensor = PretendedTensor(getattr(torch, name)(*args, **{**kwargs, "device": _CPU, "pin_memory": False}))
+        with _random_numbers() if name == "randperm" else nullcontext():
+            host = getattr(torch, name)(*args, **{**kwargs, "device": _CPU, "pin_memory": False})
+        tensor = PretendedTensor(host)
         tensor.is_number = name == "scalar_tensor"
-        _count(name, Cost(operations=int(name not in _FREE)))
+        count(name, Cost(operations=int(name not in _FREE)))
         return tensor
 
     return make
