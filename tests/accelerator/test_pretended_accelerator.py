@@ -189,6 +189,7 @@ def test_copies_of_modules_are_their_own(x: Tensor) -> None:
         double.weight.mul_(2)
         double.bias.mul_(2)
     torch.testing.assert_close(double(x).cpu(), 2 * module(x).cpu())
+    torch.testing.assert_close(copy.deepcopy(module).double()(x.double()).cpu(), module(x).double().cpu())
 
 
 def test_random_numbers_are_the_devices_own(x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What an accelerator is asked to do, counted by who asks: the package itself, the forward passes of models, or autograd."""
+"""What an accelerator is asked to do, and by whom: the package itself, the forward passes of models, or autograd."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from unittest import mock
 import torch
 from torch import nn
 
+import captum_boundary
+
 __all__ = ["Cost", "Counts", "count", "counting"]
 
-_PACKAGE = "captum_boundary"
+_PACKAGE = os.path.dirname(captum_boundary.__file__) + os.sep
 
 
 @dataclass
@@ -56,7 +58,7 @@ def counting() -> Iterator[Counts]:
     counts = Counts()
 
     def call_counted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if _asking == "model" or type(module).__module__.split(".")[0] == _PACKAGE:
+        if _asking == "model" or type(module).__module__.split(".")[0] == captum_boundary.__name__:
             return call_module(module, *args, **kwargs)
         counts.forward_calls += 1
         with _asked_by("model"):
@@ -89,6 +91,7 @@ def _asked_by(who: str) -> Iterator[None]:
 
 
 def count(name: str, cost: Cost) -> None:
+    """Add what the operation ``name`` costs, while anybody is counting."""
     if _counts is None or cost == Cost():
         return
     total: Cost = getattr(_counts, _asking)
@@ -114,5 +117,4 @@ def _line() -> str:
 
 @lru_cache(None)
 def _file_of_package(path: str) -> str | None:
-    _, _, file = path.replace(os.sep, "/").partition(f"/{_PACKAGE}/")
-    return file or None
+    return path.removeprefix(_PACKAGE).replace(os.sep, "/") if path.startswith(_PACKAGE) else None

@@ -37,6 +37,7 @@ class PretendedTensor(Tensor):
     host: Tensor
     is_number: bool = False  # a Python number on its way to the device, which a GPU gets as an argument of the kernel
     __torch_function__ = torch._C._disabled_torch_function_impl
+    __module__ = "torch"  # by which Foolbox knows tensors
 
     @staticmethod
     def __new__(cls, host: Tensor) -> PretendedTensor:
@@ -53,6 +54,15 @@ class PretendedTensor(Tensor):
 
     def __repr__(self) -> str:
         return f"{self.host!r}.to({DEVICE!r})"
+
+    @property
+    def data(self) -> Tensor:
+        return Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, values: PretendedTensor) -> None:
+        Tensor.data.__set__(self, values)
+        self.host = values.host
 
     # Tensor's own refuse subclasses.
     def __format__(self, specification: str) -> str:
@@ -212,7 +222,10 @@ def _random_numbers() -> Iterator[None]:
 
 
 class _Backend(getattr(backend_registration, "_DummyBackendModule", object)):  # type: ignore[misc]
-    """What ``torch.get_device_module`` returns: the device's random state, for the rest what PyTorch has for it."""
+    """What PyTorch asks of a device's module, such as ``torch.cuda``."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
 
     def manual_seed_all(self, seed: int) -> None:
         _random_state.manual_seed(seed)
