@@ -54,7 +54,8 @@ _asking = "own"
 def counting() -> Iterator[Counts]:
     """Count what is asked of the device in the meantime."""
     global _counts
-    call_module, run_engine = nn.Module.__call__, torch.autograd._engine_run_backward
+    call_module, autograd = nn.Module.__call__, torch.autograd
+    make_gradients, run_engine = autograd._make_grads, autograd._engine_run_backward
     counts = Counts()
 
     def call_counted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -63,6 +64,10 @@ def counting() -> Iterator[Counts]:
         counts.forward_calls += 1
         with _asked_by("model"):
             return call_module(module, *args, **kwargs)
+
+    def make_counted(*args: Any, **kwargs: Any) -> Any:
+        with _asked_by("backward"):
+            return make_gradients(*args, **kwargs)
 
     def run_counted(*args: Any, **kwargs: Any) -> Any:
         counts.backward_calls += 1
@@ -73,7 +78,8 @@ def counting() -> Iterator[Counts]:
     try:
         with (
             mock.patch.object(nn.Module, "__call__", call_counted),
-            mock.patch.object(torch.autograd, "_engine_run_backward", run_counted),
+            mock.patch.object(autograd, "_make_grads", make_counted),
+            mock.patch.object(autograd, "_engine_run_backward", run_counted),
         ):
             yield counts
     finally:

@@ -9,7 +9,8 @@ Unlike a GPU the device has no ``torch.Generator`` of its own: PyTorch makes tho
 
 from __future__ import annotations
 
-import os
+import atexit
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -251,8 +252,8 @@ def register() -> None:
     global _library
     if _library is not None:
         return
-    # The engine's thread for the device calls Python as it ends, which it must not do after Python itself has ended.
-    os.environ["TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT"] = "0"
+    # After a backward pass its thread still lets go of tensors, which aborts the process where Python ends meanwhile.
+    atexit.register(time.sleep, 0.1)
     backend_registration._setup_privateuseone_for_python_backend(_NAME, _Backend())
     _library = torch.library.Library("aten", "IMPL")
     for name in _FACTORIES:
