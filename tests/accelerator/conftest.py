@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pretended_accelerator
 import pytest
 import torch
@@ -24,10 +26,12 @@ def pretended() -> str:
 
 
 @pytest.fixture(params=["pretended", "cuda"])
-def device(request: pytest.FixtureRequest) -> str:
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Any accelerator."""
     if request.param == "pretended":
-        return request.getfixturevalue("pretended")
+        yield request.getfixturevalue("pretended")
+        return
     if not HAS_GPU:
         pytest.skip("there is no GPU")
-    return "cuda:0"
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield "cuda:0"

@@ -1,8 +1,7 @@
 """A pretended accelerator: a device of its own kind, computed on the CPU, that counts what a real one would be asked.
 
 Tensors on it mix with those of the CPU no more than a GPU's do, so that code which forgets the device fails. Whatever
-would launch a kernel, make the host wait for the device or copy from the host to the device is counted, apart for the
-forward passes of models, for backward passes, and for all else, which is what the package itself costs.
+would launch a kernel, make the host wait for the device, or copy from the host to the device is counted.
 
 Unlike a GPU the device has no ``torch.Generator`` of its own: PyTorch makes those of a backend in C++ alone.
 """
@@ -95,7 +94,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = func._schema.name.removeprefix("aten::")
     count(name, _cost(func, name, args, kwargs) if is_result_here else _cost_of_leaving(name))
 
-    args, kwargs = _map(_host_of, args), {name: _map(_host_of, value) for name, value in kwargs.items()}
+    args, kwargs = _map(_host_of, args), {key: _map(_host_of, value) for key, value in kwargs.items()}
     if is_result_here and "device" in kwargs:
         kwargs["device"] = _CPU
     with _random_numbers() if torch.Tag.nondeterministic_seeded in func.tags else nullcontext():
@@ -126,13 +125,13 @@ def _map(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    to_device, from_device = (isinstance(tensor, PretendedTensor) for tensor in (target, source))
-    count(
-        "copy_",
-        Cost(
-            operations=int(to_device and from_device), synchronisations=int(not to_device), copies=int(not from_device)
-        ),
-    )
+    if not isinstance(target, PretendedTensor):
+        cost = Cost(synchronisations=1)
+    elif not isinstance(source, PretendedTensor):
+        cost = Cost(copies=1)
+    else:
+        cost = Cost(operations=1)
+    count("copy_", cost)
     _host_of(target).copy_(_host_of(source))
     return target
 

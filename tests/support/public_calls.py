@@ -114,10 +114,10 @@ def searched_function(device: str, function: Callable[[Tensor], Tensor]) -> Boun
     return NearestBoundary(function, bounds=BOUNDS, norm=math.inf, budget=2).find(IMAGES[:2].to(device))
 
 
-def searched_tuple(device: str, scale_on_device: bool) -> BoundaryPoints:
+def searched_tuple(device: str) -> BoundaryPoints:
     inputs = IMAGES.to(device), torch.full((4, 2), 0.5, device=device)
     search = NearestBoundary(seeded(TwoInputs, device), bounds=(BOUNDS, None), norm=math.inf)
-    return search.find(inputs, additional_forward_args=SCALE.to(device) if scale_on_device else SCALE)
+    return search.find(inputs, additional_forward_args=SCALE.to(device))
 
 
 def searched_doubles(device: str) -> Tensor:
@@ -143,7 +143,7 @@ case("NearestBoundary", searched, "one target", search=nearest, norm=math.inf, t
 case("NearestBoundary", searched, "targets", search=nearest, norm=math.inf, target=TARGET)
 case("NearestBoundary", searched_function, "one output", function=one_output)
 case("NearestBoundary", searched_function, "no slope", function=steps)
-case("NearestBoundary", searched_tuple, "several inputs", scale_on_device=True)
+case("NearestBoundary", searched_tuple, "several inputs")
 case("NearestBoundary", searched_doubles, "double precision")
 descent = partial(PGDBoundary, epsilons=(0.1, 0.5, 2.0), n_steps=5)
 case("PGDBoundary", searched, search=descent)
@@ -181,9 +181,7 @@ normals = AggregatedBoundaryNormals
 case("AggregatedBoundaryNormals", explained, "classes", explainer=normals, n_boundaries=2)
 case("AggregatedBoundaryNormals", explained, "random", explainer=normals, n_boundaries=2, sampling="random")
 times_inputs = partial(normals, multiply_by_inputs=True)
-case(
-    "AggregatedBoundaryNormals", explained, "times inputs", explainer=times_inputs, n_boundaries=2, weighting="inverse"
-)
+case("AggregatedBoundaryNormals", explained, "times inputs", explainer=times_inputs, weighting="inverse")
 case("separate_activations", separated)
 
 
@@ -247,11 +245,9 @@ for name in ("kendall_tau", "spearman_rho", "center_shift", "cosine_similarity",
     case_of_measure(name, MAPS, OTHER_MAPS)
 case_of_measure("topk_intersection", MAPS, OTHER_MAPS, 5)
 case("metrics.localization", lambda device: measured(device, metrics.localization, MAPS, BOXES), "in boxes")
-for name in ("deletion", "insertion"):
-    case(f"metrics.{name}", exchanged, measure=getattr(metrics, name))
-    case(
-        f"metrics.{name}", exchanged, "to zero", measure=getattr(metrics, name), baselines=0.0, perturbations_per_eval=4
-    )
+for measure in (metrics.deletion, metrics.insertion):
+    case(f"metrics.{measure.__name__}", exchanged, measure=measure)
+    case(f"metrics.{measure.__name__}", exchanged, "in parts", measure=measure, baselines=0.5, perturbations_per_eval=4)
 case("metrics.normal_alignment", lambda device: aligned(device, metrics.normal_alignment, None))
 case("metrics.first_order_optimality", aligned, measure=metrics.first_order_optimality, norm=math.inf)
 case("metrics.evaluate_attribution_robustness", evaluated, evaluate=metrics.evaluate_attribution_robustness)
