@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,49 +29,75 @@ def box_of(bounds: Bounds, inputs: tuple[Tensor, ...]) -> Box:
     pairs = _pairs(bounds, len(inputs))
     dtype, device = geometry_dtype(inputs), inputs[0].device
     if all(pair is _UNLIMITED for pair in pairs):
-        sides = [
-            torch.cat(
-                [tensor.new_full((1, tensor.shape[1:].numel()), side, dtype=dtype, device=device) for tensor in inputs],
-                dim=1,
-            )
-            for side in _UNLIMITED
-        ]
-        return Box(*sides, is_limited=False)
-    names = [f"inputs[{index}]" if len(inputs) > 1 else "inputs" for index in range(len(inputs))]
-    limits = [
-        tuple(_expand(side, tensor, dtype, name) for side in pair)
-        for pair, tensor, name in zip(pairs, inputs, names, strict=True)
+        widths = torch.full(
+            (1, sum(tensor.shape[1:].numel() for tensor in inputs)), torch.inf, dtype=dtype, device=device
+        )
+        return Box(-widths, widths, is_limited=False)
+    sides = [
+        _Sides.of(pair, tensor, dtype, f"inputs[{index}]" if len(inputs) > 1 else "inputs")
+        for index, (pair, tensor) in enumerate(zip(pairs, inputs, strict=True))
     ]
-    flat = [pack((tensor,)).to(dtype) for tensor in inputs]
-    faults = torch.stack(
-        [
-            torch.stack([fault.any().to(device) for fault in _faults(*sides, points)])
-            for sides, points in zip(limits, flat, strict=True)
-        ]
-    ).tolist()
-    for (unordered, outside, _), name, pair, sides, points in zip(faults, names, pairs, limits, flat, strict=True):
-        if unordered:
+    # One question for all inputs, since an accelerator has to be waited for to answer it.
+    faults = torch.stack([side.faults().to(device) for side in sides]).tolist()
+    for side, pair, (is_unordered, is_outside, _) in zip(sides, pairs, faults, strict=True):
+        if is_unordered:
             raise BoundaryValueError(
-                f"bounds must be (lower, upper) with lower <= upper everywhere, but for {name} they are {pair!r}."
+                f"bounds must be (lower, upper) with lower <= upper everywhere, but for {side.name} they are {pair!r}."
             )
-        if outside:
-            raise BoundaryValueError(_outside_message(name, *sides, points))
-    sides = []
-    for (_, _, is_off), (lower, upper), points, tensor in zip(faults, limits, flat, inputs, strict=True):
-        lower, upper = -_rounded_down(-lower, tensor.dtype), _rounded_down(upper, tensor.dtype)
-        if is_off or tensor.dtype != dtype:
-            # Never tighter than the input itself, so that an input off by rounding is a legal starting point.
-            lower, upper = torch.minimum(lower, points), torch.maximum(upper, points)
-        sides.append((lower.to(device), upper.to(device)))
-    n_rows = max(len(side) for pair in sides for side in pair)
-    return Box(*(torch.cat([side.expand(n_rows, -1) for side in column], dim=1) for column in zip(*sides, strict=True)))
+        if is_outside:
+            raise BoundaryValueError(side.outside_message())
+    limits = [
+        side.limits(tensor.dtype, is_off=is_off or tensor.dtype != dtype)
+        for side, tensor, (_, _, is_off) in zip(sides, inputs, faults, strict=True)
+    ]
+    n_rows = max(len(limit) for pair in limits for limit in pair)
+    lower, upper = (
+        torch.cat([limit.to(device).expand(n_rows, -1) for limit in column], dim=1)
+        for column in zip(*limits, strict=True)
+    )
+    return Box(lower, upper)
 
 
-def _faults(lower: Tensor, upper: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where limits are in the wrong order, where points lie outside, and where they do by rounding alone."""
-    size = torch.where(torch.isfinite(upper - lower), upper - lower, torch.ones_like(lower))
-    excess = torch.maximum(lower - points, points - upper)
-    return ~(lower <= upper), excess > _ROUNDING * size, excess > 0
+class _Sides(NamedTuple):
+    """The limits of one input, ``(1 or N, D)``, and its values ``(N, D)``."""
+
+    lower: Tensor
+    upper: Tensor
+    values: Tensor
+    name: str
+
+    @classmethod
+    def of(cls, pair: Pair, tensor: Tensor, dtype: torch.dtype, name: str) -> _Sides:
+        lower, upper = (_expand(side, tensor, dtype, name) for side in pair)
+        return cls(lower, upper, pack((tensor.detach(),)).to(dtype), name)
+
+    def faults(self) -> Tensor:
+        """Whether limits are in the wrong order, values lie outside of them, and do so by rounding alone: ``(3,)``."""
+        excess = self._excess()
+        return torch.stack([~(self.lower <= self.upper).all(), self._is_outside(excess).any(), (excess > 0).any()])
+
+    def limits(self, dtype: torch.dtype, is_off: bool) -> tuple[Tensor, Tensor]:
+        """The limits in numbers of ``dtype``; never tighter than the input, so that it is a legal start."""
+        lower, upper = -_rounded_down(-self.lower, dtype), _rounded_down(self.upper, dtype)
+        if not is_off:
+            return lower, upper
+        return torch.minimum(lower, self.values), torch.maximum(upper, self.values)
+
+    def outside_message(self) -> str:
+        row = int(self._is_outside(self._excess()).any(dim=1).nonzero()[0])
+        return (
+            f"{self.name} must lie inside bounds, but row {row} has values from {self.values[row].min():.4g} to "
+            f"{self.values[row].max():.4g} where bounds allow {self.lower.min():.4g} to {self.upper.max():.4g}. Clip "
+            "inputs that were moved (sensitivity_max takes a perturb_func that does). For normalised inputs, give "
+            "bounds in normalised units: ((0 - mean) / std, (1 - mean) / std)."
+        )
+
+    def _excess(self) -> Tensor:
+        return torch.maximum(self.lower - self.values, self.values - self.upper)
+
+    def _is_outside(self, excess: Tensor) -> Tensor:
+        size = self.upper - self.lower
+        return excess > _ROUNDING * torch.where(torch.isfinite(size), size, 1.0)
 
 
 def _rounded_down(limit: Tensor, dtype: torch.dtype) -> Tensor:
@@ -114,14 +140,4 @@ def _expand(side: float | Tensor, tensor: Tensor, dtype: torch.dtype, name: str)
     raise BoundaryValueError(
         f"A bound of shape {tuple(value.shape)} does not broadcast to {name} of shape {tuple(tensor.shape)}. "
         "Bounds per channel of an image have shape (C, 1, 1)."
-    )
-
-
-def _outside_message(name: str, lower: Tensor, upper: Tensor, points: Tensor) -> str:
-    row = int(_faults(lower, upper, points)[1].any(dim=1).nonzero()[0])
-    return (
-        f"{name} must lie inside bounds, but row {row} has values from {points[row].min():.4g} to "
-        f"{points[row].max():.4g} where bounds allow {lower.min():.4g} to {upper.max():.4g}. Clip inputs that were "
-        "moved (sensitivity_max takes a perturb_func that does). For normalised inputs, give bounds in normalised "
-        "units: ((0 - mean) / std, (1 - mean) / std)."
     )

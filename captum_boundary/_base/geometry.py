@@ -33,7 +33,8 @@ class Box(NamedTuple):
 
 def row_dot(first: Tensor, second: Tensor) -> Tensor:
     """Inner products ``(n,)`` of rows."""
-    return torch.linalg.vecdot(first, second)
+    products: Tensor = torch.linalg.vecdot(first, second)
+    return products
 
 
 def length(vectors: Tensor, norm: float) -> Tensor:

@@ -268,7 +268,7 @@ class MarginOracle:
             yield points, rows
         else:
             rows = self.all_rows if rows is None else rows
-            yield from zip(points.split(self._chunk), rows.split(self._chunk), strict=True)
+            yield from zip(torch.split(points, self._chunk), torch.split(rows, self._chunk), strict=True)
 
 
 def _usable(depth: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from captum_boundary.search._neighbours import (
     neighbours_in_random_directions,
 )
 from captum_boundary.search._problem import Problem
+from captum_boundary.search._same_model import check_same_model
 
 __all__ = ["AggregatedBoundaryNormals"]
 
@@ -74,6 +75,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
     ) -> None:
         super().__init__(forward_func)
         self.search = search_for(forward_func, search)
+        check_same_model(forward_func, self.search.forward_func)
         self._multiply_by_inputs = multiply_by_inputs
 
     @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]

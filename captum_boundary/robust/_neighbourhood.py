@@ -70,13 +70,13 @@ def within(epsilon: float, x: Tensor, templates: tuple[Tensor, ...], box: Box) -
     nothing but the input is left.
     """
     move = torch.full_like(x, epsilon, dtype=_widest(x))
-    return Box(*(_displaced(x, side, templates, box) for side in (-move, move)))
+    return Box(_displaced(x, -move, templates, box), _displaced(x, move, templates, box))
 
 
 def _displaced(x: Tensor, moves: Tensor, templates: tuple[Tensor, ...], box: Box) -> Tensor:
     """``x + moves``, held back by ``box`` and rounded towards ``x`` to the dtypes of ``templates``."""
     wide = _widest(x)
-    origin, moves, lower, upper = (values.to(wide) for values in (x, moves, *box))
+    origin, moves, lower, upper = (values.to(wide) for values in (x, moves, box.lower, box.upper))
     ends = torch.minimum(torch.maximum(origin + moves, lower), upper)
     nearest = unpack(ends, templates)
     rounded = pack(nearest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,7 +68,7 @@ def scan(problem: Problem, seed: int) -> Candidates:
     x, box = problem.x, problem.box
     for trial in range(_SCANNED_IN_FEW_DIMENSIONS if problem.few_dimensions else _SCANNED_POINTS):
         generator = torch.Generator("cpu").manual_seed(seed + trial)
-        options = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+        options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
         uniform, normal = (draw(x.shape[1], **options).to(x) for draw in (torch.rand, torch.randn))
         reach = 0.5 * 4.0 ** (trial % 8) * (1 + x.abs().mean(dim=1, keepdim=True))
         inside = box.lower + uniform * (box.upper - box.lower)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.optimize import nnls
@@ -55,7 +57,7 @@ def unit_normals(problem: Problem, points: Tensor, distance: Tensor) -> Tensor:
     return slopes.index_copy(0, has_kink, torch.from_numpy(np.stack(chosen)).to(slopes))
 
 
-def _nearest_combination(directions: np.ndarray, way: np.ndarray, free: np.ndarray) -> np.ndarray:
+def _nearest_combination(directions: Any, way: Any, free: Any) -> Any:
     """The unit vector of the non-negative combination of ``(K, D)`` directions that is nearest to the way."""
     system = directions * free
     weights, _ = nnls(system.T, way * free / np.linalg.norm(way).clip(min=np.finfo(float).tiny))

@@ -31,7 +31,7 @@ def score_noise(oracle: MarginOracle) -> Tensor:
     """By how much scores change with the size of their batch, relative to the largest score of an example; a scalar."""
     if len(oracle) > 1:
         rows = oracle.all_rows[:_PROBED_ROWS]
-        again = torch.cat([oracle.scores_at(oracle.x[row], row) for row in rows.split(1)])
+        again = torch.cat([oracle.scores_at(oracle.x[row], row) for row in torch.split(rows, 1)])
     else:
         rows = oracle.all_rows.expand(_PROBED_ROWS)
         again = oracle.scores_at(oracle.x.expand(_PROBED_ROWS, -1), rows)

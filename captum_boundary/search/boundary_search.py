@@ -209,7 +209,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
     ) -> BoundaryPoints:
         """Search a group of examples after the other, and say what has come of every one."""
         rows = problem.oracle.all_rows
-        groups = rows.split(self.internal_batch_size or len(rows))
+        groups = torch.split(rows, self.internal_batch_size or len(rows))
         total = sum(self._n_steps(len(group)) for group in groups)
         parts, seed = [], self._seed()
         with tqdm(total=total, desc=self._description, unit=self._unit, disable=not self.show_progress) as bar:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from captum_boundary._base.captum_helpers import TargetType, format_output, is_tuple
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search._problem import Problem
+from captum_boundary.search._same_model import check_same_model
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_search import BoundarySearch
 
@@ -35,7 +36,7 @@ class ClosestBoundary(BoundarySearch):
 
     Raises:
 
-        BoundaryValueError: For no searches at all, and for searches in different norms.
+        BoundaryValueError: For no searches at all, and for searches in different norms or of different models.
         BoundaryTypeError: For anything that is not a :class:`BoundarySearch`.
 
     Examples::
@@ -59,6 +60,8 @@ class ClosestBoundary(BoundarySearch):
                 raise BoundaryTypeError(
                     f"searches[{index}] must be a BoundarySearch, but it is {type(search).__name__}."
                 )
+        for index, search in enumerate(searches):
+            check_same_model(searches[0].forward_func, search.forward_func, f"searches[{index}]")
         norms = [search.norm for search in searches]
         if any(norm != norms[0] for norm in norms):
             raise BoundaryValueError(

@@ -40,7 +40,7 @@ def test_regions_of_a_linear_model_equal_programmes(n_classes, n_inputs):
     found = boundaries.found
     assert found.double().mean() > 0.9
     torch.testing.assert_close(boundaries.distance[found], exact[found], rtol=1e-5, atol=0)
-    # Regions of linear models are convex: at their nearest points, corners included, the way to the input is the normal.
+    # Regions of linear models are convex: at their nearest points, corners included, the way is the normal.
     ways = inputs[:, None] - boundaries.points
     normals = torch.where(found[:, :, None], ways / ways.norm(dim=2, keepdim=True), 0.0)
     slopes = model.weight.detach()[boundaries.neighbor] - model.weight.detach()[boundaries.adversarial]

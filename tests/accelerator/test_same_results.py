@@ -1,0 +1,89 @@
+"""All that the package offers gives the same on an accelerator as on the CPU, and gives it there."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from torch import Tensor
+
+import captum_boundary
+from captum_boundary import metrics, visualization
+
+pytest.importorskip("foolbox")
+from public_calls import CALLS
+
+# Calls that draw random numbers, or might.
+RANDOM = [
+    ("FoolboxBoundary", "DDN"),
+    ("BoundaryAttribution", "DeepLift"),
+    ("BoundaryAttribution", "NoiseTunnel"),
+    ("separate_activations", ""),
+    ("AggregatedBoundaryNormals", "random"),
+    ("RARLoss", "ig_norm"),
+    ("AttributionAttack", "random"),
+    ("visualization.plot_boundary_slice", ""),
+]
+# Those that put back the random states of the CPU and of CUDA alone.
+CARELESS = RANDOM[:4]
+
+
+@pytest.fixture(autouse=True)
+def _no_windows() -> Iterator[None]:
+    backend = mpl.get_backend()
+    plt.switch_backend("Agg")
+    yield
+    plt.close("all")
+    plt.switch_backend(backend)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=" ".join)
+@pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")
+def test_same_results(call: tuple[str, str], device: str) -> None:
+    check_same(CALLS[call](device), CALLS[call]("cpu"), device)
+
+
+def check_same(result: Any, expected: Any, device: str) -> None:
+    if isinstance(expected, Tensor):
+        assert str(result.device) == device
+        torch.testing.assert_close(result.cpu(), expected, rtol=1e-3, atol=1e-4, equal_nan=True)
+    elif isinstance(expected, np.ndarray):
+        np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4)
+    elif dataclasses.is_dataclass(expected):
+        for field in dataclasses.fields(expected):
+            check_same(getattr(result, field.name), getattr(expected, field.name), device)
+    elif isinstance(expected, list | tuple):
+        for part, expected_part in zip(result, expected, strict=True):
+            check_same(part, expected_part, device)
+    else:
+        assert result == expected
+
+
+@pytest.mark.parametrize("call", RANDOM, ids=" ".join)
+def test_random_states_stay_as_they_were(call: tuple[str, str], device: str, request: pytest.FixtureRequest) -> None:
+    if call in CARELESS and not device.startswith("cuda"):
+        reason = "random states of accelerators other than CUDA are disturbed"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    module = torch.get_device_module(device)
+    states = torch.get_rng_state(), module.get_rng_state(device)
+    CALLS[call](device)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert torch.equal(module.get_rng_state(device), states[1])
+
+
+def test_all_of_the_package_is_called() -> None:
+    def calls(module: types.ModuleType, prefix: str = "") -> set[str]:
+        return {f"{prefix}{name}" for name in module.__all__ if callable(getattr(module, name))}
+
+    results = {"AttributionRobustness", "BoundaryNormals", "BoundaryPoints", "RARParts"}
+    errors = {name for name in captum_boundary.__all__ if name.endswith(("Error", "Warning"))}
+    others = {"BoundarySearch", "paper_settings"}
+    offered = calls(captum_boundary) | calls(metrics, "metrics.") | calls(visualization, "visualization.")
+    assert {name for name, _ in CALLS} == offered - results - errors - others
