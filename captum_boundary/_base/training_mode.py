@@ -40,11 +40,11 @@ class TrainingMode:
 
 
 @contextmanager
-def watched_training_mode(forward_func: Callable[..., Any]) -> Iterator[Callable[[], None]]:
+def watched_training_mode(forward_func: Callable[..., Any]) -> Iterator[Callable[[], bool]]:
     """Leave running statistics as they are in the end.
 
-    Yields what is to be called after the first evaluation of ``forward_func``: it warns of what was found. Modules of a
-    plain function cannot be listed, only seen at work, by a hook that is there until then.
+    Yields what is to be called after the first evaluation of ``forward_func``: it warns of such modules, and says
+    whether there are any. Modules of a plain function cannot be listed, only seen at work, by a hook until then.
     """
     found = TrainingMode()
     hook = None
@@ -54,7 +54,7 @@ def watched_training_mode(forward_func: Callable[..., Any]) -> Iterator[Callable
     else:
         hook = nn.modules.module.register_module_forward_pre_hook(found.look_at)
 
-    def first_evaluation_is_over() -> None:
+    def first_evaluation_is_over() -> bool:
         if hook is not None:
             hook.remove()
         if found.was_found:
@@ -64,6 +64,7 @@ def watched_training_mode(forward_func: Callable[..., Any]) -> Iterator[Callable
                 UserWarning,
                 stacklevel=6,
             )
+        return found.was_found
 
     try:
         yield first_evaluation_is_over

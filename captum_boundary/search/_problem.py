@@ -27,8 +27,13 @@ _SAFETY = 3.0
 _LEAST_NOISE, _MOST_NOISE = 2.0, 1000.0  # in units of the resolution of the numbers
 
 
-def score_noise(oracle: MarginOracle) -> Tensor:
-    """By how much scores change with the size of their batch, relative to the largest score of an example; a scalar."""
+def score_noise(oracle: MarginOracle, is_fixed: bool) -> Tensor:
+    """By how much scores change with the size of their batch, relative to the largest score of an example; a scalar.
+
+    A model that is not fixed, but in training mode, changes with its batch by far more than rounding.
+    """
+    if not is_fixed:
+        return torch.full((), _LEAST_NOISE * oracle.resolution, dtype=oracle.dtype, device=oracle.device)
     if len(oracle) > 1:
         rows = oracle.all_rows[:_PROBED_ROWS]
         again = torch.cat([oracle.scores_at(oracle.x[row], row) for row in torch.split(rows, 1)])

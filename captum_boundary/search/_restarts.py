@@ -69,7 +69,7 @@ def restart(problem: Problem, known: Candidates, budget: int, n_forwards: int, s
             )  # fmt: skip
         if len(here) == 0:
             return known
-        before = best.distance
+        before, is_done = best.distance, torch.zeros_like(n_failed, dtype=torch.bool)
         if trial < n_classes:
             best, _ = refine(here, best.points, best, left, _TRIAL_GRADIENTS, order[:, trial], enters)
         else:
@@ -79,10 +79,10 @@ def restart(problem: Problem, known: Candidates, budget: int, n_forwards: int, s
             if is_linear is not None:
                 # There the point known need only be refined to the end.
                 starts = torch.where(is_linear[:, None], best.points, starts)
-                n_failed = n_failed.masked_fill(is_linear, patience)
+                is_done = is_linear
             best, _ = refine(here, starts, best, left, _TRIAL_GRADIENTS, enters=enters)
         has_gained = best.distance < (1 - here.tolerance) * before
-        n_failed = torch.where(has_gained, 0, n_failed + 1)
+        n_failed = torch.where(has_gained, 0, n_failed + 1).masked_fill(is_done, patience)
         gained = has_gained.nonzero().flatten()
         if len(gained) > 0 and not enters:
             best = best.replaced(gained, settle(here.select(gained), best.select(gained), budget, enters))
@@ -134,4 +134,5 @@ def _is_linear(problem: Problem, ends: Tensor, end_scores: Tensor) -> Tensor:
     start_scores = problem.oracle.start_scores
     middle_scores = problem.oracle.scores_at(torch.lerp(problem.x, ends, 0.5))
     bend = (middle_scores - (start_scores + end_scores) / 2).abs().amax(dim=1)
-    return bend <= _LINEAR[problem.oracle.dtype] * start_scores.abs().amax(dim=1)
+    size = torch.maximum(start_scores.abs().amax(dim=1), end_scores.abs().amax(dim=1))
+    return bend <= _LINEAR[problem.oracle.dtype] * size

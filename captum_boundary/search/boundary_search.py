@@ -177,8 +177,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         box = box_of(self.bounds, tensors)
         with watched_training_mode(self.forward_func) as first_evaluation_is_over:
             oracle = MarginOracle(self.forward_func, tensors, target, additional_forward_args, self.internal_batch_size)
-            first_evaluation_is_over()
-            yield Problem(oracle, box, self.norm, score_noise(oracle))
+            is_fixed = not first_evaluation_is_over()
+            yield Problem(oracle, box, self.norm, score_noise(oracle, is_fixed))
 
     def _find_pairs(
         self,
