@@ -31,8 +31,8 @@ RANDOM = [
     ("AttributionAttack", "random"),
     ("visualization.plot_boundary_slice", ""),
 ]
-# Those that put back the random states of the CPU and of CUDA alone.
-CARELESS = RANDOM[:4]
+# Those that put back the random states of the CPU and of CUDA alone: Foolbox and Captum draw from them.
+CARELESS = [RANDOM[0], RANDOM[2]]
 
 
 @pytest.fixture(autouse=True)
