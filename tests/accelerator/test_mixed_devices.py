@@ -19,6 +19,7 @@ from captum_boundary import (
     BoundaryPoints,
     BoundaryValueError,
     NearestBoundary,
+    PGDBoundary,
     RARLoss,
     evaluate_attribution_robustness,
 )
@@ -70,6 +71,14 @@ def images(device: str) -> Tensor:
     return IMAGES.to(device)
 
 
+@pytest.fixture
+def generator(device: str) -> torch.Generator:
+    """Of the device itself."""
+    if torch.device(device).type == "pretended":
+        pytest.skip("PyTorch makes generators of a device in C++ alone")
+    return torch.Generator(device)
+
+
 def search(model: Callable[..., Any], **options: Any) -> NearestBoundary:
     return NearestBoundary(model, **{"norm": math.inf, "budget": 5, **options})
 
@@ -116,6 +125,25 @@ def test_results_lie_where_the_inputs_do(
     result = call(model, images)
     assert str(result.device) == device
     torch.testing.assert_close(result.cpu(), call(model.cpu(), IMAGES), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, images, generator: search(model, generator=generator).find(images).distance,
+        lambda model, images, generator: PGDBoundary(model, n_steps=5, generator=generator).find(images).distance,
+        lambda model, images, generator: attack(model, method="random", generator=generator).perturb(images),
+        lambda model, images, generator: RARLoss(model, epsilon=0.1, n_steps=3, generator=generator)(
+            images, TARGET.to(images.device)
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")
+def test_generators_may_be_those_of_the_device(
+    call: Callable[..., Tensor], model: nn.Module, images: Tensor, generator: torch.Generator
+) -> None:
+    results = [call(model, images, generator.manual_seed(1)) for _ in range(2)]
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize(
