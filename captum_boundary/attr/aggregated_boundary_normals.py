@@ -38,8 +38,9 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
     altogether. "Robust Models Are More Interpretable Because Attributions Look Normal"
     (https://arxiv.org/abs/2103.11257) explains why normals of nearby boundaries make good attributions.
 
-    With one boundary this is :class:`BoundarySaliency` with ``score="margin"``, scaled to unit length. The sign of an
-    attribution says whether more of the feature speaks for the target.
+    With one boundary this is :class:`BoundarySaliency` with ``score="margin"``, scaled to unit length, but for kinks and
+    corners of the boundary: there, where gradients are up to rounding, the normal is the one nearest to the way to the
+    input. The sign of an attribution says whether more of the feature speaks for the target.
 
     Args:
 
@@ -50,6 +51,11 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
             Default: None, which means ``NearestBoundary(forward_func)``
         multiply_by_inputs (bool, optional): Multiply by the difference of the input and the weighted mean of the
             boundary points. Default: False
+
+    Raises:
+
+        BoundaryTypeError: If the search is no :class:`BoundarySearch`.
+        BoundaryValueError: If the search looks for the boundary of another model.
 
     Raises:
 

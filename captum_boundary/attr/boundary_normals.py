@@ -28,13 +28,16 @@ class BoundaryNormals:
         points (Tensor or tuple[Tensor, ...]): Boundary points, ``(N, K, ...)`` for inputs ``(N, ...)``; the input
             itself where none was found.
         normals (Tensor or tuple[Tensor, ...]): Normals at the points, shaped like ``points``: the directions, of
-            Euclidean length 1 over all inputs together, in which the target gains most on the adversarial class; zero
-            where none was found.
+            Euclidean length 1 over all inputs together, in which the neighbouring class gains most on the adversarial
+            one; zero where none was found. At kinks and corners, where several pieces meet, that of their combinations
+            which is nearest to the way to the input.
         weights (Tensor): Weights ``(N, K)``, which sum to one over those that were found.
         distance (Tensor): Distances ``(N, K)`` of the points from the inputs, in the search's norm; infinite where none
             was found.
         target (Tensor): Class of each example that is explained, ``(N,)`` integers.
         adversarial (Tensor): Class on the other side of each boundary, ``(N, K)`` integers; -1 where none was found.
+        neighbor (Tensor): Class on this side of each boundary, ``(N, K)`` integers; -1 where none was found. It is the
+            target, except where the region of a third class lies between the target's and the adversarial one's.
         found (Tensor): Whether there is a boundary, ``(N, K)`` booleans.
         n_forward (Tensor): Forward passes spent on each example, ``(N,)`` integers.
         n_gradient (Tensor): Backward passes spent on each example, ``(N,)`` integers.

@@ -144,7 +144,8 @@ class PointwiseLoss:
         device, enabled, dtype = self.autocast
         if not enabled and not torch.is_autocast_enabled(device):  # which some devices do not even know
             return nullcontext()
-        return torch.autocast(device, dtype, enabled)
+        # Cached casts of weights would be leaves of the wrong graph in PyTorch 2.4 and 2.5.
+        return torch.autocast(device, dtype, enabled, cache_enabled=False)
 
     def _of_examples(self, change: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
         """The arguments, with those that follow the examples changed."""

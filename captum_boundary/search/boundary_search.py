@@ -57,8 +57,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             place of a :class:`BoundaryNotFoundWarning`. Default: False
         generator (torch.Generator, optional): Source of randomness. Default: None, the same numbers on every call.
         show_progress (bool, optional): Show a progress bar. Default: False
-        internal_batch_size (int, optional): Examples that pass through the model at once, to bound memory.
-            Default: None, all of them.
+        internal_batch_size (int, optional): Examples that are searched at once, to bound memory. Default: None, all of
+            them.
 
     Raises:
 
@@ -125,8 +125,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         Raises:
 
             BoundaryTypeError: For inputs, targets or outputs of the wrong type.
-            BoundaryValueError: For NaN or infinite inputs or outputs, empty batches, inputs outside ``bounds``, targets
-                out of range, and outputs of the wrong shape.
+            BoundaryValueError: For NaN or infinite inputs or outputs of them, empty batches, inputs outside ``bounds``,
+                targets out of range, outputs of the wrong shape, and models without gradients.
             BoundaryNotFoundError: If ``strict`` and some example has no boundary point.
         """
         with torch.inference_mode(False), torch.no_grad():

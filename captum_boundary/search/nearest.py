@@ -54,16 +54,17 @@ class NearestBoundary(BoundarySearch):
             broadcast to an input, or a tuple of such pairs (or None), one for each input. Default: None, no limits.
         norm (float, optional): Norm of the distance, 2, ``math.inf`` or 1, over all inputs of a tuple together.
             Default: 2
-        budget (int, optional): Gradient evaluations an example at most. 10 gives a quick idea, 200 is thorough. Forward
-            passes come on top, in deep networks about as many as gradients. Default: 40
+        budget (int, optional): Gradient evaluations an example at most. 10 gives a quick idea, 200 is thorough. There
+            are at most four times as many forward passes (160 where the budget is below 40), in deep networks little
+            more than gradients. Default: 40
         max_distance (float, optional): Boundary points further away count as not found. Default: None
         strict (bool, optional): Raise a :class:`BoundaryNotFoundError` where some example has no boundary point, in
             place of a :class:`BoundaryNotFoundWarning`. Default: False
         generator (torch.Generator, optional): Source of the restarts' directions. Default: None, the same ones on every
             call.
         show_progress (bool, optional): Show a progress bar, in gradients of the budget. Default: False
-        internal_batch_size (int, optional): Examples that pass through the model at once, to bound memory. The search
-            itself keeps up to about ten vectors of the size of an input for each example. Default: None, all of them.
+        internal_batch_size (int, optional): Examples that are searched at once, to bound memory: the model's, and that
+            of the search, some 15 to 35 vectors of the size of an input for each. Default: None, all of them.
 
     Raises:
 
