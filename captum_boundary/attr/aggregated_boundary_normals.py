@@ -38,9 +38,9 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
     altogether. "Robust Models Are More Interpretable Because Attributions Look Normal"
     (https://arxiv.org/abs/2103.11257) explains why normals of nearby boundaries make good attributions.
 
-    With one boundary this is :class:`BoundarySaliency` with ``score="margin"``, scaled to unit length, but for kinks and
-    corners of the boundary: there, where gradients are up to rounding, the normal is the one nearest to the way to the
-    input. The sign of an attribution says whether more of the feature speaks for the target.
+    With one boundary this is :class:`BoundarySaliency` with ``score="margin"``, scaled to unit length, except at kinks
+    and corners of the boundary: there, where gradients are up to rounding, the normal is the one nearest to the way to
+    the input. The sign of an attribution says whether more of the feature speaks for the target.
 
     Args:
 
