@@ -44,7 +44,7 @@ def _no_windows() -> Iterator[None]:
     plt.switch_backend(backend)
 
 
-@pytest.mark.parametrize("call", CALLS, ids=" ".join)
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: " ".join(call).strip())
 @pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")
 def test_same_results(call: tuple[str, str], device: str) -> None:
     check_same(CALLS[call](device), CALLS[call]("cpu"), device)
@@ -66,7 +66,7 @@ def check_same(result: Any, expected: Any, device: str) -> None:
         assert result == expected
 
 
-@pytest.mark.parametrize("call", RANDOM, ids=" ".join)
+@pytest.mark.parametrize("call", RANDOM, ids=lambda call: " ".join(call).strip())
 def test_random_states_stay_as_they_were(call: tuple[str, str], device: str, request: pytest.FixtureRequest) -> None:
     if call in CARELESS and not device.startswith("cuda"):
         reason = "random states of accelerators other than CUDA are disturbed"
