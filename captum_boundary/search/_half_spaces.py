@@ -54,6 +54,7 @@ class HalfSpaces:
             promised = torch.baddbmm(self._drops[:, :, None], self._slopes, moves[:, :, None], alpha=-1)
             holds = promised <= (plane.depth + problem.slack)[:, None, None]
             self._drops = self._drops * holds[:, :, 0]
+            self._multipliers = self._multipliers * holds[:, :, 0]
             self._slopes = self._slopes * holds
         self._slopes[:, slot] = plane.slope
         self._drops[:, slot] = plane.value + problem.overshoot + row_dot(plane.slope, moves)
@@ -108,11 +109,12 @@ def project_onto_half_spaces(
         missing = torch.baddbmm(drops[:, :, None], slopes, (x - nearest)[:, :, None], alpha=-1)
         if box.is_limited:
             gram = _gram(slopes * (nearest == unlimited)[:, None])
-        most, worst = torch.where(gram.diagonal(dim1=1, dim2=2) > 0, missing[:, :, 0], 0.0).max(dim=1, keepdim=True)
-        active = active | ((places == worst) & is_solved & (most > 0))
+        is_reachable = gram.diagonal(dim1=1, dim2=2) > 0
+        most, worst = torch.where(is_reachable, missing[:, :, 0], 0.0).max(dim=1, keepdim=True)
+        active = (active | ((places == worst) & is_solved & (most > 0))) & is_reachable
         system = torch.where(active[:, :, None] & active[:, None], gram, identity)
         wanted = torch.baddbmm(missing, gram, multipliers[:, :, None])
-        solved = torch.linalg.solve_ex(system, wanted)[0].squeeze(2) * active
+        solved = torch.linalg.solve_ex(system, wanted)[0].squeeze(2).nan_to_num(0.0, 0.0, 0.0) * active
         # Go towards the solution until the first multiplier vanishes, and leave its half-space out from there on.
         vanishes = active & (solved <= 0)
         share = torch.where(vanishes, multipliers / (multipliers - solved), 1.0)

@@ -348,6 +348,43 @@ def test_points_further_than_max_distance_are_not_found(make):
     assert torch.equal(boundary.points[1], inputs[1])
 
 
+def test_a_point_at_max_distance_is_found(linear):
+    inputs = torch.randn(1, 4, dtype=torch.float64)
+    distance = nearest(linear).find(inputs).distance.item()
+    assert nearest(linear, max_distance=distance).find(inputs).found.all()
+
+
+class Fickle:
+    """A model whose last answer, when its points are looked at once more, is another one."""
+
+    def __init__(self, model, last_answer):
+        self.model, self.last_answer = model, last_answer
+        self.n_calls, self.last_call = 0, None
+
+    def __call__(self, x):
+        self.n_calls += 1
+        scores = self.model(x)
+        return self.last_answer(scores) if self.n_calls == self.last_call else scores
+
+
+@every_search
+@pytest.mark.parametrize(
+    "last_answer", [lambda scores: scores.flip(1), lambda scores: 0 * scores], ids=["the old class", "a tie"]
+)
+def test_points_that_do_not_keep_their_label_are_not_found(make, last_answer):
+    model = nn.Linear(4, 2).double()
+    inputs = torch.randn(1, 4, dtype=torch.float64)
+    fickle = Fickle(model, last_answer)
+    assert make(fickle).find(inputs).found.all()
+    if make is closest:
+        return  # each of its searches has a last call
+    fickle.n_calls, fickle.last_call = 0, fickle.n_calls
+    with pytest.warns(BoundaryNotFoundWarning):
+        boundary = make(fickle).find(inputs)
+    assert not boundary.found.any()
+    assert torch.equal(boundary.points, inputs)
+
+
 def test_the_warning_names_the_limit():
     with pytest.warns(BoundaryNotFoundWarning, match=r"found within max_distance=0\.5 for 1 of 1 examples"):
         nearest(lambda x: x, max_distance=0.5).find(torch.ones(1, 1))

@@ -10,7 +10,7 @@ import torch
 from captum_boundary._base.bounds import box_of
 from captum_boundary._base.geometry import length
 from captum_boundary._base.oracle import MarginOracle
-from captum_boundary.search._descent import descend
+from captum_boundary.search._descent import descend, dive
 from captum_boundary.search._problem import Candidates, Problem
 
 
@@ -36,4 +36,17 @@ def test_descents_hurry_while_they_are_far_away(norm, times_as_far) -> None:
 
     found = descend(problem, known, torch.full((8,), 36))
 
+    assert (found.distance < 1.1 * nearest).all()
+
+
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_dives_step_towards_a_boundary_that_they_have_not_crossed_yet(norm) -> None:
+    generator = torch.Generator().manual_seed(0)
+    slope = torch.randn(1, 600, generator=generator)
+    inputs = torch.randn(8, 600, generator=generator)
+    problem = Problem(
+        MarginOracle(lambda x: (x @ slope.T).squeeze(1), (inputs,)), box_of(None, (inputs,)), norm, torch.tensor(1e-6)
+    )
+    nearest = (inputs @ slope.T).abs().squeeze(1) / length(slope, 1 if norm == math.inf else 2)
+    found = dive(problem, problem.x, 12)
     assert (found.distance < 1.1 * nearest).all()

@@ -1,0 +1,94 @@
+"""Nearest points beyond several half-spaces in a box, against an exact solver."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from exact_distances import least_distance
+
+from captum_boundary._base.bounds import box_of
+from captum_boundary._base.geometry import Box
+from captum_boundary._base.oracle import Linearization, MarginOracle
+from captum_boundary.search._half_spaces import HalfSpaces, project_onto_half_spaces
+from captum_boundary.search._problem import Problem
+
+LIMIT = 0.7
+
+
+def random_problems(n_inputs: int, n_planes: int, is_limited: bool, n: int = 60):
+    generator = torch.Generator().manual_seed(100 * n_inputs + n_planes)
+    options = {"generator": generator, "dtype": torch.float64}
+    x = torch.rand(n, n_inputs, **options) - 0.5
+    slopes = torch.randn(n, n_planes, n_inputs, **options) + 1.5 * torch.randn(n, 1, n_inputs, **options)
+    drops = torch.rand(n, n_planes, **options) * (0.5 if is_limited else 2.0)
+    limit = LIMIT if is_limited else math.inf
+    sides = torch.full((1, n_inputs), limit, dtype=torch.float64)
+    exact = []
+    for row in range(n):
+        system, limits = slopes[row].numpy(), drops[row].numpy()
+        if is_limited:
+            sides_of_box = np.vstack([np.eye(n_inputs), -np.eye(n_inputs)])
+            room = np.concatenate([(x[row] - LIMIT).numpy(), (-LIMIT - x[row]).numpy()])
+            system, limits = np.vstack([system, sides_of_box]), np.concatenate([limits, room])
+        move = least_distance(system, limits)
+        exact.append(math.nan if move is None else np.linalg.norm(move))
+    return x, slopes, drops, Box(-sides, sides, is_limited), torch.tensor(np.array(exact))
+
+
+@pytest.mark.parametrize("is_limited", [False, True])
+@pytest.mark.parametrize("n_planes", [1, 2, 4, 8])
+@pytest.mark.parametrize("n_inputs", [2, 6, 20])
+def test_the_method_ends_on_the_nearest_point(n_inputs, n_planes, is_limited):
+    x, slopes, drops, box, exact = random_problems(n_inputs, n_planes, is_limited)
+    is_possible = ~exact.isnan()
+    assert is_possible.sum() > 20
+    nearest, multipliers = project_onto_half_spaces(x, slopes, drops, box, torch.zeros_like(drops), 3 * n_planes + 3)
+    distance = (x - nearest).norm(dim=1)
+    torch.testing.assert_close(distance[is_possible], exact[is_possible], rtol=1e-6, atol=0)
+    missing = drops - (slopes @ (x - nearest)[:, :, None]).squeeze(2)
+    assert missing[is_possible].max() < 1e-6
+    assert (multipliers >= 0).all()
+    assert (box.clamp(nearest) == nearest).all()
+
+
+@pytest.mark.parametrize("is_limited", [False, True])
+def test_planes_that_come_one_by_one_are_met_in_two_steps_each(is_limited):
+    """What the search does: it goes on from the multipliers of the planes before."""
+    x, slopes, drops, box, exact = random_problems(6, 4, is_limited)
+    multipliers = torch.zeros_like(drops)
+    for n_planes in range(1, 5):
+        here = torch.arange(4) < n_planes
+        nearest, multipliers = project_onto_half_spaces(
+            x, slopes * here[:, None], drops * here, box, multipliers, n_steps=2
+        )
+    error = ((x - nearest).norm(dim=1) / exact - 1).abs()[~exact.isnan()]
+    assert (error < 1e-6).double().mean() > 0.85
+    assert error.median() < 1e-9
+
+
+def test_the_same_plane_twice_is_one():
+    x, slopes, drops, box, exact = random_problems(6, 1, is_limited=False)
+    twice = [values.repeat(1, 2, *[1] * (values.ndim - 2)) for values in (slopes, drops)]
+    nearest, _ = project_onto_half_spaces(x, *twice, box, torch.zeros_like(twice[1]), n_steps=5)
+    torch.testing.assert_close((x - nearest).norm(dim=1), exact, rtol=1e-6, atol=0)
+
+
+def test_a_plane_that_does_not_hold_elsewhere_is_dropped():
+    """A linearisation of another piece of the boundary must not keep the nearest point away."""
+    inputs = torch.zeros(1, 2, dtype=torch.float64)
+
+    def model(x):  # a boundary at x[0] = 1
+        return torch.stack([1 - x[:, 0], torch.zeros_like(x[:, 0])], dim=1)
+
+    problem = Problem(MarginOracle(model, (inputs,)), box_of(None, (inputs,)), 2, torch.tensor(1e-12))
+    half_spaces = HalfSpaces(problem, 4)
+    far_point, far_slope = torch.tensor([[0.0, 5.0]]).double(), torch.tensor([[0.0, -1.0]]).double()
+    one = torch.ones(1, dtype=torch.float64)
+    half_spaces.add(problem, far_point, Linearization(one, 0 * one, far_slope))  # promises a boundary at x[1] = 5 only
+    assert half_spaces.nearest(problem)[0, 1] == pytest.approx(5, rel=1e-6)
+    point = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    half_spaces.add(problem, point, problem.linearize(point))
+    torch.testing.assert_close(half_spaces.nearest(problem), point, rtol=1e-6, atol=1e-6)
