@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,13 @@ import torch
 # Tests run side by side, each on one thread, and so do the processes that they start.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _data_parallel_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of tests are on the CPU: DataParallel must not look for accelerators, real or pretended."""
+    module = sys.modules["torch.nn.parallel.data_parallel"]  # whose name in the package is that of a function
+    monkeypatch.setattr(module, "_get_available_device_type", lambda: None)
 
 
 @pytest.fixture(scope="session")

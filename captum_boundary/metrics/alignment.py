@@ -194,7 +194,7 @@ def attribution_gap(first: TensorOrTupleOfTensorsGeneric, second: TensorOrTupleO
             f"first and second must be attributions of the same inputs, but their shapes are {shapes[0]} and "
             f"{shapes[1]}."
         )
-    differences = [(one - other).reshape(len(one), -1) for one, other in zip(*pairs, strict=True)]
+    differences = [(one - other.to(one.device)).reshape(len(one), -1) for one, other in zip(*pairs, strict=True)]
     return length(torch.cat([part.to(differences[0].device) for part in differences], dim=1), 2)
 
 

@@ -62,7 +62,8 @@ def as_target(target: Any, inputs: tuple[Tensor, ...]) -> Tensor:
             f"target must have one entry for each of the {len(inputs[0])} examples, but its shape is "
             f"{tuple(target.shape)}."
         )
-    return target.detach()
+    # Classes follow the inputs, as everywhere; what a loss of the user's own takes is the user's.
+    return target.detach() if target.is_floating_point() else target.detach().to(inputs[0].device)
 
 
 def check_classification(loss: PointwiseLoss, point: Tensor) -> None:

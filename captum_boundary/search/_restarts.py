@@ -83,9 +83,6 @@ def restart(problem: Problem, known: Candidates, budget: int, n_forwards: int, s
             best, _ = refine(here, starts, best, left, _TRIAL_GRADIENTS, enters=enters)
         has_gained = best.distance < (1 - here.tolerance) * before
         n_failed = torch.where(has_gained, 0, n_failed + 1).masked_fill(is_done, patience)
-        gained = has_gained.nonzero().flatten()
-        if len(gained) > 0 and not enters:
-            best = best.replaced(gained, settle(here.select(gained), best.select(gained), budget, enters))
         trial += 1
 
 

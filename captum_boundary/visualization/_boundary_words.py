@@ -28,7 +28,7 @@ def check_boundary(boundary: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor
             f"boundary must hold one point for each input, of shapes {needed}, but it holds {given}. Search the "
             "boundary of these very inputs, and choose rows of both alike: inputs[rows], boundary[rows]."
         )
-    return tuple(point.detach() for point in points)
+    return tuple(point.detach().to(tensor.device) for point, tensor in zip(points, inputs, strict=True))
 
 
 class BoundaryWords:

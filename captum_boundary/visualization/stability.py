@@ -93,6 +93,7 @@ def plot_stability(
     k = top_count(robustness.k if k is None else k, images[0, 0].numel())
     before, after = (maps_of(getattr(robustness, when), images, f"robustness.{when}") for when in ("before", "after"))
     marks = _marks(before, after, k)
+    perturbed = perturbed.to(images.device)
     pictures, attacked = (displayed(each, images, bounds) for each in (images, perturbed))
 
     figure, axes = grid(len(images), 5, images.shape[2] / images.shape[3], figure, foot=0.25)

@@ -191,13 +191,14 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
     assert contents(tmp_path) == before
 
 
+SAME_MODEL = small_model()
 OTHERS = {
     "a batch size": ({"batch_size": 5}, ["settings.batch_size: 4 in", "5 now"]),
     "options": ({"options": {"n_steps": 6}}, ["settings.options.n_steps: 5 in", "6 now"]),
     "a target": ({"target": "label"}, ["settings.target: null in", '"label" now']),
     "a model": ({"explainer": IntegratedGradients(small_model(seed=1))}, ["explainer.class", "forward_func.weights"]),
     "a budget": (
-        {"explainer": BoundaryIntegratedGradients(small_model(), NearestBoundary(small_model(), budget=6))},
+        {"explainer": BoundaryIntegratedGradients(SAME_MODEL, NearestBoundary(SAME_MODEL, budget=6))},
         ["explainer.search.budget: 5 in", "6 now"],
     ),
     "a length": ({"dataset": Rows(21)}, ["settings.n_examples: 20 in"]),

@@ -1,0 +1,43 @@
+"""First contact with the boundary."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_boundary._base.bounds import box_of
+from captum_boundary._base.oracle import MarginOracle
+from captum_boundary.search._approach import approach, newton_step
+from captum_boundary.search._problem import Problem
+
+
+def problem_of(model, inputs: Tensor) -> Problem:
+    return Problem(MarginOracle(model, (inputs,)), box_of(None, (inputs,)), 2, torch.tensor(1e-12))
+
+
+def test_a_step_goes_a_little_further_than_it_seems_to_need() -> None:
+    """Newton's method alone would end short of a boundary that bends away, again and again."""
+    inputs = torch.zeros(1, 1, dtype=torch.float64)
+    problem = problem_of(lambda x: 1 - x[:, 0] + 0.015 * x[:, 0] ** 2, inputs)
+    point = newton_step(problem, inputs, problem.linearize(inputs))
+    assert problem.depth(point) < 0
+
+
+def test_rivals_of_about_equal_strength_share_the_slope() -> None:
+    inputs = torch.zeros(1, 2, dtype=torch.float64)
+    model = lambda x: torch.stack([0 * x[:, 0] + 1, x[:, 0], x[:, 1] - 0.01], dim=1)  # noqa: E731
+    point = approach(problem_of(model, inputs), 1).points[0]
+    assert 0.5 * point[0] < point[1] < point[0]
+
+
+def test_a_dead_end_is_left_after_two_slow_steps() -> None:
+    calls = 0
+
+    def saturated(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return 1 + 1e-3 * torch.tanh(x[:, 0])  # no boundary, and steps that lead nowhere
+
+    found = approach(problem_of(saturated, torch.zeros(1, 1, dtype=torch.float64)), 10)
+    assert torch.isinf(found.distance).all()
+    assert calls < 12
