@@ -12,7 +12,7 @@ from captum_boundary._base.captum_helpers import format_additional_forward_args,
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.margin import class_scores
 
-__all__ = ["ModelScores"]
+__all__ = ["ModelScores", "differentiable"]
 
 
 class ModelScores:
@@ -25,7 +25,7 @@ class ModelScores:
     def __init__(self, forward_func: Callable[..., Any], n_examples: int, additional_forward_args: object) -> None:
         self._forward_func = forward_func
         self._n_examples = n_examples
-        self._arguments = _differentiable(format_additional_forward_args(additional_forward_args))
+        self._arguments = differentiable(format_additional_forward_args(additional_forward_args))
         self._shape: torch.Size | None = None  # of one example's output
         self._all_finite: Tensor | None = None
         self.dtype = torch.float32  # of the last output
@@ -76,7 +76,7 @@ class ModelScores:
         )
 
 
-def _differentiable(arguments: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+def differentiable(arguments: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
     """The arguments, with copies of tensors made in inference mode, through which gradients cannot pass."""
     if arguments is None:
         return None

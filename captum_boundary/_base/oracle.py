@@ -18,6 +18,7 @@ from captum_boundary._base.captum_helpers import TargetType, format_additional_f
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.flat import geometry_dtype, pack, unpack
 from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target, rival_scores, shaped_scores
+from captum_boundary._base.model_scores import differentiable
 
 __all__ = ["Linearization", "MarginOracle"]
 
@@ -59,7 +60,7 @@ class MarginOracle:
     ) -> None:
         self._forward_func = forward_func
         self.inputs = tuple(tensor.detach() for tensor in inputs)
-        self._arguments = _differentiable(format_additional_forward_args(additional_forward_args))
+        self._arguments = differentiable(format_additional_forward_args(additional_forward_args))
         self._chunk = internal_batch_size
         self._n_inputs = len(inputs[0])
         self.dtype = geometry_dtype(inputs)
@@ -279,13 +280,3 @@ def _usable(depth: Tensor) -> Tensor:
 def _joined(parts: Any) -> Tensor:
     parts = tuple(parts)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _differentiable(arguments: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-    """The arguments, with copies of tensors made in inference mode, through which gradients cannot pass."""
-    if arguments is None:
-        return None
-    return tuple(
-        argument.clone() if isinstance(argument, Tensor) and argument.is_inference() else argument
-        for argument in arguments
-    )
