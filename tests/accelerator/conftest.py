@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pretended_accelerator
 import pytest
 import torch
@@ -35,3 +37,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip("there is no GPU")
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         yield "cuda:0"
+
+
+@pytest.fixture(autouse=True)
+def _no_windows() -> Iterator[None]:
+    backend = mpl.get_backend()
+    plt.switch_backend("Agg")
+    yield
+    plt.close("all")
+    plt.switch_backend(backend)

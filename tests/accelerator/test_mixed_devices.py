@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import matplotlib as mpl
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 from captum_boundary import (
@@ -48,15 +46,6 @@ IMAGES = torch.rand(4, 1, 6, 6, generator=NUMBERS)
 MAPS, OTHER_MAPS = torch.randn(2, 4, 1, 6, 6, generator=NUMBERS)
 MASKS = torch.eye(6).expand(4, 6, 6)
 TARGET = torch.tensor([0, 1, 2, 1])
-
-
-@pytest.fixture(autouse=True)
-def _no_windows() -> Iterator[None]:
-    backend = mpl.get_backend()
-    plt.switch_backend("Agg")
-    yield
-    plt.close("all")
-    plt.switch_backend(backend)
 
 
 @pytest.fixture

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Iterator
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from torch import Tensor
 
 import captum_boundary
@@ -33,15 +30,6 @@ RANDOM = [
 ]
 # Those that put back the random states of the CPU and of CUDA alone: Foolbox and Captum draw from them.
 CARELESS = [RANDOM[0], RANDOM[2]]
-
-
-@pytest.fixture(autouse=True)
-def _no_windows() -> Iterator[None]:
-    backend = mpl.get_backend()
-    plt.switch_backend("Agg")
-    yield
-    plt.close("all")
-    plt.switch_backend(backend)
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: " ".join(call).strip())
