@@ -20,6 +20,7 @@ from torch import Tensor
 from captum_boundary._base.captum_helpers import TargetType
 from captum_boundary._base.checks import shown
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.outputs import score_tensor
 
 __all__ = ["class_scores", "margin_and_rival", "resolve_target", "rival_scores", "shaped_scores"]
 
@@ -44,11 +45,7 @@ def shaped_scores(output: object, n_examples: int) -> Tensor:
 
     A single output (``(N,)`` or ``(N, 1)``) becomes the two columns ``(0, score)``.
     """
-    if not isinstance(output, Tensor):
-        raise BoundaryTypeError(
-            f"The model must return one Tensor of class scores, but it returned {type(output).__name__}. "
-            "Wrap it so that it returns the scores alone, for instance lambda x: model(x)[0]."
-        )
+    output = score_tensor(output)
     if not output.is_floating_point():
         raise BoundaryTypeError(
             f"The model must return floating-point class scores, but it returned {output.dtype}. "
@@ -59,12 +56,26 @@ def shaped_scores(output: object, n_examples: int) -> Tensor:
     if output.ndim != 2 or output.shape[0] != n_examples or output.shape[1] == 0:
         raise BoundaryValueError(
             f"The model must return scores of shape (N, C), or (N,) or (N, 1) for a binary model, with "
-            f"N = {n_examples} examples, but it returned shape {tuple(output.shape)}. Wrap it in a function that "
-            "returns such scores."
+            f"N = {n_examples} examples, but it returned shape {tuple(output.shape)}. {_way_out(output)}"
         )
     if output.shape[1] == 1:
         output = torch.cat([torch.zeros_like(output), output], dim=1)
     return output if output.dtype in (torch.float32, torch.float64) else output.float()
+
+
+def _way_out(output: Tensor) -> str:
+    """How to make a decision of an output with other dimensions."""
+    if output.ndim == 4:
+        return (
+            "If it is a segmentation, choose a decision, such as that of one pixel: "
+            "lambda x: model(x)[:, :, row, column]."
+        )
+    if output.ndim == 3:
+        return (
+            "If it has scores for every position (tokens, time steps), choose one of them: "
+            "lambda x: model(x)[:, position], or [:, :, position] where classes come first."
+        )
+    return "Wrap it in a function that returns such scores."
 
 
 def rival_scores(scores: Tensor, target: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import format_additional_forward_args, run_forward
+from captum_boundary._base.captum_helpers import format_additional_forward_args
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.margin import class_scores
+from captum_boundary._base.outputs import evaluate
 
 __all__ = ["ModelScores", "differentiable"]
 
@@ -33,7 +34,7 @@ class ModelScores:
     def __call__(self, inputs: tuple[Tensor, ...], owners: Tensor | None) -> Tensor:
         """Scores ``(n, C)``, ``C >= 2``, of ``n`` inputs, variants of the examples ``owners`` ``(n,)``, or of all."""
         arguments = self._arguments if owners is None else self._arguments_of(owners)
-        output = run_forward(self._forward_func, inputs, None, arguments)
+        output = evaluate(self._forward_func, inputs, arguments)
         if self._shape is None or not self._is_as_before(output, len(inputs[0])):
             scores = class_scores(output, len(inputs[0]))
             self._shape, self.dtype = output.shape[1:], output.dtype
@@ -55,10 +56,9 @@ class ModelScores:
                 "overflow, log(0) or masked classes."
             )
 
-    def _is_as_before(self, output: Any, n_points: int) -> bool:
+    def _is_as_before(self, output: Tensor, n_points: int) -> bool:
         return (
-            isinstance(output, Tensor)
-            and output.is_floating_point()
+            output.is_floating_point()
             and output.ndim > 0
             and len(output) == n_points
             and output.shape[1:] == self._shape

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import TargetType, format_additional_forward_args, run_forward
+from captum_boundary._base.captum_helpers import TargetType, format_additional_forward_args
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.flat import geometry_dtype, pack, unpack
 from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target, rival_scores, shaped_scores
 from captum_boundary._base.model_scores import differentiable
+from captum_boundary._base.outputs import evaluate, has_one_output
 
 __all__ = ["Linearization", "MarginOracle"]
 
@@ -236,12 +237,12 @@ class MarginOracle:
         self, points: Tensor, rows: Tensor | None, with_grad: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         leaves = tuple(tensor.requires_grad_(with_grad) for tensor in self.unpack(points.clone()))
-        output = run_forward(self._forward_func, leaves, None, self._arguments_of(rows))
+        output = evaluate(self._forward_func, leaves, self._arguments_of(rows))
         self._count(self.n_forward, self._of(self.slots, rows))
         scores = shaped_scores(output, len(points))
         # A model may compute in a lower precision than that of its inputs.
         self.resolution = max(self.resolution, torch.finfo(output.dtype).eps)
-        self.is_binary = isinstance(output, Tensor) and (output.ndim == 1 or output.shape[1] == 1)
+        self.is_binary = has_one_output(output)
         return scores, leaves
 
     def _count(self, counter: Tensor, slots: Tensor) -> None:

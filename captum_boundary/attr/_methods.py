@@ -32,6 +32,7 @@ __all__ = [
     "has_delta",
     "hookable_copy",
     "hooks_modules",
+    "inside_parallel",
     "mixes_examples",
     "takes_baselines",
 ]
@@ -107,14 +108,19 @@ def hooks_modules(method: Attribution) -> bool:
     return isinstance(core_of(method), DeepLift | Deconvolution | GuidedBackprop | LRP)
 
 
+def inside_parallel(model: Any) -> Any:
+    """What parallel wrappers wrap, which hooks must not meet on several devices."""
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    return model
+
+
 def hookable_copy(model: nn.Module, method: Attribution, inputs: tuple[Any, ...]) -> nn.Module:
     """A copy of ``model`` for ``method`` to hook, made anew for every call since weights may change between calls.
 
     DeepLift and guided backpropagation need every activation to be a module of its own; LRP brings its own rules for
     the modules that it finds.
     """
-    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
     core = core_of(method)
     if isinstance(core, LRP):
         return copy.deepcopy(model)

@@ -9,8 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from captum_boundary._base.margin import class_scores
+from captum_boundary._base.outputs import score_tensor
 
-__all__ = ["MarginScore"]
+__all__ = ["MarginScore", "ScoreTensor"]
+
+
+class ScoreTensor(nn.Module):
+    r"""A model whose scores are taken out of what it returns, for Captum's methods, which know nothing but Tensors.
+
+    The model is a submodule, so that methods that hook its layers find them.
+
+    Args:
+
+        forward_func (Callable): Model or function that returns class scores, possibly inside of something else.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        super().__init__()
+        self.forward_func = forward_func
+
+    def forward(self, *arguments: Any) -> Tensor:
+        """Evaluate the model and return its scores alone."""
+        return score_tensor(self.forward_func(*arguments))
 
 
 class MarginScore(nn.Module):

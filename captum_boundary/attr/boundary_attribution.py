@@ -16,11 +16,11 @@ from captum_boundary._base.captum_helpers import (
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
     is_tuple,
-    run_forward,
 )
 from captum_boundary._base.checks import check_inputs
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.margin import class_scores, resolve_target
+from captum_boundary._base.outputs import has_one_output, output_of, score_tensor
 from captum_boundary.attr._calls import MethodCall, ask, ask_one_by_one
 from captum_boundary.attr._methods import (
     build_method,
@@ -28,10 +28,11 @@ from captum_boundary.attr._methods import (
     has_delta,
     hookable_copy,
     hooks_modules,
+    inside_parallel,
     mixes_examples,
     takes_baselines,
 )
-from captum_boundary.attr._score import MarginScore
+from captum_boundary.attr._score import MarginScore, ScoreTensor
 from captum_boundary.attr._surroundings import default_device_of, undisturbed_randomness
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 from captum_boundary.search._given import points_for, search_for
@@ -219,7 +220,15 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
                 'score="margin" attributes. Ask for the delta together with the attributions: attribute(..., '
                 "return_convergence_delta=True)."
             )
-        delta: Tensor = super().compute_convergence_delta(
+
+        def output_of_target(*arguments: Any) -> Tensor:
+            output = score_tensor(self.forward_func(*arguments))
+            if not has_one_output(output):
+                return output
+            output = output.reshape(len(output))
+            return output if target is None else output[:, None].expand(-1, 2)  # the same one, whichever side is meant
+
+        delta: Tensor = GradientAttribution(output_of_target).compute_convergence_delta(
             attributions, start_point, end_point, target, additional_forward_args
         )
         return delta
@@ -279,22 +288,25 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
     ) -> tuple[Callable[..., Any], Tensor | int | None, tuple[Any, ...] | None]:
         """The function to attribute, with its target and additional arguments. A ``target`` of None needs no check."""
         with torch.no_grad():
-            output = run_forward(self.forward_func, inputs, None, arguments)
+            returned = output_of(self.forward_func, inputs, arguments)
+        output = score_tensor(returned)
         scores = class_scores(output, len(boundary))
-        has_one_output = output.ndim == 1 or output.shape[1] == 1
         is_its_own = target is None or _is_target_of(boundary, target)
-        if not is_its_own and not torch.equal(resolve_target(target, scores, has_one_output), boundary.target):
+        if not is_its_own and not torch.equal(resolve_target(target, scores, has_one_output(output)), boundary.target):
             raise BoundaryValueError(
                 f"target asks for the classes {target}, but the given boundary is that of the classes "
                 f"{boundary.target.tolist()}. Leave target out, or search the boundary of the classes to explain."
             )
-        function = self.forward_func
-        if hooks_modules(self._prototype):
+        is_hooked = hooks_modules(self._prototype)
+        function = inside_parallel(self.forward_func) if is_hooked else self.forward_func
+        if not isinstance(returned, Tensor):
+            function = ScoreTensor(function)
+        if is_hooked:
             function = hookable_copy(function, self._prototype, (*inputs, *(arguments or ())))
         if self.score == "margin":
             adversarial = torch.where(boundary.found, boundary.adversarial, boundary.target)
             return MarginScore(function), None, (*(arguments or ()), boundary.target, adversarial)
-        if has_one_output:
+        if has_one_output(output):
             return function, None if output.ndim == 1 else 0, arguments
         return function, boundary.target, arguments
 

@@ -11,9 +11,10 @@ import torch
 from captum.attr import Attribution, GradientAttribution
 from torch import Tensor, nn
 
-from captum_boundary._base.captum_helpers import format_additional_forward_args, format_output, run_forward
+from captum_boundary._base.captum_helpers import format_additional_forward_args, format_output
 from captum_boundary._base.errors import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.margin import class_scores, margin_and_rival
+from captum_boundary._base.outputs import evaluate, has_one_output
 from captum_boundary.attr import BoundaryAttribution, BoundaryNormals
 from captum_boundary.datasets._describe import generators_of
 from captum_boundary.datasets._examples import Example
@@ -68,9 +69,9 @@ class BatchExplainer:
     def scores(self, inputs: tuple[Tensor, ...], as_tuple: bool) -> tuple[Tensor, bool]:
         """Class scores ``(B, C)`` of the model, and whether it has one output only."""
         arguments = format_additional_forward_args(self.options.get("additional_forward_args"))
-        output = run_forward(self.explainer.forward_func, format_output(as_tuple, inputs), None, arguments)
+        output = evaluate(self.explainer.forward_func, inputs, arguments)
         scores = class_scores(output, len(inputs[0]))
-        return scores, output.ndim == 1 or output.shape[1] == 1
+        return scores, has_one_output(output)
 
     def stack(self, examples: Sequence[Example]) -> tuple[Tensor, ...]:
         """The inputs of ``examples``, in batches on the device."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from captum_boundary._base.checks import check_count
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.margin import class_scores
+from captum_boundary._base.outputs import has_one_output, score_tensor
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 
 __all__ = [
@@ -75,9 +76,9 @@ def check_classification(loss: PointwiseLoss, point: Tensor) -> None:
             f"{tuple(target.shape)} and dtype {target.dtype}. For other targets give loss_func."
         )
     with torch.no_grad():
-        output = loss.of_rows(slice(0, 1)).output(point)
-    n_outputs = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else 1
+        output = score_tensor(loss.of_rows(slice(0, 1)).output(point))
     scores = class_scores(output, 1)
+    n_outputs = 1 if has_one_output(output) else output.shape[1]
     # All that is asked of an accelerator, in one question.
     values = (*target.aminmax(), scores.min(), scores.sum())
     lowest, highest, least, total = torch.stack([value.to(scores) for value in values]).tolist()

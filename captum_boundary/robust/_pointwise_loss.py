@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.flat import pack, unpack
+from captum_boundary._base.outputs import score_tensor
 from captum_boundary.robust._batch_sizes import saved_bytes
 from captum_boundary.robust._model_modes import evaluation_mode, twice_differentiable, unwrapped
 
@@ -152,8 +153,9 @@ class PointwiseLoss:
         return tuple(change(v) if follows else v for v, follows in zip(self.arguments, self.per_example, strict=True))
 
 
-def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(output: Any, target: Tensor) -> Tensor:
     """Cross-entropy of each example, from logits ``(N, C)``; a single logit is that of class 1 of two."""
+    output = score_tensor(output)
     if output.ndim == 1:
         output = output[:, None]
     if output.shape[1] == 1:

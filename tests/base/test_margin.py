@@ -40,8 +40,8 @@ def test_the_gradient_passes_through_a_single_output():
 
 
 BAD_OUTPUTS = {
-    "tuple": ((SCORES,), BoundaryTypeError, "returned tuple"),
-    "dict": ({"logits": SCORES}, BoundaryTypeError, "returned dict"),
+    "tuple": ((SCORES, SCORES), BoundaryTypeError, "returned tuple"),
+    "dict": ({"scores": SCORES}, BoundaryTypeError, "returned dict"),
     "labels": (SCORES.argmax(dim=1), BoundaryTypeError, r"returned torch\.int64"),
     "pixels": (SCORES[:, :, None], BoundaryValueError, r"shape \(2, 3, 1\)"),
     "number": (torch.tensor(1.0), BoundaryValueError, r"shape \(\)"),
