@@ -101,6 +101,7 @@ def test_searches(make, models):
     assert_same(lambda model: make(model).find(INPUTS), models)
 
 
+@pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")
 def test_foolbox(models):
     pytest.importorskip("foolbox")
     from foolbox.attacks import LinfPGD

@@ -44,7 +44,9 @@ def evaluate(forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], argum
     return score_tensor(output_of(forward_func, inputs, arguments))
 
 
-def output_of(forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], arguments: tuple[Any, ...] | None) -> object:
+def output_of(
+    forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], arguments: tuple[Any, ...] | None
+) -> object:
     """What the model returns, as it is, unless the model says of itself that these are no scores of classes."""
     problem = getattr(getattr(forward_func, "config", None), "problem_type", None)
     if isinstance(problem, str) and problem in _OTHER_PROBLEMS:

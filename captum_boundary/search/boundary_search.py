@@ -47,6 +47,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
 
         forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
             ``(N, 1)`` for a binary model. Logits are best. Probabilities work as long as their gradients do not vanish.
+            Scores may come as ``logits`` of a mapping or object, such as a Hugging Face ``ModelOutput``, or as the
+            first entry of a tuple in which no other could be scores.
         bounds (tuple, optional): Limits that no point leaves: a pair ``(lower, upper)`` of numbers or of tensors that
             broadcast to an input (per channel, say, for normalised inputs), or a tuple of such pairs, one for each
             input. Default: None, no limits.

@@ -84,7 +84,10 @@ REFUSED = {
     "labels": ((SCORES.argmax(dim=1),), r"its first entry is not"),
     "nothing": ((), r"returned tuple \(\): its first entry is not"),
     "words": (["yes", None], r"returned list \(str, None\): its first entry is not"),
-    "other names": ({"probs": SCORES}, r"dict with 'probs', none of them a Tensor called 'logits'.*model\(x\)\['probs'\]"),
+    "other names": (
+        {"probs": SCORES},
+        r"dict with 'probs', none of them a Tensor called 'logits'.*model\(x\)\['probs'\]",
+    ),
     "logits of several kinds": ({"logits": (SCORES, SCORES)}, r"dict with 'logits', none of them a Tensor"),
     "empty mapping": ({}, r"dict with nothing in it, none of them"),
     "segmentation": (
