@@ -1,4 +1,4 @@
-"""Models that wrap their scores, through everything that evaluates a model: the same numbers as without the wrapping."""
+"""Models that wrap their scores, through everything that evaluates a model: the same numbers as without wrapping."""
 
 from __future__ import annotations
 

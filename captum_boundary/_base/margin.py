@@ -92,23 +92,40 @@ def margin_and_rival(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def resolve_target(target: TargetType, scores: Tensor, is_binary: bool) -> Tensor:
     """Turn any of Captum's forms of ``target`` for 2-D outputs into class indices ``(N,)``.
 
-    ``None`` means the predicted class of each example. For a model with one output, ``target`` can only be ``None`` or
-    0 (Captum's index of the only output) and the class is the side on which the example lies.
+    ``None`` means the predicted class of each example. For a model with one output, 0 (Captum's index of the only
+    output) means the side on which the example lies, and 1 the positive side, example by example. So the ``target`` of
+    boundary points means the sides that it holds. Where both occur, sides must be meant, and a 0 for an example on the
+    positive side is refused.
     """
     predicted = scores.argmax(dim=1)
     if target is None:
         return predicted
     n_examples, n_classes = scores.shape
     indices = _target_indices(target, n_examples)
-    n_outputs = 1 if is_binary else n_classes
-    wrong = (indices < 0) | (indices >= n_outputs)
+    wrong = (indices < 0) | (indices >= n_classes)
     if wrong.any():
-        allowed = "None or 0, as the model has one output" if is_binary else f"between 0 and {n_outputs - 1}"
+        allowed = "None, 0 or 1, as the model has one output" if is_binary else f"between 0 and {n_classes - 1}"
         raise BoundaryValueError(
             f"target must be {allowed}, but it contains {int(indices[wrong][0])} "
-            f"for a model with {n_outputs} output(s)."
+            f"for a model with {1 if is_binary else n_classes} output(s)."
         )
-    return predicted if is_binary else indices.to(scores.device)
+    return _sides(indices == 1, predicted) if is_binary else indices.to(scores.device)
+
+
+def _sides(positive: Tensor, predicted: Tensor) -> Tensor:
+    """The sides of a model with one output: the positive one where it is asked for, else that of the example."""
+    if not positive.any():
+        return predicted
+    positive = positive.to(predicted.device)
+    doubtful = ~positive & (predicted == 1)
+    if doubtful.any():
+        raise BoundaryValueError(
+            f"target holds 0 for row(s) [{shown(doubtful)}], whose inputs lie on the positive side, and 1 for others. "
+            "For a model with one output, 0 is Captum's index of the only output, whose side is that of the input, and "
+            "1 the positive side. To ask for the negative side from the positive one, as class labels do, give the "
+            "model two outputs: lambda x: torch.stack([0 * model(x).flatten(), model(x).flatten()], dim=1)."
+        )
+    return torch.where(positive, 1, predicted)
 
 
 def _target_indices(target: TargetType, n_examples: int) -> Tensor:

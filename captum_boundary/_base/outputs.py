@@ -1,8 +1,8 @@
 """What a model returns, as the one Tensor of scores that is meant: a Tensor, or what holds it without any doubt.
 
-Explaining the wrong tensor is worse than an error. So scores are taken out of a container only where nothing else in it
-could be scores as well: under the name ``logits``, or as the first entry of a tuple or list in which no other entry is a
-floating-point Tensor of one or two dimensions.
+Explaining the wrong tensor is worse than an error. So scores are taken out of a container only where nothing else in
+it could be scores as well: under the name ``logits``, or as the first entry of a tuple or list in which no other entry
+is a floating-point Tensor of one or two dimensions.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def _of_mapping(output: Mapping[Any, Any]) -> Tensor:
     names = ", ".join(repr(name) for name in output)
     if isinstance(output.get("out"), Tensor):
         raise BoundaryTypeError(
-            f"{_NEEDED} it returned {type(output).__name__} with {names}, as segmentation models do. Choose a decision, "
-            'such as that of one pixel: lambda x: model(x)["out"][:, :, row, column].'
+            f"{_NEEDED} it returned {type(output).__name__} with {names}, as segmentation models do. Choose a "
+            'decision, such as that of one pixel: lambda x: model(x)["out"][:, :, row, column].'
         )
     key = next((name for name, value in output.items() if isinstance(value, Tensor)), "scores")
     raise BoundaryTypeError(

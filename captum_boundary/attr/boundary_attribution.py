@@ -138,9 +138,9 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
 
             inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
                 examples N, which all inputs of a tuple share.
-            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs; 0
-                or None for a model with one output, or the ``target`` of a given ``boundary``. Default: None, the
-                predicted class of each example.
+            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs;
+                for a model with one output as :meth:`BoundarySearch.find` takes it. Default: None, the predicted class
+                of each example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their examples. Default: None
             boundary (BoundaryPoints, optional): Boundary points of these inputs, found before, so that several methods

@@ -189,8 +189,8 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
                 examples N, which all inputs of a tuple share.
             target (int, tuple, Tensor or list, optional): Class whose attribution is attacked, in any of Captum's forms
-                for 2-D outputs; 0 or None for a model with one output. The label that is kept is the predicted one,
-                whatever the target. Default: None, the predicted class of each example.
+                for 2-D outputs; for a model with one output None, 0 and 1 all mean the same map. The label that is
+                kept is the predicted one, whatever the target. Default: None, the predicted class of each example.
             additional_forward_args (Any, optional): Further arguments of the model, given after ``inputs``. Tensors
                 with N entries follow their examples; everything else is passed as it is. Default: None
 

@@ -115,7 +115,9 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
                 examples N, which all inputs of a tuple share.
             target (int, tuple, Tensor or list, optional): Class whose region is left, in any of Captum's forms for 2-D
                 outputs. Where an input lies outside the region of its target, the boundary of that region is approached
-                from outside. Default: None, the predicted class of each example.
+                from outside. For a model with one output, 0 is its index, and means the side of each example, and 1 is
+                the positive side; the ``target`` of boundary points of these inputs holds just that.
+                Default: None, the predicted class of each example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their examples; everything else is passed as it is. Default: None
 

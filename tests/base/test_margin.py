@@ -117,10 +117,42 @@ def test_the_only_output_is_the_side_of_each_example(target):
     assert resolve_target(target, scores, is_binary=True).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("target", [1, -1, [0, 1]])
-def test_a_single_output_has_no_other_class(target):
-    with pytest.raises(BoundaryValueError, match="None or 0, as the model has one output"):
-        resolve_target(target, torch.tensor([[0.0, 3.0], [0.0, -2.0]]), is_binary=True)
+SIDES = torch.tensor([[0.0, 3.0], [0.0, -2.0]])
+
+
+@pytest.mark.parametrize("target", [1, (1,), [1, 1], torch.tensor(1), torch.tensor([1, 1])])
+def test_one_is_the_positive_side_of_the_only_output(target):
+    assert resolve_target(target, SIDES, is_binary=True).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("target", [[1, 0], torch.tensor([1, 0])])
+def test_the_sides_of_the_examples_themselves_are_a_target(target):
+    assert resolve_target(target, SIDES, is_binary=True).tolist() == [1, 0]
+
+
+def test_a_row_of_a_target_of_sides_is_read_alike_in_every_batch():
+    scores = torch.randn(6, 1, generator=torch.Generator().manual_seed(0))
+    scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
+    target = resolve_target(None, scores, is_binary=True)
+    assert set(target.tolist()) == {0, 1}
+    target[int((target == 0).nonzero()[0])] = 1  # the positive side, from the negative one
+    together = resolve_target(target, scores, is_binary=True)
+    alone = [resolve_target(target[[row]], scores[[row]], is_binary=True) for row in range(6)]
+    assert torch.equal(together, torch.cat(alone))
+    assert torch.equal(together, target)
+
+
+@pytest.mark.parametrize("target", [[0, 1], torch.tensor([0, 1])])
+def test_a_target_that_can_be_read_in_two_ways_is_refused(target):
+    message = r"holds 0 for row\(s\) \[0\], whose inputs lie on the positive side, and 1 for others.*torch\.stack"
+    with pytest.raises(BoundaryValueError, match=message):
+        resolve_target(target, SIDES, is_binary=True)
+
+
+@pytest.mark.parametrize("target", [2, -1, [0, 2]])
+def test_a_single_output_has_no_third_side(target):
+    with pytest.raises(BoundaryValueError, match="None, 0 or 1, as the model has one output, but it contains"):
+        resolve_target(target, SIDES, is_binary=True)
 
 
 BAD_TARGETS = {

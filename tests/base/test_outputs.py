@@ -67,8 +67,8 @@ def test_hugging_face_outputs_are_taken_as_they_come():
 REFUSED = {
     "loss first": (
         (torch.tensor(0.3), SCORES),
-        r"tuple \(Tensor of shape \(\), Tensor of shape \(2, 3\)\): its first entry is a single number, probably a loss "
-        r"\(leave the labels out\)\. Wrap it .* lambda x: model\(x\)\[1\]\.$",
+        r"tuple \(Tensor of shape \(\), Tensor of shape \(2, 3\)\): its first entry is a single number, probably a "
+        r"loss \(leave the labels out\)\. Wrap it .* lambda x: model\(x\)\[1\]\.$",
     ),
     "embedding beside the scores": (
         (SCORES, torch.zeros(2, 16)),
@@ -92,11 +92,11 @@ REFUSED = {
     "empty mapping": ({}, r"dict with nothing in it, none of them"),
     "segmentation": (
         OrderedDict(out=torch.zeros(2, 3, 4, 4), aux=torch.zeros(2, 3, 4, 4)),
-        r"OrderedDict with 'out', 'aux', as segmentation models do\..*lambda x: model\(x\)\[\"out\"\]\[:, :, row, column\]",
+        r"OrderedDict with 'out', 'aux', as segmentation models do\..* model\(x\)\[\"out\"\]\[:, :, row, column\]",
     ),
     "detection": (
         [{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)}] * 2,
-        r"returned list of dictionaries, as detection models do\. Choose a decision, .*the score of its box less a thresh",
+        r"returned list of dictionaries, as detection models do\. Choose a decision, .*the score of its box less",
     ),
     "None": (None, r"returned NoneType\. Wrap it so that it returns the scores alone"),
     "a number": (0.5, r"returned float"),

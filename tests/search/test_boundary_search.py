@@ -671,9 +671,9 @@ def test_bad_targets_are_refused(make, target, error, message):
 
 
 @every_search
-def test_a_single_output_has_no_second_class(make):
-    with pytest.raises(BoundaryValueError, match=r"None or 0, as the model has one output, but it contains 1"):
-        make(nn.Linear(4, 1)).find(INPUTS, 1)
+def test_a_single_output_has_two_sides(make):
+    with pytest.raises(BoundaryValueError, match=r"None, 0 or 1, as the model has one output, but it contains 2"):
+        make(nn.Linear(4, 1)).find(INPUTS, 2)
 
 
 BAD_MODELS = {
