@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.flat import geometry_dtype, pack
 from captum_boundary._base.geometry import Box
 
-__all__ = ["Bounds", "box_of"]
+__all__ = ["Bounds", "bounds_of_rows", "box_of"]
 
 Pair = tuple[float | Tensor, float | Tensor]
 Bounds = Pair | tuple[Pair | None, ...] | None
@@ -56,6 +57,24 @@ def box_of(bounds: Bounds, inputs: tuple[Tensor, ...]) -> Box:
         for column in zip(*limits, strict=True)
     )
     return Box(lower, upper)
+
+
+def bounds_of_rows(bounds: Bounds, points: tuple[Tensor, ...], choose: Callable[[Tensor], Tensor]) -> Bounds:
+    """The bounds of some rows of ``points``, in the same form: limits of single examples follow their rows."""
+
+    def of_pair(pair: Any, tensor: Tensor) -> Any:
+        return pair if pair is None else tuple(of_side(side, tensor) for side in pair)
+
+    def of_side(side: Any, tensor: Tensor) -> Any:
+        is_per_example = isinstance(side, Tensor) and side.ndim == tensor.ndim and len(side) == len(tensor)
+        return choose(side) if is_per_example else side
+
+    if bounds is None:
+        return None
+    if all(pair is None or isinstance(pair, (tuple, list)) for pair in bounds):
+        return tuple(of_pair(pair, tensor) for pair, tensor in zip(bounds, points, strict=True))
+    pair: Pair = of_pair(bounds, points[0])
+    return pair
 
 
 class _Sides(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._base.checks import check_count
+from captum_boundary._base.checks import check_count, check_inputs
 from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary._base.flat import pack, unpack
 from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.attr._weighting import Weighting, check_weighting
-from captum_boundary.attr.boundary_normals import FlatNormals, collect
+from captum_boundary.attr.boundary_normals import BoundaryNormals, FlatNormals, collect, flattened
 from captum_boundary.search import BoundarySearch
 from captum_boundary.search._given import search_for
 from captum_boundary.search._neighbours import (
@@ -94,6 +96,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         sampling: str = "classes",
         weighting: Weighting = "softmin",
         *,
+        boundary: BoundaryNormals | None = None,
         return_boundary: bool = False,
     ) -> Any:
         r"""Aggregate the normals of several boundaries of every example.
@@ -102,9 +105,10 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
 
             inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
                 examples N, which all inputs of a tuple share.
-            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs; 0
-                or None for a model with one output. For an input outside the region of its target, the one boundary
-                with ``sampling="classes"`` is that of this region. Default: None, the predicted class of each example.
+            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs;
+                for a model with one output as :meth:`BoundarySearch.find` takes it. For an input outside the region of
+                its target, the one boundary with ``sampling="classes"`` is that of this region. Default: None, the
+                predicted class of each example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their examples. Default: None
             n_boundaries (int, optional): Number of boundaries, K. With 1 it is the nearest of all. Default: 5
@@ -115,6 +119,10 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
                 ``"inverse"`` by ``1 / distance`` and ``"uniform"`` equally. A function takes distances ``(N, K)``,
                 infinite where there is no boundary, and returns weights of this shape, none negative. Weights are
                 scaled to sum to one. Default: ``"softmin"``
+            boundary (BoundaryNormals, optional): Boundaries of these inputs, found before, so that several weightings,
+                and attributions with and without ``multiply_by_inputs``, share one search. All of them count;
+                ``n_boundaries`` and ``sampling`` are those of that search. Without a ``target`` the model is not
+                evaluated at all. Default: None, search for them.
             return_boundary (bool, optional): Return points, normals and weights as well. Default: False
 
         Returns:
@@ -127,21 +135,24 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         Raises:
 
             BoundaryTypeError: For arguments of the wrong type.
-            BoundaryValueError: For inputs, targets, outputs and weights of the wrong shape or value, and for
-                ``sampling="random"`` with a search that cannot start in random directions.
+            BoundaryValueError: For inputs, targets, outputs and weights of the wrong shape or value, for
+                ``sampling="random"`` with a search that cannot start in random directions, and for a ``boundary`` of
+                other inputs or targets.
             BoundaryNotFoundError: If the search is strict and some example has no boundary at all.
         """
         check_count("n_boundaries", n_boundaries)
         if sampling not in ("classes", "random"):
             raise BoundaryValueError(f'sampling must be "classes" or "random", but it is {sampling!r}.')
         check_weighting(weighting)
+        if boundary is not None:
+            return self._of_given(inputs, target, additional_forward_args, boundary, weighting, return_boundary)
         with torch.inference_mode(False), torch.no_grad():
             with self.search._opened(inputs, target, additional_forward_args) as problem:
                 oracle = problem.oracle
                 n_places = n_boundaries if sampling == "random" else min(n_boundaries, oracle.n_classes - 1)
                 neighbours = self._neighbours(problem, n_places, sampling)
             boundaries = collect(oracle, neighbours, n_places, weighting)
-            attributions = self._aggregate(oracle, boundaries)
+            attributions = self._aggregate(oracle.x, boundaries)
         self.search._report(boundaries.found.any(dim=1), stacklevel=4)  # past Captum's log_usage
         as_tuple = is_tuple(inputs)
         maps = format_output(as_tuple, oracle.unpack(attributions))
@@ -166,10 +177,43 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         find = neighbouring_classes if sampling == "classes" else neighbours_in_random_directions
         return find(self.search, problem, n_boundaries)
 
-    def _aggregate(self, oracle: MarginOracle, boundaries: FlatNormals) -> Tensor:
+    def _of_given(
+        self,
+        inputs: Any,
+        target: TargetType,
+        additional_forward_args: object,
+        boundary: BoundaryNormals,
+        weighting: Weighting,
+        return_boundary: bool,
+    ) -> Any:
+        """Attributions from boundaries that were found before."""
+        tensors = check_inputs(inputs)
+        with torch.inference_mode(False), torch.no_grad():
+            boundaries = flattened(boundary, tensors, weighting)
+            if target is not None:
+                self._check_target(tensors, target, additional_forward_args, boundary)
+            attributions = self._aggregate(pack(tensors), boundaries)
+            maps = format_output(is_tuple(inputs), unpack(attributions, tensors))
+        return (maps, replace(boundary, weights=boundaries.weights)) if return_boundary else maps
+
+    def _check_target(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: object,
+        boundary: BoundaryNormals,
+    ) -> None:
+        asked = MarginOracle(self.forward_func, inputs, target, additional_forward_args).target
+        if not torch.equal(asked, boundary.target):
+            raise BoundaryValueError(
+                f"target asks for the classes {asked.tolist()}, but the given boundary is that of the classes "
+                f"{boundary.target.tolist()}. Leave target out, or search the boundary of the classes to explain."
+            )
+
+    def _aggregate(self, x: Tensor, boundaries: FlatNormals) -> Tensor:
         """Attributions ``(N, D)``, NaN where there is no boundary."""
         weights = boundaries.weights[:, :, None]
         attributions = (weights * boundaries.normals).sum(dim=1)
         if self._multiply_by_inputs:
-            attributions = attributions * (oracle.x - (weights * boundaries.points).sum(dim=1))
+            attributions = attributions * (x - (weights * boundaries.points).sum(dim=1))
         return attributions.masked_fill(~boundaries.found.any(dim=1, keepdim=True), torch.nan)

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from captum_boundary._base.captum_helpers import format_output
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.flat import pack
 from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.attr._weighting import Weighting, weigh
 from captum_boundary.search._neighbours import Neighbours
 
-__all__ = ["BoundaryNormals", "FlatNormals", "collect"]
+__all__ = ["BoundaryNormals", "FlatNormals", "collect", "flattened"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,40 @@ class FlatNormals(NamedTuple):
             n_forward=oracle.n_forward,
             n_gradient=oracle.n_gradient,
         )
+
+
+def flattened(boundary: object, inputs: tuple[Tensor, ...], weighting: Weighting) -> FlatNormals:
+    """Boundaries that were found before, weighed anew, if they can be those of these inputs."""
+    if not isinstance(boundary, BoundaryNormals):
+        raise BoundaryTypeError(
+            "boundary must be BoundaryNormals, as AggregatedBoundaryNormals.attribute(..., return_boundary=True) "
+            f"returns them, but it is {type(boundary).__name__}."
+        )
+    points, normals = (
+        vectors if isinstance(vectors, tuple) else (vectors,) for vectors in (boundary.points, boundary.normals)
+    )
+    n_places = boundary.distance.shape[1]
+    needed = [((len(t), n_places, *t.shape[1:]), t.dtype, t.device) for t in inputs]
+    given = [(tuple(t.shape), t.dtype, t.device) for t in points]
+    if given != needed:
+        raise BoundaryValueError(
+            f"boundary must hold points of these inputs, of shapes, dtypes and devices {needed}, but it holds {given}. "
+            "Leave it out to have them searched, as one must where NoiseTunnel or sensitivity_max move the inputs."
+        )
+
+    def flat(vectors: tuple[Tensor, ...]) -> Tensor:
+        packed = pack(tuple(tensor.detach().flatten(0, 1) for tensor in vectors))
+        return packed.view(len(inputs[0]), n_places, -1)
+
+    return FlatNormals(
+        points=flat(points),
+        normals=flat(normals),
+        weights=weigh(weighting, boundary.distance),
+        distance=boundary.distance,
+        adversarial=boundary.adversarial,
+        neighbor=boundary.neighbor,
+        found=boundary.found,
+    )
 
 
 def collect(oracle: MarginOracle, neighbours: Neighbours, n_places: int, weighting: Weighting) -> FlatNormals:

@@ -99,7 +99,7 @@ def first_order_optimality(
     additional_forward_args: object = None,
     *,
     bounds: Bounds = None,
-    norm: float = 2,
+    norm: float | None = None,
 ) -> Tensor:
     r"""Whether boundary points are closest, to first order: cosine of the move ``x - x'`` and the unit normal.
 
@@ -116,8 +116,9 @@ def first_order_optimality(
         boundary (BoundaryPoints): Boundary points of these inputs.
         additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
             Tensors with N entries follow their examples. Default: None
-        bounds (tuple, optional): Limits of the search that found the points, in the same form. Default: None
-        norm (float, optional): Norm of that search, 2, ``math.inf`` or 1. Default: 2
+        bounds (tuple, optional): Limits of the search that found the points, in the same form. Default: None, those
+            that the boundary points carry. ``(-math.inf, math.inf)`` leaves them out.
+        norm (float, optional): Norm of that search, 2, ``math.inf`` or 1. Default: None, that of the boundary points.
 
     Returns:
 
@@ -140,11 +141,12 @@ def first_order_optimality(
         >>> bool(torch.allclose(optimality, torch.ones(5), atol=1e-3))
         True
     """
-    if norm not in _DUAL:
+    if norm is not None and norm not in _DUAL:
         raise BoundaryValueError(f"norm must be 2, math.inf or 1, but it is {norm!r}.")
     with torch.inference_mode(False), torch.no_grad():
         oracle, points = _oracle_of(forward_func, inputs, None, boundary, additional_forward_args)
-        box = box_of(bounds, check_inputs(inputs))
+        norm = boundary.norm if norm is None else norm
+        box = box_of(boundary.bounds if bounds is None else bounds, check_inputs(inputs))
         if not torch.allclose(box.clamp(points), points, rtol=1e-5, atol=1e-5):
             raise BoundaryValueError(
                 "boundary has points outside bounds. Give the bounds of the search that found them."

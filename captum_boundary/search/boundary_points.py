@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, SupportsIndex
 
 from torch import Tensor
+
+from captum_boundary._base.bounds import Bounds, bounds_of_rows
 
 __all__ = ["BoundaryPoints"]
 
@@ -33,6 +35,8 @@ class BoundaryPoints:
         n_forward (Tensor): Forward passes spent on each example, ``(N,)`` integers.
         n_gradient (Tensor): Backward passes spent on each example, ``(N,)`` integers. Each follows one of the forward
             passes.
+        norm (float): Norm of the search. Default: 2
+        bounds (tuple or None): Limits of the search, as it was given them. Default: None, no limits.
     """
 
     points: Tensor | tuple[Tensor, ...]
@@ -43,6 +47,8 @@ class BoundaryPoints:
     found: Tensor
     n_forward: Tensor
     n_gradient: Tensor
+    norm: float = 2
+    bounds: Bounds = None
 
     def __len__(self) -> int:
         return len(self.found)
@@ -55,6 +61,15 @@ class BoundaryPoints:
             rows = rows[None]
 
         def of_rows(values: Any) -> Any:
-            return tuple(map(of_rows, values)) if isinstance(values, tuple) else values[rows]
+            if isinstance(values, tuple):
+                return tuple(map(of_rows, values))
+            here = rows.to(values.device) if isinstance(rows, Tensor) else rows
+            return values[here]
 
-        return BoundaryPoints(**{field.name: of_rows(getattr(self, field.name)) for field in fields(self)})
+        points = self.points if isinstance(self.points, tuple) else (self.points,)
+        names = [field.name for field in fields(self) if field.name not in ("norm", "bounds")]
+        return replace(
+            self,
+            **{name: of_rows(getattr(self, name)) for name in names},
+            bounds=bounds_of_rows(self.bounds, points, of_rows),
+        )

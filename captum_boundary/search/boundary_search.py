@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -172,7 +173,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
 
     def _find(self, inputs: Any, target: TargetType, additional_forward_args: object) -> BoundaryPoints:
         with self._opened(inputs, target, additional_forward_args) as problem:
-            return self._searched(problem, lambda part, _, *rest: self._cross(part, *rest), is_tuple(inputs))
+            boundary = self._searched(problem, lambda part, _, *rest: self._cross(part, *rest), is_tuple(inputs))
+            return replace(boundary, bounds=self.bounds)
 
     @contextmanager
     def _opened(self, inputs: Any, target: TargetType, additional_forward_args: object) -> Iterator[Problem]:
@@ -237,6 +239,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             found=found,
             n_forward=oracle.n_forward,
             n_gradient=oracle.n_gradient,
+            norm=self.norm,
         )
 
     def _seed(self) -> int:

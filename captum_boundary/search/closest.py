@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from captum_boundary._base.bounds import Bounds, box_of
 from captum_boundary._base.captum_helpers import TargetType, format_output, is_tuple
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.flat import unpack
 from captum_boundary.search._problem import Problem
 from captum_boundary.search._same_model import check_same_model
 from captum_boundary.search.boundary_points import BoundaryPoints
@@ -109,7 +111,26 @@ def _nearer(first: BoundaryPoints, second: BoundaryPoints) -> BoundaryPoints:
         found=first.found | second.found,
         n_forward=first.n_forward + second.n_forward,
         n_gradient=first.n_gradient + second.n_gradient,
+        norm=first.norm,
+        bounds=first.bounds if _are_same(first.bounds, second.bounds) else _chosen_bounds(first, second, better),
     )
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether bounds are certainly the same; values of tensors are not compared."""
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(_are_same, one, other))
+    return one is other or not (isinstance(one, Tensor) or isinstance(other, Tensor) or one != other)
+
+
+def _chosen_bounds(first: BoundaryPoints, second: BoundaryPoints, better: Tensor) -> Bounds:
+    """For every example the bounds of the search that found its point."""
+    one, other = (box_of(each.bounds, _as_tuple(each.points)) for each in (first, second))
+    templates, is_better = _as_tuple(first.points), better[:, None]
+    lower = unpack(torch.where(is_better, other.lower, one.lower), templates)
+    upper = unpack(torch.where(is_better, other.upper, one.upper), templates)
+    pairs = tuple(zip(lower, upper, strict=True))
+    return pairs if is_tuple(first.points) else pairs[0]
 
 
 def _as_tuple(points: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_boundary import (
     AggregatedBoundaryNormals,
+    BoundaryNotFoundWarning,
     BoundarySaliency,
     BoundaryTypeError,
     BoundaryValueError,
@@ -316,3 +317,66 @@ def test_normals_do_not_depend_on_the_batch(n_networks):
         n_apart += sum(int(((whole - other).abs().amax(dim=1) > 1e-4).sum()) for other in (alone, grouped))
     # Rarely rounding leads the search itself to another point, as near or nearly so.
     assert n_apart <= 0.03 * n_rows
+
+
+def forbidden(x: Tensor) -> Tensor:
+    raise AssertionError("the model was evaluated")
+
+
+@pytest.mark.parametrize("as_tuple", [False, True])
+@pytest.mark.parametrize("multiply_by_inputs", [False, True])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_weightings_share_one_search(weighting, multiply_by_inputs, as_tuple, network, inputs):
+    given = (inputs,) if as_tuple else inputs
+    options = {"n_boundaries": 3, "return_boundary": True}
+    _, found = AggregatedBoundaryNormals(network).attribute(given, weighting="uniform", **options)
+    normals = AggregatedBoundaryNormals(network, multiply_by_inputs=multiply_by_inputs)
+    expected, boundaries = normals.attribute(given, weighting=weighting, **options)
+    again = AggregatedBoundaryNormals(forbidden, multiply_by_inputs=multiply_by_inputs)
+    maps, reweighed = again.attribute(given, weighting=weighting, boundary=found, return_boundary=True)
+    torch.testing.assert_close(maps, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(reweighed.weights, boundaries.weights)
+    assert torch.equal(found.weights, torch.full((7, 3), 1 / 3, dtype=torch.float64))
+    alone = again.attribute(given, weighting=weighting, boundary=found)
+    torch.testing.assert_close(alone, maps, rtol=0, atol=0)
+
+
+def test_given_boundaries_are_those_of_the_target(network, inputs):
+    normals = AggregatedBoundaryNormals(network)
+    expected, found = normals.attribute(inputs, 2, return_boundary=True)
+    close(normals.attribute(inputs, 2, boundary=found), expected)
+    close(normals.attribute(inputs, found.target, boundary=found), expected)
+    with pytest.raises(BoundaryValueError, match=r"target asks for the classes \[1, 1, .*that of the classes \[2, 2"):
+        normals.attribute(inputs, 1, boundary=found)
+
+
+def test_rows_without_any_boundary_stay_nan():
+    model = open_fan(4)
+    normals = AggregatedBoundaryNormals(model, NearestBoundary(model, max_distance=2.0))
+    inputs = torch.zeros(2, 4, dtype=torch.float64)
+    inputs[1, 0] = 50.0
+    with pytest.warns(BoundaryNotFoundWarning, match=r"1 of 2 examples, row\(s\) 1"):
+        _, found = normals.attribute(inputs, return_boundary=True)
+    maps = normals.attribute(inputs, boundary=found, weighting="uniform")
+    assert torch.isfinite(maps[0]).all()
+    assert maps[1].isnan().all()
+
+
+BAD_BOUNDARIES = {
+    "points": (
+        lambda inputs, found: (inputs, NearestBoundary(nn.Linear(6, 5).double()).find(inputs)),
+        "BoundaryPoints",
+    ),
+    "other inputs": (lambda inputs, found: (inputs[:3], found), r"\[\(\(3, 4, 6\), .*it holds \[\(\(7, 4, 6\)"),
+    "other dtype": (lambda inputs, found: (inputs.float(), found), r"torch\.float32.*it holds .*torch\.float64"),
+    "a tuple": (lambda inputs, found: ((inputs, inputs), found), r"\(7, 4, 6\).*\(7, 4, 6\).*it holds"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_BOUNDARIES.values(), ids=BAD_BOUNDARIES)
+def test_boundaries_of_other_inputs_are_refused(make, message, network, inputs):
+    normals = AggregatedBoundaryNormals(network)
+    _, found = normals.attribute(inputs, return_boundary=True)
+    wrong, boundary = make(inputs, found)
+    with pytest.raises((BoundaryTypeError, BoundaryValueError), match=f"boundary must (hold|be BoundaryN).*{message}"):
+        normals.attribute(wrong, boundary=boundary)

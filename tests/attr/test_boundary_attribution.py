@@ -167,7 +167,9 @@ def boundary(model: nn.Module, inputs: Tensor) -> BoundaryPoints:
 
 def example(boundary: BoundaryPoints, index: int) -> BoundaryPoints:
     def row(value: Any) -> Any:
-        return tuple(part[[index]] for part in value) if isinstance(value, tuple) else value[[index]]
+        if isinstance(value, tuple):
+            return tuple(part[[index]] for part in value)
+        return value[[index]] if isinstance(value, Tensor) else value
 
     return BoundaryPoints(**{field.name: row(getattr(boundary, field.name)) for field in dataclasses.fields(boundary)})
 

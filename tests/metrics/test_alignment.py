@@ -150,8 +150,10 @@ def test_closest_points_in_a_box_are_optimal_in_it(norm):
     assert held_back.sum() > 10
     inside = first_order_optimality(model, inputs, boundary, bounds=(-0.6, 0.6), norm=norm)
     torch.testing.assert_close(inside, torch.ones_like(inside), rtol=1e-4, atol=0)
-    without = first_order_optimality(model, inputs, boundary, norm=norm)
+    without = first_order_optimality(model, inputs, boundary, bounds=(-math.inf, math.inf), norm=norm)
     assert (without[held_back] < 0.999).any()
+    assert torch.equal(first_order_optimality(model, inputs, boundary), inside)
+    assert torch.equal(first_order_optimality(model, inputs[5:9], boundary[5:9]), inside[5:9])
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 60, 120, 180])

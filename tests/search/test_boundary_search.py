@@ -26,6 +26,7 @@ from captum_boundary import (
     NearestBoundary,
     PGDBoundary,
 )
+from captum_boundary._base.bounds import box_of
 
 RADII = (0.5, 1.0, 2.0, 4.0)
 
@@ -105,7 +106,7 @@ def test_the_result_describes_every_example(make, linear):
     assert len(boundary) == 5
     assert boundary.points.shape == inputs.shape
     for field in dataclasses.fields(BoundaryPoints):
-        if field.name != "points":
+        if field.name not in ("points", "norm", "bounds"):
             assert getattr(boundary, field.name).shape == (5,)
     for name in ("target", "adversarial", "n_forward", "n_gradient"):
         assert getattr(boundary, name).dtype == torch.long
@@ -119,6 +120,48 @@ def test_the_result_is_frozen(linear):
     boundary = nearest(linear).find(torch.randn(1, 4, dtype=torch.float64))
     with pytest.raises(dataclasses.FrozenInstanceError):
         boundary.found = None
+
+
+BOUNDS = {
+    "numbers": (-9, 9),
+    "tensors": (torch.full((4,), -9.0), torch.full((1, 4), 9.0)),
+    "examples": (-9, torch.arange(9.0, 12.0)[:, None].expand(3, 4)),
+}
+
+
+@every_search
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_a_result_carries_the_norm_and_bounds_of_its_search(make, norm, linear):
+    boundary = make(linear, bounds=(-9, 9), norm=norm).find(torch.randn(3, 4, dtype=torch.float64))
+    assert boundary.norm == norm
+    assert boundary.bounds == (-9, 9)
+    assert boundary[1:].norm == norm
+    assert nearest(linear).find(torch.randn(3, 4, dtype=torch.float64)).bounds is None
+
+
+@every_own_search
+@pytest.mark.parametrize("bounds", BOUNDS.values(), ids=BOUNDS)
+def test_bounds_of_examples_are_chosen_with_their_rows(make, bounds, linear):
+    inputs = torch.randn(3, 4, dtype=torch.float64)
+    boundary = make(linear, bounds=bounds).find(inputs)
+    assert boundary.bounds is bounds
+    rows = torch.tensor([2, 0])
+    for part in (boundary[rows], boundary[[2, 0]], boundary[torch.tensor([True, False, True])][[1, 0]]):
+        given = box_of(bounds, (inputs,)).of(rows)
+        kept = box_of(part.bounds, (inputs[rows],))
+        torch.testing.assert_close(kept.upper.expand(2, 4), given.upper.expand(2, 4))
+        torch.testing.assert_close(kept.lower.expand(2, 4), given.lower.expand(2, 4))
+
+
+def test_bounds_of_several_inputs_are_chosen_with_their_rows():
+    inputs = torch.zeros(2, 3), torch.zeros(2, 2, 2), torch.zeros(2, 1)
+    limits = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), torch.tensor([[1.0], [2.0]])
+    bounds = ((-1, limits[0]), (-1, limits[1]), None)
+    search = nearest(lambda x, y, z: x.sum(dim=1) + y.sum(dim=(1, 2)) + z[:, 0] - 1, bounds=bounds)
+    part = search.find(inputs)[1]
+    assert torch.equal(part.bounds[0][1], limits[0][1:])
+    assert part.bounds[1] == bounds[1]  # a limit for each row of the image, not for each example
+    assert part.bounds[2] is None
 
 
 def test_rows_can_be_taken_from_a_result(linear):

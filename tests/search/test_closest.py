@@ -55,6 +55,22 @@ def test_a_row_is_taken_whole_from_one_search():
             assert torch.equal(getattr(closest, name)[row], getattr(chosen, name)[row])
 
 
+def test_a_row_keeps_to_the_bounds_of_its_search():
+    across = Detour(corner, (1.0, 0.0), bounds=(-9, torch.tensor([2.0, 5.0])))
+    up = Detour(corner, (0.0, 1.0), bounds=(-7, 7))
+    closest = ClosestBoundary([across, up]).find(INPUTS)
+    lower, upper = closest.bounds
+    assert lower.tolist() == [[-9, -9], [-7, -7], [-9, -9]]
+    assert upper.tolist() == [[2, 5], [7, 7], [2, 5]]
+    assert closest[1:].bounds[1].tolist() == [[7, 7], [2, 5]]
+    as_tuple = ClosestBoundary([across, up]).find((INPUTS,)).bounds
+    assert torch.equal(as_tuple[0][1], upper)
+    assert ClosestBoundary([across, across]).find(INPUTS).bounds is across.bounds
+    assert ClosestBoundary([ACROSS, UP]).find(INPUTS).bounds is None
+    unlimited = ClosestBoundary([across, UP]).find(INPUTS)
+    assert unlimited.bounds[1].tolist() == [[2, 5], [math.inf, math.inf], [2, 5]]
+
+
 def test_evaluations_add_up():
     closest, across, up = (search.find(INPUTS) for search in (ClosestBoundary([ACROSS, UP, UP]), ACROSS, UP))
     assert torch.equal(closest.n_forward, across.n_forward + 2 * up.n_forward)
