@@ -1,8 +1,9 @@
-"""Attributions of several methods side by side."""
+"""Attributions of several methods, and of several models, side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,9 +31,9 @@ _SIGNS: Mapping[str, Callable[[Array], Array]] = {
 
 def compare_attributions(
     inputs: Tensor,
-    attributions: Mapping[str, Tensor],
+    attributions: Mapping[str, Tensor] | Mapping[str, Mapping[str, Tensor]],
     *,
-    boundary: BoundaryPoints | None = None,
+    boundary: BoundaryPoints | Mapping[str, BoundaryPoints] | None = None,
     class_names: Sequence[str] | None = None,
     bounds: Bounds = None,
     sign: str = "all",
@@ -47,13 +48,16 @@ def compare_attributions(
     much the full colour stands for is written below each map. Where an attribution is NaN, as it is for examples
     without a boundary point, words take the place of the map.
 
+    Of several models, each image has one row for each, one below the other.
+
     Args:
 
         inputs (Tensor): Images ``(N, C, H, W)``, grey or in colour.
-        attributions (Mapping[str, Tensor]): Attributions of these images, ``(N, C, H, W)`` or ``(N, H, W)``, by the
-            names of the methods.
-        boundary (BoundaryPoints, optional): Boundary points of these images, shown beside them with their classes and
-            distances. Default: None
+        attributions (Mapping): Attributions of these images, ``(N, C, H, W)`` or ``(N, H, W)``, by the names of the
+            methods: ``{"IG": maps, "BIG": maps}``. For several models, such mappings by the names of the models, of the
+            same methods in the same order: ``{"plain": {"BIG": maps}, "robust": {"BIG": maps}}``.
+        boundary (BoundaryPoints or Mapping, optional): Boundary points of these images, shown beside them with their
+            classes and distances; for several models, those of each by its name. Default: None
         class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
             their numbers.
         bounds (tuple, optional): Values shown as black and white, in the form of a search's ``bounds``, such as
@@ -72,15 +76,15 @@ def compare_attributions(
     Returns:
 
         - **figure** (*Figure*): The figure, to be shown, saved or closed by the caller.
-        - **axes** (*numpy.ndarray*): Its panels, one row for each image: the image, its boundary point if given, and
-          the maps.
+        - **axes** (*numpy.ndarray*): Its panels, one row for each image (and each model, image after image): the image,
+          its boundary point if given, and the maps.
 
     Raises:
 
-        BoundaryTypeError: If ``inputs`` are no Tensor, ``attributions`` no mapping of Tensors, or ``boundary`` no
-            BoundaryPoints.
-        BoundaryValueError: If shapes do not match, images lie outside ``bounds``, there are too few class names, or
-            ``sign`` or ``outlier_perc`` is none of the above.
+        BoundaryTypeError: If ``inputs`` are no Tensor, ``attributions`` no mapping of Tensors, or of mappings of them,
+            or ``boundary`` no BoundaryPoints, or no mapping of them for several models.
+        BoundaryValueError: If shapes do not match, models differ in their methods, images lie outside ``bounds``, there
+            are too few class names, or ``sign`` or ``outlier_perc`` is none of the above.
 
     Examples::
 
@@ -100,29 +104,32 @@ def compare_attributions(
         (2, 4)
     """
     images = check_images(inputs)
-    maps = _check_maps(attributions, images)
     if sign not in _SIGNS:
         raise BoundaryValueError(f"sign must be one of {', '.join(map(repr, _SIGNS))}, but it is {sign!r}.")
     if not 0 <= outlier_perc < 100:
         raise BoundaryValueError(f"outlier_perc must be at least 0 and less than 100, but it is {outlier_perc!r}.")
-    points = None if boundary is None else check_boundary(boundary, (images,))[0]
-    words = None if boundary is None else BoundaryWords(boundary, class_names)
+    views = _views(attributions, boundary, images, class_names, bounds, _SIGNS[sign])
+    methods, with_points = list(views[0].maps), views[0].words is not None
     pictures = displayed(images, images, bounds)
-    beyond = None if points is None else displayed(points, images, bounds)
 
-    maps = {name: _SIGNS[sign](values) for name, values in maps.items()}
-    shared = scale_of(np.stack(list(maps.values())), outlier_perc) if share_scale else None
+    shared = None
+    if share_scale:
+        shared = scale_of(np.stack([values for view in views for values in view.maps.values()]), outlier_perc)
     cmap = cmap or ("RdBu_r" if sign == "all" else "viridis")
-    first_map = 1 if boundary is None else 2
-    figure, axes = grid(len(images), first_map + len(maps), images.shape[2] / images.shape[3], figure, foot=0.6)
-    for axis, name in zip(axes[0], ["input", "boundary point"][:first_map] + list(maps), strict=True):
+    titles = ["input", *(["boundary point"] if with_points else []), *methods]
+    n_rows = len(images) * len(views)
+    figure, axes = grid(n_rows, len(titles), images.shape[2] / images.shape[3], figure, foot=0.6)
+    for axis, name in zip(axes[0], titles, strict=True):
         title(axis, name)
-    for row, panels in enumerate(axes):
+    for place, panels in enumerate(axes):
+        row, view = place // len(views), views[place % len(views)]
         show_image(panels[0], pictures[row])
-        is_found = boundary is None or bool(boundary.found[row])
-        if words is not None and beyond is not None:
-            _show_point(panels[:2], beyond[row], words, row, is_found)
-        for axis, values in zip(panels[first_map:], maps.values(), strict=True):
+        if view.name is not None:
+            panels[0].set_ylabel(view.name, fontsize=9)
+        is_found = view.boundary is None or bool(view.boundary.found[row])
+        if view.words is not None and view.beyond is not None:
+            _show_point(panels[:2], view.beyond[row], view.words, row, is_found)
+        for axis, values in zip(panels[-len(methods) :], view.maps.values(), strict=True):
             if np.isnan(values[row]).any():
                 say(axis, "NaN" if is_found else NOT_FOUND)
                 continue
@@ -132,15 +139,62 @@ def compare_attributions(
     return figure, axes
 
 
-def _check_maps(attributions: object, images: Tensor) -> dict[str, Array]:
+class _View(NamedTuple):
+    """What one model has to say of the images."""
+
+    name: str | None
+    maps: dict[str, Array]
+    boundary: BoundaryPoints | None
+    words: BoundaryWords | None
+    beyond: Array | None  # the boundary points as pictures
+
+
+def _views(
+    attributions: object,
+    boundary: Any,
+    images: Tensor,
+    class_names: Sequence[str] | None,
+    bounds: Bounds,
+    signed: Callable[[Array], Array],
+) -> list[_View]:
+    """The maps and boundary points of each model, or of the only one, which has no name."""
+
+    def view(name: str | None, given: object, points: Any) -> _View:
+        maps = {method: signed(values) for method, values in _check_maps(given, images, name).items()}
+        if points is None:
+            return _View(name, maps, None, None, None)
+        (beyond,) = check_boundary(points, (images,))
+        return _View(name, maps, points, BoundaryWords(points, class_names), displayed(beyond, images, bounds))
+
+    if not isinstance(attributions, Mapping) or not any(isinstance(each, Mapping) for each in attributions.values()):
+        return [view(None, attributions, boundary)]
+    names = list(attributions)
+    if boundary is not None and (not isinstance(boundary, Mapping) or set(boundary) != set(names)):
+        given = f"for {list(boundary)}" if isinstance(boundary, Mapping) else type(boundary).__name__
+        raise BoundaryTypeError(
+            f"boundary must be a mapping with BoundaryPoints for each of the models {names}, since every model has "
+            f"boundaries of its own, but it is {given}."
+        )
+    views = [view(str(name), attributions[name], None if boundary is None else boundary[name]) for name in names]
+    for other in views[1:]:
+        if list(other.maps) != list(views[0].maps):
+            raise BoundaryValueError(
+                "attributions must hold maps by the same methods, in the same order, for all models, but for "
+                f"{views[0].name!r} they are {list(views[0].maps)} and for {other.name!r} {list(other.maps)}."
+            )
+    return views
+
+
+def _check_maps(attributions: object, images: Tensor, model: str | None) -> dict[str, Array]:
+    name = "attributions" if model is None else f"attributions[{model!r}]"
     if not isinstance(attributions, Mapping):
         raise BoundaryTypeError(
-            'attributions must be a mapping from names to Tensors, such as {"BIG": maps}, but it is '
+            f'{name} must be a mapping from names to Tensors, such as {{"BIG": maps}}, but it is '
             f"{type(attributions).__name__}."
         )
     if not attributions:
-        raise BoundaryValueError("attributions must hold the maps of at least one method, but it is empty.")
-    return {str(name): maps_of(values, images, f"attributions[{name!r}]") for name, values in attributions.items()}
+        raise BoundaryValueError(f"{name} must hold the maps of at least one method, but it is empty.")
+    return {str(method): maps_of(values, images, f"{name}[{method!r}]") for method, values in attributions.items()}
 
 
 def _show_point(panels: AxesArray, picture: Array, words: BoundaryWords, row: int, is_found: bool) -> None:

@@ -261,3 +261,99 @@ def test_errors_of_boundary_and_class_names():
         compare_attributions(IMAGES, {"A": IMAGES}, boundary=boundary, class_names=["zero"])
     with pytest.raises(BoundaryTypeError, match="sequence of names, but it is the string 'abc'"):
         compare_attributions(IMAGES, {"A": IMAGES}, boundary=boundary, class_names="abc")
+
+
+# Several models -------------------------------------------------------------------------------------------------------
+
+
+def model_named(seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
+
+
+@pytest.fixture
+def of_models():
+    """Images, and the maps and boundary points of two models."""
+    images = rand(3, 1, 4, 6)
+    boundary = {name: NearestBoundary(model_named(seed)).find(images) for seed, name in enumerate(["plain", "robust"])}
+    maps = {name: {"A": rand(3, 4, 6, seed=s) - 0.5, "B": rand(3, 4, 6, seed=s + 5)} for s, name in enumerate(boundary)}
+    return images, maps, boundary
+
+
+@pytest.mark.parametrize("with_points", [False, True])
+def test_each_model_has_a_row_of_its_own_below_each_image(with_points, of_models):
+    images, maps, boundary = of_models
+    _, axes = compare_attributions(images, maps, boundary=boundary if with_points else None, class_names=NAMES)
+    assert axes.shape == (6, 4 if with_points else 3)
+    for place, panels in enumerate(axes):
+        row, name = divmod(place, 2)[0], ["plain", "robust"][place % 2]
+        assert panels[0].get_ylabel() == name
+        np.testing.assert_allclose(pixels(panels[0]), images[row, 0].numpy(), atol=1e-6)
+        for axis, values in zip(panels[-2:], maps[name].values(), strict=True):
+            np.testing.assert_allclose(pixels(axis), values[row].numpy(), atol=1e-6)
+        if with_points:
+            points = boundary[name]
+            assert panels[0].get_xlabel() == NAMES[points.target[row]]
+            assert panels[1].get_xlabel() == f"{NAMES[points.adversarial[row]]}\ndistance {points.distance[row]:.3g}"
+            np.testing.assert_allclose(pixels(panels[1]), points.points[row, 0].clamp(0, 1).numpy(), atol=1e-6)
+
+
+def test_models_share_their_scale_on_request(of_models):
+    images, maps, _ = of_models
+    maps["robust"]["A"] = 10 * maps["robust"]["A"]
+    _, axes = compare_attributions(images, maps, share_scale=True, outlier_perc=0)
+    largest = float(maps["robust"]["A"].abs().max())
+    assert {axis.images[0].get_clim() for axis in axes[:, 1:].flat} == {(-largest, largest)}
+
+
+def test_one_model_may_have_a_name():
+    images = rand(2, 1, 4, 6)
+    _, axes = compare_attributions(images, {"plain": {"A": images}})
+    assert axes.shape == (2, 2)
+    assert axes[0, 0].get_ylabel() == "plain"
+    _, axes = compare_attributions(images, {"A": images})
+    assert axes[0, 0].get_ylabel() == ""
+
+
+WRONG_MODELS = {
+    "one boundary for two": (
+        lambda maps, points: (maps, points["plain"]),
+        BoundaryTypeError,
+        r"each of the models \['plain', 'robust'\].*but it is BoundaryPoints",
+    ),
+    "another name": (
+        lambda maps, points: (maps, {"plain": points["plain"], "other": points["robust"]}),
+        BoundaryTypeError,
+        r"but it is for \['plain', 'other'\]",
+    ),
+    "boundaries by name for one": (
+        lambda maps, points: (maps["plain"], points),
+        BoundaryTypeError,
+        "boundary must be BoundaryPoints, .* but it is dict",
+    ),
+    "other methods": (
+        lambda maps, points: ({"plain": maps["plain"], "robust": {"A": maps["robust"]["A"]}}, None),
+        BoundaryValueError,
+        r"for 'plain' they are \['A', 'B'\] and for 'robust' \['A'\]",
+    ),
+    "maps beside models": (
+        lambda maps, points: ({"plain": maps["plain"], "A": maps["plain"]["A"]}, None),
+        BoundaryTypeError,
+        r"attributions\['A'\] must be a mapping from names to Tensors",
+    ),
+    "other images": (
+        lambda maps, points: ({"plain": {"A": maps["plain"]["A"][:1]}}, None),
+        BoundaryValueError,
+        r"attributions\['plain'\]\['A'\] must hold one map for each input",
+    ),
+    "no method": (lambda maps, points: ({"plain": {}}, None), BoundaryValueError, r"attributions\['plain'\] must hold"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), WRONG_MODELS.values(), ids=WRONG_MODELS)
+def test_models_that_do_not_go_together_are_refused(change, error, message, of_models):
+    images, maps, boundary = of_models
+    maps, boundary = change(maps, boundary)
+    with pytest.raises(error, match=message):
+        compare_attributions(images, maps, boundary=boundary)
