@@ -27,6 +27,7 @@ from captum_boundary.robust import (
 from captum_boundary.search import (
     BoundaryPoints,
     BoundarySearch,
+    CategoricalBoundary,
     ClosestBoundary,
     FoolboxBoundary,
     NearestBoundary,
@@ -50,6 +51,7 @@ __all__ = [
     "BoundarySearch",
     "BoundaryTypeError",
     "BoundaryValueError",
+    "CategoricalBoundary",
     "ClosestBoundary",
     "FoolboxBoundary",
     "NearestBoundary",

@@ -159,6 +159,10 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         Random numbers start at the seed, and the bar is to be moved by :meth:`_n_steps`.
         """
 
+    def _land(self, problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Points beyond the boundary moved onto it, and their depths."""
+        return move_onto_boundary(problem, points)
+
     def _n_steps(self, n_examples: int) -> int:
         """Steps of the progress bar for a group of examples."""
         return n_examples
@@ -221,7 +225,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         with tqdm(total=total, desc=self._description, unit=self._unit, disable=not self.show_progress) as bar:
             for group in groups:
                 part = problem if len(groups) == 1 else problem.select(group)
-                points, landed_depth = move_onto_boundary(part, cross(part, group, seed, bar))
+                points, landed_depth = self._land(part, cross(part, group, seed, bar))
                 depth, adversarial = part.oracle.depth(points)
                 distance = length(part.oracle.round(points) - part.x, self.norm)
                 parts.append((points, distance, adversarial, torch.maximum(depth, landed_depth), depth))

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 
 from captum_boundary._base.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search._problem import Problem
+from captum_boundary.search._pull_back import PullBack
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.pgd import increasing_radii
 
@@ -163,27 +163,11 @@ class _ClassScores(torch.nn.Module):
                 f"The attack asked for the scores of {len(points)} points for {len(self.oracle)} examples, "
                 "which cannot be told apart. Choose an attack that evaluates one point for each example."
             )
-        scores: Tensor = _PullBack.apply(points.flatten(1), self.oracle)
-        return scores
-
-
-class _PullBack(torch.autograd.Function):
-    """Scores that can be differentiated by the points alone.
-
-    Foolbox calls ``backward``, which would otherwise add to the gradients of the model's own parameters.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, points: Tensor, oracle: MarginOracle) -> Tensor:
+        points = points.flatten(1)
         # Some attacks divide by the length of a vanishing gradient. The input stands in for what comes of it.
-        points = torch.where(torch.isfinite(points), points, oracle.x)
-        scores, ctx.pull_back = oracle.scores(points)
+        points = torch.where(torch.isfinite(points), points, self.oracle.x)
+        scores: Tensor = PullBack.apply(points, self.oracle, None)
         return scores
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None]:
-        return ctx.pull_back(weights), None
 
 
 @contextmanager

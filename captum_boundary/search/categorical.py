@@ -1,0 +1,145 @@
+"""Boundary points that are rows of a table: categories change as a whole, and some columns never."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from captum_boundary._base.captum_helpers import TargetType
+from captum_boundary._base.checks import check_count, check_inputs
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.search._categories import Categories, Groups, columns_of, group_columns
+from captum_boundary.search._combinations import Combinations
+from captum_boundary.search._problem import Problem
+from captum_boundary.search.boundary_search import BoundarySearch
+from captum_boundary.search.closest import ClosestBoundary
+from captum_boundary.search.foolbox import FoolboxBoundary
+
+__all__ = ["CategoricalBoundary"]
+
+
+class CategoricalBoundary(BoundarySearch):
+    r"""Boundary points of tables in which categories are whole: a row that could exist, nearest to the input.
+
+    Columns of a one-hot group change from one category to another, never to something in between; fixed columns do not
+    change at all; the other columns move as in any search. Combinations of categories are tried in the order of the
+    number of groups that change, none first:
+
+    - Where a combination alone changes the decision, its point is the row with these categories and all else as it was.
+      Such a point lies beyond the boundary and mostly *not on it*: no row with these categories is nearer, and between
+      categories there are no rows. Its ``margin`` says by how much the decision changed.
+    - Where not, the other columns are searched with the categories held fixed, from the row with these categories. Such
+      a point lies a hair beyond the boundary as always (a fraction of the margin that the row with these categories
+      has).
+
+    Combinations that are farther from the input than the nearest point found, by their categories alone, are left out:
+    none of their rows can be nearer. Of many others, those nearest to the boundary are searched, so that distances are
+    upper bounds, as everywhere. All that is returned has been evaluated: ``found`` is False where no valid row with
+    another decision was met.
+
+    A change of category has a length: from one column to another, :math:`\sqrt 2` for ``norm=2``, 2 for ``norm=1``, and
+    1 for ``math.inf``. Scale the other columns so that this is comparable.
+
+    Args:
+
+        search (BoundarySearch): Search for the columns without categories, such as ``NearestBoundary(model, norm=1)``.
+            Its model, bounds, norm, ``max_distance``, ``strict`` and so on are those of this search. Bounds also forbid
+            categories: an upper limit of 0 for a column that must not become 1.
+        categories (Sequence or Mapping): Groups of columns, ``[[3, 4, 5], [6]]``, or by name ``{"colour": [3, 4, 5],
+            "sold": [6]}``. Of several columns one is 1 and the others are 0; one column alone is 0 or 1.
+        fixed (Sequence[int], optional): Columns that must not change. Default: (), none.
+        n_combinations (int, optional): Combinations for which the other columns are searched, for each number of
+            groups that change. Each costs up to the budget of the search. Default: 4
+
+    Raises:
+
+        BoundaryTypeError: If ``search`` is no BoundarySearch, or one that compares or wraps others or runs Foolbox, and
+            if ``categories`` and ``fixed`` are no columns.
+        BoundaryValueError: For empty groups, and columns that are named twice.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_boundary import CategoricalBoundary, NearestBoundary
+        >>> model = torch.nn.Linear(4, 2, bias=False)
+        >>> model.weight.data = torch.tensor([[0.1, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 4.0]])
+        >>> search = CategoricalBoundary(NearestBoundary(model), categories=[[1, 2, 3]])
+        >>> boundary = search.find(torch.tensor([[10.0, 0.0, 1.0, 0.0]]))
+        >>> boundary.points
+        tensor([[10.,  0.,  0.,  1.]])
+        >>> boundary.adversarial, boundary.distance
+        (tensor([1]), tensor([1.4142]))
+    """
+
+    _description = "Categorical boundary"
+
+    def __init__(
+        self, search: BoundarySearch, categories: Groups, *, fixed: Sequence[int] = (), n_combinations: int = 4
+    ) -> None:
+        if not isinstance(search, BoundarySearch) or isinstance(
+            search, ClosestBoundary | FoolboxBoundary | CategoricalBoundary
+        ):
+            raise BoundaryTypeError(
+                "search must be a search that keeps to limits of every column, such as NearestBoundary(model) or "
+                f"PGDBoundary(model), but it is {type(search).__name__}."
+            )
+        check_count("n_combinations", n_combinations)
+        super().__init__(
+            search.forward_func,
+            bounds=search.bounds,
+            norm=search.norm,
+            max_distance=search.max_distance,
+            strict=search.strict,
+            generator=search.generator,
+            show_progress=search.show_progress,
+            internal_batch_size=search.internal_batch_size,
+        )
+        groups = group_columns(categories)
+        self.search = search
+        self.categories = categories
+        self.fixed = columns_of("fixed", fixed)
+        self.n_combinations = n_combinations
+        self._names, self._groups = tuple(groups), tuple(groups.values())
+        both = sorted({column for group in self._groups for column in group} & set(self.fixed))
+        if both:
+            raise BoundaryValueError(
+                f"fixed must hold no columns of categories, but it holds {both}. A group that must not change belongs "
+                "to fixed alone."
+            )
+
+    @contextmanager
+    def _opened(self, inputs: Any, target: TargetType, additional_forward_args: object) -> Iterator[Problem]:
+        self._check_table(inputs)
+        with super()._opened(inputs, target, additional_forward_args) as problem:
+            yield problem
+
+    def _check_table(self, inputs: Any) -> None:
+        tensors = check_inputs(inputs)
+        if len(tensors) != 1 or tensors[0].ndim != 2:
+            shapes = [tuple(tensor.shape) for tensor in tensors]
+            raise BoundaryValueError(
+                f"inputs must be one table of shape (N, D), whose columns have categories, but the shapes are "
+                f"{shapes}. Give what must not change as additional_forward_args."
+            )
+        (table,) = tensors
+        largest = max((column for group in (*self._groups, self.fixed) for column in group), default=-1)
+        if largest >= table.shape[1]:
+            raise BoundaryValueError(
+                f"inputs must have a column {largest}, which categories or fixed name, but they have "
+                f"{table.shape[1]} columns, counted from 0."
+            )
+        Categories.of(self._groups, table).check(table.detach(), self._names)
+
+    def _land(self, problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
+        # The way back to the input would lead through what lies between categories.
+        return points, problem.depth(points)
+
+    def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
+        categories = Categories.of(self._groups, problem.x)
+        best = Combinations(problem, categories, self.fixed, self.search, seed).nearest(self.n_combinations)
+        bar.update(len(problem))
+        return best.points
