@@ -18,8 +18,6 @@ __all__ = ["Combinations"]
 
 # Combinations whose slopes are compared, those nearest to the boundary first, for every one that is searched.
 _SCREENED = 4
-# Combinations whose linearised boundary is farther than the best point, times this, are not searched.
-_HOPELESS = 2.0
 
 
 class Combinations:
@@ -57,7 +55,7 @@ class Combinations:
             # Whatever else changes where the decision has changed already only lengthens the way.
             open_ones = ((depth >= 0) & (distance < best.distance[rows])).nonzero().flatten()
             rows, combination, depth = rows[open_ones], combination[open_ones], depth[open_ones]
-            chosen = self._promising(rows, combination, depth, best, n_searched)
+            chosen = self._promising(rows, combination, depth, n_searched)
             rows, combination = rows[chosen], combination[chosen]
             best = self._searched(best, rows, combination)
         return best
@@ -74,15 +72,13 @@ class Combinations:
         both = torch.unique(torch.cat([rows[which, None], changed], dim=1), dim=0)
         return both[:, 0], both[:, 1:]
 
-    def _promising(self, rows: Tensor, combination: Tensor, depth: Tensor, best: Candidates, n_searched: int) -> Tensor:
+    def _promising(self, rows: Tensor, combination: Tensor, depth: Tensor, n_searched: int) -> Tensor:
         """Which combinations to search: those whose linearised boundary is nearest."""
         screened = _first_of_each(rows, depth, _SCREENED * n_searched)
         if len(screened) == 0 or bool(self._pinned.all()):
             return screened
-        rows = rows[screened]
-        distance = self._linearised_distance(rows, combination[screened])
-        hopeful = (~(distance > _HOPELESS * best.distance[rows])).nonzero().flatten()
-        return screened[hopeful[_first_of_each(rows[hopeful], distance[hopeful], n_searched)]]
+        distance = self._linearised_distance(rows[screened], combination[screened])
+        return screened[_first_of_each(rows[screened], distance, n_searched)]
 
     def _linearised_distance(self, rows: Tensor, combination: Tensor) -> Tensor:
         """Distances ``(P,)`` at which the margin would vanish if it were linear; infinite where limits forbid it."""
