@@ -3,6 +3,14 @@
 from captum_boundary.visualization.boundary_point import show_boundary_point
 from captum_boundary.visualization.boundary_slice import plot_boundary_slice
 from captum_boundary.visualization.comparison import compare_attributions
+from captum_boundary.visualization.feature_changes import describe_feature_changes, plot_feature_changes
 from captum_boundary.visualization.stability import plot_stability
 
-__all__ = ["compare_attributions", "plot_boundary_slice", "plot_stability", "show_boundary_point"]
+__all__ = [
+    "compare_attributions",
+    "describe_feature_changes",
+    "plot_boundary_slice",
+    "plot_feature_changes",
+    "plot_stability",
+    "show_boundary_point",
+]

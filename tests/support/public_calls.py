@@ -21,6 +21,7 @@ from captum_boundary import (
     BoundaryIntegratedGradients,
     BoundaryPoints,
     BoundarySaliency,
+    CategoricalBoundary,
     ClosestBoundary,
     FoolboxBoundary,
     NearestBoundary,
@@ -155,6 +156,23 @@ pgd = partial(FoolboxBoundary, attack=LinfPGD(steps=5, random_start=False), epsi
 case("FoolboxBoundary", searched, "PGD", search=pgd)
 
 
+TABLE = torch.tensor([[0.5, 1.0, 0.0, 0.0, 1.0], [-0.3, 0.0, 1.0, 0.0, 0.0], [0.1, 0.0, 0.0, 1.0, 1.0]])
+CATEGORIES = {"colour": [1, 2, 3], "sold": [4]}
+
+
+def table_model(device: str) -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), device)
+
+
+def searched_table(device: str, **options: Any) -> BoundaryPoints:
+    search = NearestBoundary(table_model(device), budget=5, **options)
+    return CategoricalBoundary(search, CATEGORIES, n_combinations=2).find(TABLE.to(device))
+
+
+case("CategoricalBoundary", searched_table, norm=1)
+case("CategoricalBoundary", searched_table, "in bounds", bounds=(torch.full((3, 5), -1.0), torch.ones(5)))
+
+
 def explained(device: str, explainer: Callable[..., Any], **options: Any) -> Any:
     model = classifier(device)
     search = NearestBoundary(model, norm=math.inf, budget=10)
@@ -182,6 +200,16 @@ case("AggregatedBoundaryNormals", explained, "classes", explainer=normals, n_bou
 case("AggregatedBoundaryNormals", explained, "random", explainer=normals, n_boundaries=2, sampling="random")
 times_inputs = partial(normals, multiply_by_inputs=True)
 case("AggregatedBoundaryNormals", explained, "times inputs", explainer=times_inputs, weighting="inverse")
+
+
+def normals_of_given(device: str) -> Any:
+    model, images = classifier(device), IMAGES.to(device)
+    explainer = AggregatedBoundaryNormals(model, NearestBoundary(model, norm=math.inf, budget=10))
+    _, boundary = explainer.attribute(images, n_boundaries=2, return_boundary=True)
+    return explainer.attribute(images, weighting="uniform", boundary=boundary, return_boundary=True)
+
+
+case("AggregatedBoundaryNormals", normals_of_given, "given")
 case("separate_activations", separated)
 
 
@@ -282,7 +310,22 @@ def plot_robustness(model: nn.Module, images: Tensor, boundary: BoundaryPoints) 
     return visualization.plot_stability(images, evaluated(str(images.device)))[0]
 
 
+def compare_models(model: nn.Module, images: Tensor, boundary: BoundaryPoints) -> Figure:
+    maps = {"one": {"maps": MAPS.to(images)}, "other": {"maps": OTHER_MAPS.to(images)}}
+    return visualization.compare_attributions(images, maps, boundary={"one": boundary, "other": boundary})[0]
+
+
+def described_table(device: str, tell: Callable[..., Any]) -> Any:
+    table = TABLE.to(device)
+    boundary = NearestBoundary(table_model(device), budget=5).find(table)
+    told = tell(table, boundary, categories=CATEGORIES)
+    return told if isinstance(told, list) else picture_of(told[0])
+
+
 case("visualization.compare_attributions", shown, show=compare)
+case("visualization.compare_attributions", shown, "models", show=compare_models)
+for tell in (visualization.describe_feature_changes, visualization.plot_feature_changes):
+    case(f"visualization.{tell.__name__}", described_table, tell=tell)
 case("visualization.show_boundary_point", shown, show=show_point)
 case("visualization.plot_boundary_slice", shown, show=plot_slice)
 case("visualization.plot_boundary_slice", shown, "direction", show=plot_slice, direction=MAPS[0])
