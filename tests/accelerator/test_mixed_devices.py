@@ -73,8 +73,8 @@ def search(model: Callable[..., Any], **options: Any) -> NearestBoundary:
 
 
 def on_cpu(boundary: BoundaryPoints) -> BoundaryPoints:
-    values = {field.name: getattr(boundary, field.name).cpu() for field in dataclasses.fields(boundary)}
-    return BoundaryPoints(**values)
+    values = {name: value.cpu() for name, value in vars(boundary).items() if isinstance(value, Tensor)}
+    return dataclasses.replace(boundary, **values)
 
 
 def attack(model: nn.Module, **options: Any) -> AttributionAttack:
