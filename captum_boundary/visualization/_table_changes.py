@@ -125,4 +125,4 @@ def _unscaled(unscale: Callable[[Tensor], Any], rows: Tensor) -> Tensor:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
