@@ -23,7 +23,7 @@ class PullBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, points: Tensor, oracle: MarginOracle, rows: Tensor | None) -> Tensor:
         ctx.dtype = points.dtype
-        points = points.to(oracle.dtype)
+        points = points.detach().to(oracle.dtype)
         if not ctx.needs_input_grad[0]:
             return oracle.scores_at(points, rows)
         scores, ctx.pull_back = oracle.scores(points, rows)
