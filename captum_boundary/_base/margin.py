@@ -67,12 +67,12 @@ def _way_out(output: Tensor) -> str:
     """How to make a decision of an output with other dimensions."""
     if output.ndim == 4:
         return (
-            "If it is a segmentation, choose a decision, such as that of one pixel: "
+            "Wrap it so that it picks a decision, for a segmentation that of one pixel, say: "
             "lambda x: model(x)[:, :, row, column]."
         )
     if output.ndim == 3:
         return (
-            "If it has scores for every position (tokens, time steps), choose one of them: "
+            "Wrap it so that it picks a decision, for scores of every token or time step that of one position, say: "
             "lambda x: model(x)[:, position], or [:, :, position] where classes come first."
         )
     return "Wrap it in a function that returns such scores."

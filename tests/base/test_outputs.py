@@ -110,8 +110,8 @@ def test_doubt_is_an_error_that_shows_the_way(output, message):
 
 
 SHAPES = {
-    "pixels": ((2, 3, 8, 8), r"segmentation, choose .* one pixel: lambda x: model\(x\)\[:, :, row, column\]"),
-    "tokens": ((2, 5, 3), r"every position .* lambda x: model\(x\)\[:, position\]"),
+    "pixels": ((2, 3, 8, 8), r"segmentation that of one pixel, say: lambda x: model\(x\)\[:, :, row, column\]"),
+    "tokens": ((2, 5, 3), r"time step that of one position, say: lambda x: model\(x\)\[:, position\]"),
     "one example too few": ((1, 3), r"Wrap it in a function that returns such scores"),
 }
 
