@@ -53,7 +53,8 @@ class Combinations:
             depth, _ = problem.oracle.depth(points, rows)
             best = _or_nearer(best, rows, points, distance, depth)
             # Whatever else changes where the decision has changed already only lengthens the way.
-            open_ones = ((depth >= 0) & (distance < best.distance[rows])).nonzero().flatten()
+            is_open = (depth >= 0) & torch.isfinite(depth) & (distance < best.distance[rows])
+            open_ones = is_open.nonzero().flatten()
             rows, combination, depth = rows[open_ones], combination[open_ones], depth[open_ones]
             chosen = self._promising(rows, combination, depth, n_searched)
             rows, combination = rows[chosen], combination[chosen]

@@ -306,6 +306,20 @@ def test_what_is_not_found_is_said():
     assert not near.found.any()
 
 
+def test_categories_for_which_the_model_has_no_answer_are_left_out():
+    model = linear(2)
+
+    def undefined(rows: Tensor) -> Tensor:
+        return torch.where(rows[:, [3]] == 1, math.nan, model(rows))
+
+    inputs = table(8)
+    inputs[:, 2:5] = torch.tensor([1.0, 0.0, 0.0])
+    boundary = CategoricalBoundary(NearestBoundary(undefined), GROUPS, fixed=FIXED, n_combinations=30).find(inputs)
+    assert boundary.found.all()
+    assert (boundary.points[:, 3] == 0).all()
+    assert torch.isfinite(boundary.margin).all()
+
+
 def test_another_search_within_categories():
     model, inputs = linear(3), table(6)
     search = PGDBoundary(model, epsilons=(0.5, 1.0, 2.0, 4.0, 8.0))
