@@ -16,7 +16,7 @@ __all__ = ["Box", "length", "project_onto_ball", "project_onto_hyperplane", "row
 
 
 class Box(NamedTuple):
-    """Coordinates lie between ``lower`` and ``upper``, each ``(1 or n, D)``; infinite where there is no limit."""
+    """Coordinates lie between ``lower`` and ``upper``, each ``(1 or n, 1 or D)``; infinite where there is no limit."""
 
     lower: Tensor
     upper: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ _MAX_STEPS = 10
 _OVERSHOOT = 1.02
 # A step that leaves more of the depth than this is slow, and two of them are a dead end.
 _SLOW = 0.8
+# Of the steps after the first.
+_HELD_SHARE = 0.75
 # Newton's method need not be exact inside of another one.
 _PROJECTION_STEPS = 3
 # Where restarts are to follow, fewer will do.
@@ -29,16 +32,31 @@ _SCANNED_POINTS, _SCANNED_IN_FEW_DIMENSIONS = 64, 32
 
 
 def approach(problem: Problem, n_gradients: int) -> Candidates:
-    """Newton steps on the smoothed depth (DeepFool's idea), until the boundary is crossed or progress ends."""
-    ends, end_depth = problem.x, problem.oracle.start_depth
-    rows, here, points, depth = problem.oracle.all_rows, problem, ends, end_depth
+    """Newton steps on the smoothed depth (DeepFool's idea), until the boundary is crossed or progress ends.
+
+    An example that may be held in the range of its input's own values and that one step does not lead across is held
+    there for as long as that leads on.
+    """
+    n_further = min(_MAX_STEPS, n_gradients) - 1
+    plane = problem.linearize(problem.x, temperature=SMOOTHING * problem.scale)
+    points = newton_step(problem, problem.x, plane)
+    depth = problem.depth(points)
+    rows = (depth >= 0).nonzero().flatten()
+    if problem.may_be_held and len(rows) > 0:
+        n_held = math.ceil(_HELD_SHARE * n_further)
+        n_further -= n_held
+        held = problem.in_own_range().select(rows)
+        starts = newton_step(held, held.x, Linearization(*(values[rows] for values in plane)))
+        reached, reached_depth = _newton(held, starts, held.depth(starts), n_held)
+        points, depth = points.index_copy(0, rows, reached), depth.index_copy(0, rows, reached_depth)
+    return pull_back(problem, *_newton(problem, points, depth, n_further))
+
+
+def _newton(problem: Problem, points: Tensor, depth: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
+    """Where at most ``n_steps`` lead from ``points`` ``(n, D)``, until they cross, and the depth there."""
+    ends, end_depth, rows, here = points, depth, problem.oracle.all_rows, problem
     n_slow = torch.zeros_like(rows)
-    for _ in range(min(_MAX_STEPS, n_gradients)):
-        plane = here.linearize(points, temperature=SMOOTHING * here.scale)
-        points = newton_step(here, points, plane)
-        before, depth = depth, here.depth(points)
-        n_slow = n_slow + (depth > _SLOW * before)
-        ends, end_depth = ends.index_copy(0, rows, points), end_depth.index_copy(0, rows, depth)
+    for _ in range(n_steps):
         going = ((depth >= 0) & (n_slow < 2)).nonzero().flatten()
         if len(going) == 0:
             break
@@ -46,7 +64,12 @@ def approach(problem: Problem, n_gradients: int) -> Candidates:
             rows, here, points, depth, n_slow = (
                 rows[going], here.select(going), points[going], depth[going], n_slow[going]
             )  # fmt: skip
-    return pull_back(problem, ends, end_depth)
+        plane = here.linearize(points, temperature=SMOOTHING * here.scale)
+        points = newton_step(here, points, plane)
+        before, depth = depth, here.depth(points)
+        n_slow = n_slow + (depth > _SLOW * before)
+        ends, end_depth = ends.index_copy(0, rows, points), end_depth.index_copy(0, rows, depth)
+    return ends, end_depth
 
 
 def newton_step(problem: Problem, points: Tensor, plane: Linearization) -> Tensor:

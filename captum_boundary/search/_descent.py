@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import length, project_onto_ball
+from captum_boundary._base.geometry import Box, length, project_onto_ball
 from captum_boundary._base.oracle import Linearization
 from captum_boundary.search._approach import SMOOTHING, newton_step
 from captum_boundary.search._landing import pull_back
@@ -36,12 +36,14 @@ class _Schedule(NamedTuple):
 # In l1 the descent begins far out, at a point that is near in l2.
 _FROM_THE_BOUNDARY = {2: _Schedule(0.05, 0.005), math.inf: _Schedule(0.05, 0.005), 1: _Schedule(0.2, 0.005)}
 _FROM_AFAR = _Schedule(0.3, 0.02, last_step=0.05)
+# How much of its descent an example is held in the range of its input's own values.
+_HELD_SHARE = 0.5
 # After this many steps on one and the same side of the boundary, the rate doubles with every further one.
 _PATIENCE = 3
 _FASTEST_RATE = 0.3
 
 
-def descend(problem: Problem, known: Candidates, n_steps: Tensor) -> Candidates:
+def descend(problem: Problem, known: Candidates, n_steps: Tensor, is_held: Tensor | None = None) -> Candidates:
     r"""Follow the sphere around each input that touches the boundary, shrinking it whenever it crosses.
 
     This is the decoupling of direction and norm (Rony et al., https://arxiv.org/abs/1811.09600), started at a known
@@ -53,6 +55,7 @@ def descend(problem: Problem, known: Candidates, n_steps: Tensor) -> Candidates:
         problem (Problem): The search.
         known (Candidates): Candidates of all its examples.
         n_steps (Tensor): Gradient evaluations for each of them, ``(n,)``.
+        is_held (Tensor, optional): Examples ``(n,)`` that begin in the range of their input's own values.
 
     Returns:
 
@@ -60,9 +63,10 @@ def descend(problem: Problem, known: Candidates, n_steps: Tensor) -> Candidates:
     """
     # In the order of their steps, examples that are done stand at the end and leave without being looked for.
     n_steps, order = n_steps.sort(descending=True, stable=True)
-    found = _follow_spheres(
-        problem.select(order), known.points[order], known.select(order), n_steps, _FROM_THE_BOUNDARY[problem.norm]
-    )
+    start = known.select(order)
+    is_held = None if is_held is None else is_held[order]
+    schedule = _FROM_THE_BOUNDARY[problem.norm]
+    found = _follow_spheres(problem.select(order), start.points, start, n_steps, schedule, is_held=is_held)
     back = order.argsort()
     return pull_back(problem, found.points[back])
 
@@ -91,11 +95,13 @@ def _follow_spheres(
     n_steps: Tensor,
     schedule: _Schedule,
     from_afar: bool = False,
+    is_held: Tensor | None = None,
 ) -> Candidates:
     """Descend from ``points``; ``n_steps`` falls from the first example to the last."""
     here = problem
     radius = here.distance(points)
     temperature = SMOOTHING * here.scale
+    held = torch.full_like(radius, -1.0) if is_held is None else torch.where(is_held, _HELD_SHARE, -1.0).to(radius)
     n_approaching = torch.zeros_like(radius)  # steps before an example crosses its boundary for the first time
     run = torch.zeros_like(radius)  # steps in a row beyond the boundary, or, if negative, on the near side of it
     total = n_steps.to(radius)
@@ -108,8 +114,8 @@ def _follow_spheres(
             last_points.append(points[done])
             found.append(best.select(done))
             here, best, points = here.select(going), best.select(going), points[going]
-            radius, temperature, n_approaching, run, total = (
-                values[going] for values in (radius, temperature, n_approaching, run, total)
+            radius, temperature, n_approaching, run, total, held = (
+                values[going] for values in (radius, temperature, n_approaching, run, total, held)
             )
         plane = here.linearize(points, temperature=temperature)
         best = best.or_nearer(points, here.distance(points), plane.depth)
@@ -117,14 +123,16 @@ def _follow_spheres(
         if from_afar:
             has_crossed = torch.isfinite(best.distance)
             n_approaching = n_approaching + ~has_crossed
-        rate, stride = schedule.at((step - n_approaching) / (total - n_approaching).clamp_min(1))
+        progress = (step - n_approaching) / (total - n_approaching).clamp_min(1)
+        rate, stride = schedule.at(progress)
         beyond = plane.depth < 0
         side = torch.where(beyond, 1.0, -1.0).to(run)
         run = torch.where(run * side > 0, run, 0.0) + side
         hurried = rate * torch.exp2((run.abs() - _PATIENCE).clamp(0, 16))
         rate = torch.maximum(rate, hurried.clamp_max(_FASTEST_RATE))
         radius = torch.where(beyond, torch.minimum(radius, best.distance), radius) * (1 - side * rate)
-        moved = _sphere_step(here, points, plane, radius, stride)
+        box = here.box if is_held is None else here.in_own_range(progress < held).box
+        moved = _sphere_step(here, points, plane, radius, stride, box)
         if from_afar:
             approached = newton_step(here, points, plane)
             moved = torch.where(has_crossed[:, None], moved, approached)
@@ -136,7 +144,9 @@ def _follow_spheres(
     return best.or_nearer(points, problem.distance(points), problem.depth(points))
 
 
-def _sphere_step(problem: Problem, points: Tensor, plane: Linearization, radius: Tensor, stride: Tensor) -> Tensor:
+def _sphere_step(
+    problem: Problem, points: Tensor, plane: Linearization, radius: Tensor, stride: Tensor, box: Box
+) -> Tensor:
     """Turn the way from the inputs to ``points`` against the normals and make its length that of the ``radius``."""
     move = points - problem.x
     width = length(plane.slope, 2)
@@ -148,4 +158,4 @@ def _sphere_step(problem: Problem, points: Tensor, plane: Linearization, radius:
         move = move * growth[:, None]
     else:
         move = project_onto_ball(move * growth.clamp_min(1.0)[:, None], radius, problem.norm)
-    return problem.box.clamp(problem.x + move)
+    return box.clamp(problem.x + move)

@@ -98,6 +98,7 @@ def project_onto_half_spaces(
         - **nearest** (*Tensor*): The points, ``(n, D)``.
         - **multipliers** (*Tensor*): Those of the last step, ``(n, K)``.
     """
+    tiny = torch.finfo(x.dtype).tiny
     gram = _gram(slopes)
     identity = torch.eye(slopes.shape[1], dtype=x.dtype, device=x.device)
     places = torch.arange(slopes.shape[1], device=x.device)
@@ -117,7 +118,7 @@ def project_onto_half_spaces(
         solved = torch.linalg.solve_ex(system, wanted)[0].squeeze(2).nan_to_num(0.0, 0.0, 0.0) * active
         # Go towards the solution until the first multiplier vanishes, and leave its half-space out from there on.
         vanishes = active & (solved <= 0)
-        share = torch.where(vanishes, multipliers / (multipliers - solved), 1.0)
+        share = torch.where(vanishes, multipliers / (multipliers - solved).clamp_min(tiny), 1.0)
         least = share.amin(dim=1, keepdim=True)
         is_solved = least == 1
         active = active & ~(vanishes & (share == least))

@@ -94,6 +94,32 @@ class Problem:
         part._set(self._numbers[rows])
         return part
 
+    @property
+    def may_be_held(self) -> bool:
+        """Whether to search in the range of an input's own values first: without limits, in many dimensions.
+
+        Where a model was never trained, its boundary has many more corners to be caught in.
+        """
+        return not (self.box.is_limited or self.few_dimensions)
+
+    def in_own_range(self, is_held: Tensor | None = None) -> Problem:
+        """The same, where no coordinate leaves the range between the least and the largest value of its input.
+
+        If given, ``is_held`` ``(n,)`` says for which examples: the others stay without limits.
+        """
+        lowest, highest = self.x.aminmax(dim=1, keepdim=True)
+        if is_held is not None:
+            lowest = torch.where(is_held[:, None], lowest, -torch.inf)
+            highest = torch.where(is_held[:, None], highest, torch.inf)
+        part = copy.copy(self)
+        part.box = Box(lowest, highest)
+        return part
+
+    def is_in_own_range(self, points: Tensor) -> Tensor:
+        """Whether no coordinate of ``points`` lies outside the range of its input's own values, ``(n,)``."""
+        lowest, highest = self.x.aminmax(dim=1, keepdim=True)
+        return ((points >= lowest) & (points <= highest)).all(dim=1)
+
     def distance(self, points: Tensor) -> Tensor:
         """Distances ``(n,)`` of ``points`` from their inputs."""
         return length(points - self.x, self.norm)

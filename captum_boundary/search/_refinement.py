@@ -12,6 +12,8 @@ __all__ = ["refine"]
 
 # A point this near to the boundary, relative to the depth of the input, is taken to lie on it.
 _ON_BOUNDARY = 0.05
+# And up to here it lies where linearisations promised the boundary.
+_AS_PROMISED = 0.25
 
 
 def refine(
@@ -22,6 +24,7 @@ def refine(
     n_steps: int,
     rival: Tensor | None = None,
     enters: bool = False,
+    gives_up: bool = False,
 ) -> tuple[Candidates, Tensor]:
     """Move to the nearest point of the linearised boundary, linearise there, and so on.
 
@@ -39,6 +42,7 @@ def refine(
         n_steps (int): Gradient evaluations of each example here, at most.
         rival (Tensor, optional): Class ``(n,)`` whose boundary the first linearisation heeds; -1 for the strongest.
         enters (bool): Whether regions are entered.
+        gives_up (bool): Whether examples leave as soon as the boundary is not where linearisations promised it.
 
     Returns:
 
@@ -70,7 +74,10 @@ def refine(
         promised = here.distance(nearest)
         is_promising = (promised > 0) & (promised < (1 - here.tolerance) * best.distance)
         points = nearest
-        going = (is_promising & (n_gradients >= step + 2 * n_planes)).nonzero().flatten()
+        is_going = is_promising & (n_gradients >= step + 2 * n_planes)
+        if gives_up and step > 0:
+            is_going = is_going & (plane.depth.abs() <= _AS_PROMISED * here.scale)
+        going = is_going.nonzero().flatten()
         if step + n_planes >= n_steps:
             going = going[:0]
         if len(going) < len(here):

@@ -37,7 +37,9 @@ def settle(problem: Problem, known: Candidates, budget: int, enters: bool) -> Ca
     return known
 
 
-def restart(problem: Problem, known: Candidates, budget: int, n_forwards: int, seed: int, enters: bool) -> Candidates:
+def restart(
+    problem: Problem, known: Candidates, budget: int, n_forwards: int, seed: int, enters: bool
+) -> tuple[Candidates, Tensor]:
     """Restart from the boundaries of the other classes and from random directions, while budget and patience last.
 
     Args:
@@ -49,6 +51,11 @@ def restart(problem: Problem, known: Candidates, budget: int, n_forwards: int, s
         seed (int): Where the random directions start: the same for every example, so that none depends on its batch.
         enters (bool): Whether regions are entered. From outside of a region its boundary is where the strongest of all
             rivals is met: no class stands alone.
+
+    Returns:
+
+        - **candidates** (*Candidates*): As near or nearer.
+        - **is_linear** (*Tensor*): Whether the model was found to be linear up to the best distance, ``(n,)``.
     """
     n_rivals = problem.oracle.n_classes - 1
     scores = rival_scores(problem.oracle.start_scores, problem.oracle.target)
@@ -57,6 +64,7 @@ def restart(problem: Problem, known: Candidates, budget: int, n_forwards: int, s
     patience = max(budget // 2, min(n_rivals, budget))
     here, best, rows = problem, known, problem.oracle.all_rows
     n_failed = torch.zeros_like(rows)
+    all_linear = torch.zeros_like(rows, dtype=torch.bool)
     trial = 0
     while True:
         oracle = here.oracle
@@ -68,7 +76,7 @@ def restart(problem: Problem, known: Candidates, budget: int, n_forwards: int, s
                 here.select(going), best.select(going), rows[going], n_failed[going], order[going], left[going]
             )  # fmt: skip
         if len(here) == 0:
-            return known
+            return known, all_linear
         before, is_done = best.distance, torch.zeros_like(n_failed, dtype=torch.bool)
         if trial < n_classes:
             best, _ = refine(here, best.points, best, left, _TRIAL_GRADIENTS, order[:, trial], enters)
@@ -80,6 +88,7 @@ def restart(problem: Problem, known: Candidates, budget: int, n_forwards: int, s
                 # There the point known need only be refined to the end.
                 starts = torch.where(is_linear[:, None], best.points, starts)
                 is_done = is_linear
+                all_linear = all_linear.index_copy(0, rows, is_linear)
             best, _ = refine(here, starts, best, left, _TRIAL_GRADIENTS, enters=enters)
         has_gained = best.distance < (1 - here.tolerance) * before
         n_failed = torch.where(has_gained, 0, n_failed + 1).masked_fill(is_done, patience)

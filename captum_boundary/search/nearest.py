@@ -27,6 +27,8 @@ _REFINEMENT_SHARE = 0.1
 _MAX_REFINEMENT = 4
 # In few dimensions the descent leaves restarts a share of the budget; in many it is the better use of all of it.
 _DESCENT_SHARE = 0.5
+# In many dimensions a descent follows restarts, which have this share of the budget.
+_RESTART_SHARE = 0.6
 # Gradients of the one descent that each of an example's many boundaries gets, as a share of the budget.
 _DIVE_SHARE = 0.4
 # Forward passes of an example, at most: times the budget, or times this number where that is smaller. Some are kept for
@@ -137,31 +139,53 @@ class NearestBoundary(BoundarySearch):
 
     def _nearest_of_all(self, problem: Problem, enters: bool, seed: int) -> Candidates:
         """From first contact to the nearest point, whichever class lies beyond the boundary."""
-        all_rows = problem.oracle.all_rows
         best = _or_scanned(problem, approach(problem, self.budget), seed)
-        n_refinements = min(_MAX_REFINEMENT, math.ceil(_REFINEMENT_SHARE * self.budget))
-
         rows = torch.isfinite(best.distance).nonzero().flatten()
-        part, part_best = problem.select(rows), best.select(rows)
-        part_best, settled = refine(part, part_best.points, part_best, self._left(part), n_refinements, enters=enters)
-        best = best.replaced(rows, part_best)
+        improve = self._improved_in_few_dimensions if problem.few_dimensions else self._improved_in_many_dimensions
+        best = best.replaced(rows, improve(problem.select(rows), best.select(rows), enters, seed))
+        rows = torch.isinf(best.distance).nonzero().flatten()
+        return best.replaced(
+            rows, self._restarted(problem.select(rows), best.select(rows), self.budget, enters, seed)[0]
+        )
 
-        jagged = (~settled).nonzero().flatten()
-        if len(jagged) > 0:
-            rest, rest_best = part.select(jagged), part_best.select(jagged)
-            left = self._left(rest)
-            n_steps = (_DESCENT_SHARE * left).long() if problem.few_dimensions else left - n_refinements
-            rest_best = rest_best.or_nearer_of(descend(rest, rest_best, n_steps.clamp_min(0)))
-            rest_best, rest_settled = refine(
-                rest, rest_best.points, rest_best, self._left(rest), n_refinements, enters=enters
+    def _improved_in_few_dimensions(self, problem: Problem, best: Candidates, enters: bool, seed: int) -> Candidates:
+        """A boundary has few pieces: refine, descend where that does not end, and restart, to miss none of them."""
+        best, settled = refine(problem, best.points, best, self._left(problem), self._n_refinements, enters=enters)
+        rows = (~settled).nonzero().flatten()
+        if len(rows) > 0:
+            part, part_best = problem.select(rows), best.select(rows)
+            n_steps = (_DESCENT_SHARE * self._left(part)).long().clamp_min(0)
+            part_best = part_best.or_nearer_of(descend(part, part_best, n_steps))
+            part_best, _ = refine(
+                part, part_best.points, part_best, self._left(part), self._n_refinements, enters=enters
             )
-            best = best.replaced(rows[jagged], rest_best)
-            settled = settled.index_copy(0, jagged, rest_settled)
+            best = best.replaced(rows, part_best)
+        return self._restarted(problem, best, self.budget, enters, seed)[0]
 
-        restarts_pay = torch.ones_like(all_rows, dtype=torch.bool)
-        restarts_pay[rows] = settled | problem.few_dimensions
-        rows = restarts_pay.nonzero().flatten()
-        return best.replaced(rows, self._restarted(problem.select(rows), best.select(rows), enters, seed))
+    def _improved_in_many_dimensions(self, problem: Problem, best: Candidates, enters: bool, seed: int) -> Candidates:
+        """A boundary is smooth, and refined, or jagged, where a descent is the best use of the budget."""
+        is_held = problem.is_in_own_range(best.points) & problem.may_be_held
+        region = problem.in_own_range(is_held) if problem.may_be_held else problem
+        best, settled = refine(
+            region, best.points, best, self._left(problem), self._n_refinements, enters=enters, gives_up=True
+        )
+        settled = settled & ~is_held
+        rows = settled.nonzero().flatten()
+        if len(rows) > 0:
+            part, budget = problem.select(rows), math.ceil(_RESTART_SHARE * self.budget)
+            part_best, is_linear = self._restarted(part, best.select(rows), budget, enters, seed)
+            best = best.replaced(rows, part_best)
+            # A point than which none nearby is nearer may be one of many such points.
+            settled = settled.index_copy(0, rows, is_linear)
+            is_held = is_held.index_fill(0, rows, problem.may_be_held)
+        rows = (~settled).nonzero().flatten()
+        part, part_best = problem.select(rows), best.select(rows)
+        found = descend(part, part_best, self._left(part).clamp_min(0), is_held[rows] if problem.may_be_held else None)
+        return best.replaced(rows, part_best.or_nearer_of(found))
+
+    @property
+    def _n_refinements(self) -> int:
+        return min(_MAX_REFINEMENT, math.ceil(_REFINEMENT_SHARE * self.budget))
 
     def _nearest_of_a_pair(self, pairs: Problem, enters: bool, starts: Tensor | None, seed: int) -> Candidates:
         """As near, for the boundary of one class, for less: an example has many of them."""
@@ -174,12 +198,14 @@ class NearestBoundary(BoundarySearch):
             rows = torch.isfinite(best.distance).nonzero().flatten()
             best = best.replaced(rows, settle(pairs.select(rows), best.select(rows), self.budget, enters))
             if starts is None:
-                best = self._restarted(pairs, best, enters, seed)
+                best, _ = self._restarted(pairs, best, self.budget, enters, seed)
         return best
 
-    def _restarted(self, problem: Problem, best: Candidates, enters: bool, seed: int) -> Candidates:
-        n_forwards = _FORWARDS * max(self.budget, _LEAST_FORWARDS) - _FORWARDS_KEPT
-        return restart(problem, best, self.budget, n_forwards, seed, enters)
+    def _restarted(
+        self, problem: Problem, best: Candidates, budget: int, enters: bool, seed: int
+    ) -> tuple[Candidates, Tensor]:
+        n_forwards = _FORWARDS * max(budget, _LEAST_FORWARDS) - _FORWARDS_KEPT
+        return restart(problem, best, budget, n_forwards, seed, enters)
 
     def _left(self, problem: Problem) -> Tensor:
         """Gradient evaluations that remain."""
