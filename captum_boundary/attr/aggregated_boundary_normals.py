@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._base.checks import check_count
 from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary._base.mask import Mask
 from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.attr._weighting import Weighting, check_weighting
 from captum_boundary.attr.boundary_normals import FlatNormals, collect
@@ -94,6 +95,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         sampling: str = "classes",
         weighting: Weighting = "softmin",
         *,
+        mask: Mask = None,
         return_boundary: bool = False,
     ) -> Any:
         r"""Aggregate the normals of several boundaries of every example.
@@ -115,6 +117,9 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
                 ``"inverse"`` by ``1 / distance`` and ``"uniform"`` equally. A function takes distances ``(N, K)``,
                 infinite where there is no boundary, and returns weights of this shape, none negative. Weights are
                 scaled to sum to one. Default: ``"softmin"``
+            mask (Tensor or tuple[Tensor, ...], optional): 1 where a value may move and 0 where it is held, as for
+                :meth:`BoundarySearch.find`. Normals are those of the values that move, and zero elsewhere.
+                Default: None
             return_boundary (bool, optional): Return points, normals and weights as well. Default: False
 
         Returns:
@@ -136,7 +141,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
             raise BoundaryValueError(f'sampling must be "classes" or "random", but it is {sampling!r}.')
         check_weighting(weighting)
         with torch.inference_mode(False), torch.no_grad():
-            with self.search._opened(inputs, target, additional_forward_args) as problem:
+            with self.search._opened(inputs, target, additional_forward_args, mask) as problem:
                 oracle = problem.oracle
                 n_places = n_boundaries if sampling == "random" else min(n_boundaries, oracle.n_classes - 1)
                 neighbours = self._neighbours(problem, n_places, sampling)

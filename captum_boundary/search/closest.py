@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from captum_boundary._base.captum_helpers import TargetType, format_output, is_tuple
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.mask import Mask
 from captum_boundary.search._problem import Problem
 from captum_boundary.search._same_model import check_same_model
 from captum_boundary.search.boundary_points import BoundaryPoints
@@ -73,8 +74,11 @@ class ClosestBoundary(BoundarySearch):
         )
         self.searches = tuple(searches)
 
-    def _find(self, inputs: Any, target: TargetType, additional_forward_args: object) -> BoundaryPoints:
-        return reduce(_nearer, (search._find(inputs, target, additional_forward_args) for search in self.searches))
+    def _find(
+        self, inputs: Any, target: TargetType, additional_forward_args: object, mask: Mask = None
+    ) -> BoundaryPoints:
+        results = (search._find(inputs, target, additional_forward_args, mask) for search in self.searches)
+        return reduce(_nearer, results)
 
     def _find_pairs(
         self,
