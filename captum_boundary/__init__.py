@@ -16,6 +16,7 @@ from captum_boundary.attr import (
     BoundarySaliency,
     separate_activations,
 )
+from captum_boundary.layers import ModelFromLayer, nearest_tokens
 from captum_boundary.robust import (
     AttributionAttack,
     AttributionRobustness,
@@ -52,12 +53,14 @@ __all__ = [
     "BoundaryValueError",
     "ClosestBoundary",
     "FoolboxBoundary",
+    "ModelFromLayer",
     "NearestBoundary",
     "PGDBoundary",
     "RARLoss",
     "RARParts",
     "evaluate_attribution_robustness",
     "metrics",
+    "nearest_tokens",
     "paper_settings",
     "separate_activations",
     "visualization",
