@@ -144,7 +144,7 @@ def _skipped(
 
 def _nothing_to_move(name: str, at_input: bool, entries: list[Tensor]) -> str:
     side = "input" if at_input else "output"
-    if entries:
+    if entries and not any(entry.is_floating_point() for entry in entries):
         dtypes = ", ".join(sorted({str(entry.dtype) for entry in entries}))
         hint = "Its output may be what you look for." if at_input else "Choose a layer that computes numbers."
         return f"The {side} of the layer, {name}, holds no floating-point tensor to be moved, but {dtypes}. {hint}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -104,6 +105,9 @@ class Readings(TorchFunctionMode):
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Let compiled modules compute as written, for only then can a part of them be left out."""
-    has_compiled = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
-    with torch.compiler.set_stance("force_eager") if has_compiled else ExitStack():
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
         yield

@@ -81,6 +81,11 @@ class ModelFromLayer(nn.Module):
                 f"layer must be a torch.nn.Module of the model, such as model.embedding, but it is "
                 f"{type(layer).__name__}."
             )
+        for name, given in (("forward_func", forward_func), ("layer", layer)):
+            if isinstance(given, torch.jit.ScriptModule):
+                raise BoundaryTypeError(
+                    f"{name} was scripted, so that no part of it can be left out. Give the module that was scripted."
+                )
         self.forward_func = _unwrapped(forward_func)
         if isinstance(self.forward_func, nn.Module):
             if all(module is not layer for module in self.forward_func.modules()):
