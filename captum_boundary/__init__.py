@@ -14,6 +14,7 @@ from captum_boundary.attr import (
     BoundaryIntegratedGradients,
     BoundaryNormals,
     BoundarySaliency,
+    LayerBoundaryAttribution,
     separate_activations,
 )
 from captum_boundary.layers import ModelFromLayer, nearest_tokens
@@ -53,6 +54,7 @@ __all__ = [
     "BoundaryValueError",
     "ClosestBoundary",
     "FoolboxBoundary",
+    "LayerBoundaryAttribution",
     "ModelFromLayer",
     "NearestBoundary",
     "PGDBoundary",

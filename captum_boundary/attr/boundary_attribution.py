@@ -23,6 +23,7 @@ from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.margin import class_scores, resolve_target
 from captum_boundary._base.mask import Mask
 from captum_boundary.attr._calls import MethodCall, ask, ask_one_by_one
+from captum_boundary.attr._layer_methods import HookableFromLayer
 from captum_boundary.attr._methods import (
     build_method,
     check_arguments,
@@ -294,7 +295,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
                 f"{boundary.target.tolist()}. Leave target out, or search the boundary of the classes to explain."
             )
         function = self.forward_func
-        if hooks_modules(self._prototype):
+        if hooks_modules(self._prototype) and not isinstance(function, HookableFromLayer):
             function = hookable_copy(function, self._prototype, (*inputs, *(arguments or ())))
         if self.score == "margin":
             adversarial = torch.where(boundary.found, boundary.adversarial, boundary.target)

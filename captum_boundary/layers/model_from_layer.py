@@ -16,7 +16,7 @@ from captum_boundary.layers._plan import Plan, plan_of
 from captum_boundary.layers._recording import record
 from captum_boundary.layers._replay import Readings, replay, uncompiled
 
-__all__ = ["ModelFromLayer"]
+__all__ = ["ModelFromLayer", "n_activations_of"]
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -218,14 +218,20 @@ def _checked(inputs: Any) -> tuple[Tensor, ...]:
     return tensors
 
 
+def n_activations_of(values: tuple[Any, ...]) -> int:
+    """How many of the arguments of a model from a layer on are activations: those before the plan."""
+    for index, value in enumerate(values):
+        if isinstance(value, Plan):
+            return index
+    raise BoundaryTypeError(
+        "The model from a layer on needs the arguments that belong to its activations: activations, arguments = "
+        "from_layer.at(inputs), then additional_forward_args=arguments."
+    )
+
+
 def _taken_apart(values: tuple[Any, ...]) -> tuple[Plan, tuple[Tensor, ...]]:
     """The plan among the arguments, and its rows: the activations before it and the tensors after it."""
-    index = next((index for index, value in enumerate(values) if isinstance(value, Plan)), None)
-    if index is None:
-        raise BoundaryTypeError(
-            "The model from a layer on needs the arguments that belong to its activations: activations, arguments = "
-            "from_layer.at(inputs), then additional_forward_args=arguments."
-        )
+    index = n_activations_of(values)
     plan: Plan = values[index]
     rows = (*values[:index], *values[index + 1 :])
     sizes = {len(row) for row in rows if isinstance(row, Tensor) and row.ndim}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -162,6 +163,12 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         warning.
         """
         return self.find(inputs, target, additional_forward_args, mask=mask).points
+
+    def _of(self, forward_func: Callable[..., Any]) -> BoundarySearch:
+        """A search with the same settings for another function."""
+        other = copy.copy(self)
+        other.forward_func = forward_func
+        return other
 
     @abstractmethod
     def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -73,6 +73,9 @@ class ClosestBoundary(BoundarySearch):
             searches[0].forward_func, norm=norms[0], strict=strict, internal_batch_size=min(sizes, default=None)
         )
         self.searches = tuple(searches)
+
+    def _of(self, forward_func: Callable[..., Any]) -> ClosestBoundary:
+        return ClosestBoundary([search._of(forward_func) for search in self.searches], strict=self.strict)
 
     def _find(
         self, inputs: Any, target: TargetType, additional_forward_args: object, mask: Mask = None
