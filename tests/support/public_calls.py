@@ -10,7 +10,18 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from captum.attr import DeepLift, FeatureAblation, GuidedBackprop, InputXGradient, NoiseTunnel, Occlusion, Saliency
+from captum.attr import (
+    DeepLift,
+    FeatureAblation,
+    GuidedBackprop,
+    InputXGradient,
+    LayerDeepLift,
+    LayerGradCam,
+    LayerIntegratedGradients,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -23,11 +34,14 @@ from captum_boundary import (
     BoundarySaliency,
     ClosestBoundary,
     FoolboxBoundary,
+    LayerBoundaryAttribution,
+    ModelFromLayer,
     NearestBoundary,
     PGDBoundary,
     RARLoss,
     evaluate_attribution_robustness,
     metrics,
+    nearest_tokens,
     paper_settings,
     separate_activations,
     visualization,
@@ -153,6 +167,59 @@ case("ClosestBoundary", searched_twice)
 case("FoolboxBoundary", searched, "DDN", search=FoolboxBoundary, attack=DDNAttack(steps=10))
 pgd = partial(FoolboxBoundary, attack=LinfPGD(steps=5, random_start=False), epsilons=(0.1, 0.5), norm=math.inf)
 case("FoolboxBoundary", searched, "PGD", search=pgd)
+
+
+def searched_with_mask(device: str) -> BoundaryPoints:
+    mask = (MASKS[0, :, :] > 0).to(device)
+    return NearestBoundary(classifier(device), norm=math.inf, budget=10).find(IMAGES.to(device), mask=~mask)
+
+
+case("NearestBoundary", searched_with_mask, "mask")
+
+
+class Texts(nn.Module):
+    """Token ids and a mask, with positions that are the same for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions, self.last = nn.Embedding(9, 6), nn.Embedding(3, 6), nn.Linear(6, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        embedded = self.tokens(ids) + self.positions(torch.arange(3, device=ids.device))
+        return self.last(torch.tanh(embedded * mask[..., None]).mean(dim=1))
+
+
+def searched_in_a_layer(device: str, at_input: bool) -> Any:
+    model, images = classifier(device), IMAGES.to(device)
+    from_layer = ModelFromLayer(model, model[4], at_input)
+    activations, arguments = from_layer.at(images)
+    search = NearestBoundary(from_layer, norm=math.inf, budget=10)
+    return activations, search.find(activations, additional_forward_args=arguments)
+
+
+def searched_in_embeddings(device: str) -> Any:
+    model, ids = seeded(Texts, device), torch.tensor([[1, 2, 3], [4, 5, 0], [6, 0, 0]], device=device)
+    mask = (ids > 0).float()
+    from_layer = ModelFromLayer(model, model.tokens)
+    activations, arguments = from_layer.at(ids, mask)
+    search = NearestBoundary(from_layer, norm=math.inf, budget=10)
+    boundary = search.find(activations, additional_forward_args=arguments, mask=mask[..., None])
+    return boundary, nearest_tokens(boundary.points, model.tokens.weight, k=2, mask=mask)
+
+
+case("ModelFromLayer", searched_in_a_layer, "output", at_input=False)
+case("ModelFromLayer", searched_in_a_layer, "input", at_input=True)
+case("nearest_tokens", searched_in_embeddings)
+
+
+def explained_in_a_layer(device: str, method: Any) -> Any:
+    model = classifier(device)
+    explainer = LayerBoundaryAttribution(model, model[0], method, NearestBoundary(model, norm=math.inf, budget=10))
+    return explainer.attribute(IMAGES.to(device), return_boundary=True)
+
+
+for layer_method in (LayerIntegratedGradients, LayerDeepLift, LayerGradCam):
+    case("LayerBoundaryAttribution", explained_in_a_layer, layer_method.__name__, method=layer_method)
 
 
 def explained(device: str, explainer: Callable[..., Any], **options: Any) -> Any:
