@@ -315,6 +315,16 @@ case("metrics.localization", lambda device: measured(device, metrics.localizatio
 for measure in (metrics.deletion, metrics.insertion):
     case(f"metrics.{measure.__name__}", exchanged, measure=measure)
     case(f"metrics.{measure.__name__}", exchanged, "in parts", measure=measure, baselines=0.5, perturbations_per_eval=4)
+
+
+def erased(device: str, measure: Callable[..., Any]) -> Tensor:
+    model, ids = seeded(Texts, device), torch.tensor([[1, 2, 3], [4, 5, 0], [6, 0, 0]], device=device)
+    maps = torch.arange(9.0, device=device).view(3, 3)
+    return measure(lambda ids: model(ids, (ids > 0).float()), ids, maps, mask=ids > 0)
+
+
+for measure in (metrics.comprehensiveness, metrics.sufficiency):
+    case(f"metrics.{measure.__name__}", erased, measure=measure)
 case("metrics.normal_alignment", lambda device: aligned(device, metrics.normal_alignment, None))
 case("metrics.first_order_optimality", aligned, measure=metrics.first_order_optimality, norm=math.inf)
 case("metrics.evaluate_attribution_robustness", evaluated, evaluate=metrics.evaluate_attribution_robustness)
