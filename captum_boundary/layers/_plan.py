@@ -83,8 +83,9 @@ def plan_of(
     if tree is None:
         raise BoundaryValueError(
             f"The {'input' if at_input else 'output'} of the layer, {name}, cannot be divided among the examples: some "
-            "entry depends on them without having one dimension for them (several rows an example, say, or a sum over "
-            "all). Choose a layer before or after it."
+            "entry depends on them without having one dimension for them (several rows an example, a sum over all, or "
+            "an object such as a cache, which models of transformers do without if use_cache=False). Choose a layer "
+            "before or after it."
         )
     # Keyword arguments and whatever is not floating point stay as they are.
     n_positional = len(tree_flatten(value[0])[0]) if at_input else len(tree.places)

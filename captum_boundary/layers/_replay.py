@@ -18,7 +18,7 @@ from captum_boundary.layers._plan import Plan
 from captum_boundary.layers._recording import forward_replaced
 from captum_boundary.layers._rows import Row, Tree
 
-__all__ = ["Readings", "replay", "uncompiled"]
+__all__ = ["Readings", "as_written", "replay"]
 
 # What a tensor may be asked without a look at its values.
 _FORM = frozenset({"size", "dim", "ndimension", "numel", "nelement", "__len__", "is_floating_point", "requires_grad_"})
@@ -103,11 +103,16 @@ class Readings(TorchFunctionMode):
 
 
 @contextmanager
-def uncompiled() -> Iterator[None]:
-    """Let compiled modules compute as written, for only then can a part of them be left out."""
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
-        yield
+def as_written() -> Iterator[None]:
+    """Let modules compute as they are written, neither compiled nor fused, so that each can be left out by itself."""
+    is_fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+            yield
+            return
+        with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fused)

@@ -14,7 +14,7 @@ from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.training_mode import watched_training_mode
 from captum_boundary.layers._plan import Plan, plan_of
 from captum_boundary.layers._recording import record
-from captum_boundary.layers._replay import Readings, replay, uncompiled
+from captum_boundary.layers._replay import Readings, as_written, replay
 
 __all__ = ["ModelFromLayer", "n_activations_of"]
 
@@ -142,7 +142,7 @@ class ModelFromLayer(nn.Module):
         with (
             torch.inference_mode(False),
             torch.no_grad(),
-            uncompiled(),
+            as_written(),
             watched_training_mode(function) as first_is_over,
         ):
             all_args = tuple(map(of_all, tensors)), further and tuple(map(of_all, further))
@@ -160,7 +160,7 @@ class ModelFromLayer(nn.Module):
     def forward(self, *activations_and_arguments: Any) -> Any:
         r"""The model's output for activations of the layer, followed by the arguments that go with them."""
         plan, rows = _taken_apart(activations_and_arguments)
-        with uncompiled():
+        with as_written():
             return replay(plan, self.forward_func, self.layer, rows)
 
     def _verified(

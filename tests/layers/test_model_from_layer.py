@@ -235,6 +235,34 @@ def test_token_ids_masks_and_a_batch_as_large_as_a_text_is_long(name):
     assert torch.equal(as_tuple(boundary.points)[0][REAL == 0], parts[0][REAL == 0])
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensor:UserWarning")
+@pytest.mark.parametrize(
+    "path", ["tokens", "encoder.layers.0", "encoder.layers.1.linear1", "encoder.layers.1.self_attn"]
+)
+def test_transformers_of_pytorch_whose_layers_are_fused_otherwise(path):
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.last = nn.Embedding(20, 6), nn.Linear(6, 3)
+            layer = nn.TransformerEncoderLayer(6, 2, 12, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2)
+
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            encoded = self.encoder(self.tokens(ids), src_key_padding_mask=mask == 0)
+            return self.last(encoded[:, 0])
+
+    model = built(Encoder).requires_grad_(False)
+    is_fused = torch.backends.mha.get_fastpath_enabled()
+    from_layer = ModelFromLayer(model, model.get_submodule(path))
+    activations, arguments = from_layer.at(IDS, REAL)
+    parts = as_tuple(activations)
+    rows = torch.tensor([2, 3])
+    close(from_layer(*(part[rows] for part in parts), *rows_of(arguments, rows)), model(IDS[rows], REAL[rows]))
+    boundary = NearestBoundary(from_layer).find(activations, additional_forward_args=arguments)
+    assert boundary.found.all()
+    assert torch.backends.mha.get_fastpath_enabled() == is_fused
+
+
 def test_a_layer_of_positions_has_nothing_to_move():
     model = built(Tagger)
     with pytest.raises(BoundaryTypeError, match=r"output of the layer, Embedding, is the same for all examples"):
@@ -490,6 +518,7 @@ def test_the_users_hooks_are_called_and_kept(model, inputs):
     assert seen == 2 * ["first", "second", "last"]
 
 
+@pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")  # of decisions that do not hold still
 def test_statistics_are_kept_and_training_mode_is_told_of(inputs):
     model = built(Residual).train()
     before = fingerprint(model)
