@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,24 +106,10 @@ def plan_of(
         return kind(number[place.place], place.dimension)
 
     rows = [entries[place] for place in order]
-    plan = Plan(
-        arguments=_arguments_tree(*arguments, *sizes, rows),
-        calls=tuple(_skipped(full.before, few.before, sizes, rows)),
-        layer=tree.replaced(sorted_in),
-        at_input=at_input,
-        n_activations=len(movable),
-        n_rows=len(rows),
-    )
-    return replace(plan, n_rows=len(rows)), tuple(rows)
-
-
-def _arguments_tree(
-    full: tuple[object, ...], few: tuple[object, ...], n_full: int, n_few: int, rows: list[Tensor]
-) -> Tree:
-    tree = tree_of(full, few, n_full, n_few, rows)
-    if tree is None:
-        raise BoundaryValueError("inputs and additional_forward_args cannot be divided among the examples.")
-    return tree
+    # Tensors with N entries follow their examples, all else is the very same for all of them.
+    arguments_tree = cast(Tree, tree_of(*arguments, *sizes, rows))
+    calls = tuple(_skipped(full.before, few.before, sizes, rows))
+    return Plan(arguments_tree, calls, tree.replaced(sorted_in), at_input, len(movable), len(rows)), tuple(rows)
 
 
 def _skipped(

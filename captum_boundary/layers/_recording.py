@@ -78,7 +78,7 @@ def record(
         ):
             stack.callback(handle.remove)
         stack.enter_context(forward_replaced(layer, in_layer))
-        happened.output = _copied(run_forward(forward_func, inputs, None, arguments))
+        happened.output = _copied(run_forward(forward_func, *_copied((inputs, None, arguments))))
     if happened.layer_inputs is None:
         raise BoundaryValueError(
             f"The layer, {type(layer).__name__}, was not called when the model was evaluated. Give a module that takes "

@@ -37,7 +37,8 @@ class ModelFromLayer(nn.Module):
     computing it again (the layer itself included, unless its input is taken): a search costs no pass through what lies
     before the layer. Skip connections around the layer are kept, and so are attention masks and other arguments. They
     are all part of ``arguments``, whose tensors follow their examples. Operations before the layer that are not modules
-    are done again.
+    are done again. While :meth:`at` runs, it holds what all modules before the layer return, as training would; in the
+    end, only what the rest of the model reads.
 
     The model is left as it is, but may not be used elsewhere (by another thread, say) while it is being evaluated here.
     Compiled and parallel models are evaluated as the modules within them.

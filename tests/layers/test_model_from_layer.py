@@ -289,6 +289,30 @@ def test_tuples_keep_their_other_entries(inputs):
         close(boundary.distance, torch.cat([one.distance for one in alone]), 1e-6)
 
 
+class Impatient(nn.Module):
+    """Changes what it is given before it looks at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = Counted(6, 6), Counted(6, 3)
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        x.add_(1)
+        shift.mul_(2)
+        return self.last(torch.tanh(self.first(x)) + x * shift)
+
+
+def test_models_that_change_their_inputs_in_place(inputs):
+    model, shift = built(Impatient), torch.ones(1, 6).double()
+    before, expected = inputs.clone(), model(inputs.clone(), shift.clone())
+    from_layer = ModelFromLayer(model, model.first)
+    activations, arguments = from_layer.at(inputs, shift)
+    for _ in range(2):
+        close(from_layer(activations, *arguments), expected)
+    assert torch.equal(inputs, before)
+    assert torch.equal(shift, torch.ones(1, 6).double())
+
+
 class Folded(nn.Module):
     """Two windows of each example pass through a layer as rows of their own, before and after another layer."""
 
