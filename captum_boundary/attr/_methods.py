@@ -164,8 +164,8 @@ def mixes_examples(method: Attribution, forward_func: Callable[..., Any]) -> boo
 def check_arguments(method: Attribution, arguments: Mapping[str, Any]) -> None:
     """Refuse keyword arguments that the method does not know, and calls that lack one it needs."""
     links = _chain(method)
-    ours = {"inputs", "baselines", "layer_baselines", "target", "additional_forward_args", "return_convergence_delta"}
-    ours.add("attribute_to_layer_input")
+    baselines, layer = ("baselines", "layer_baselines"), ("attribute_to_layer_input",)
+    ours = {"inputs", *baselines, "target", "additional_forward_args", "return_convergence_delta", *layer}
     parameters = [parameter for link in links for parameter in _parameters(link).values()]
     options = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ours]
     is_open = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
