@@ -14,8 +14,10 @@ from captum_boundary.attr import (
     BoundaryIntegratedGradients,
     BoundaryNormals,
     BoundarySaliency,
+    LayerBoundaryAttribution,
     separate_activations,
 )
+from captum_boundary.layers import ModelFromLayer, nearest_tokens
 from captum_boundary.robust import (
     AttributionAttack,
     AttributionRobustness,
@@ -54,12 +56,15 @@ __all__ = [
     "CategoricalBoundary",
     "ClosestBoundary",
     "FoolboxBoundary",
+    "LayerBoundaryAttribution",
+    "ModelFromLayer",
     "NearestBoundary",
     "PGDBoundary",
     "RARLoss",
     "RARParts",
     "evaluate_attribution_robustness",
     "metrics",
+    "nearest_tokens",
     "paper_settings",
     "separate_activations",
     "visualization",

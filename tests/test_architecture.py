@@ -15,7 +15,8 @@ PACKAGE = Path(captum_boundary.__file__).parent
 FLOORS = {
     "_base": set(),
     "search": {"_base"},
-    "attr": {"_base", "search"},
+    "layers": {"_base"},
+    "attr": {"_base", "search", "layers"},
     "robust": {"_base"},
     "metrics": {"_base", "search", "attr", "robust"},
     "visualization": {"_base", "search", "attr", "metrics", "robust"},

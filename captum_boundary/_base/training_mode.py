@@ -44,15 +44,14 @@ def watched_training_mode(forward_func: Callable[..., Any]) -> Iterator[Callable
     """Leave running statistics as they are in the end.
 
     Yields what is to be called after the first evaluation of ``forward_func``: it warns of such modules, and says
-    whether there are any. Modules of a plain function cannot be listed, only seen at work, by a hook until then.
+    whether there are any. Modules of a plain function, also of one that a module holds, cannot be listed, only seen at
+    work, by a hook until then.
     """
     found = TrainingMode()
-    hook = None
-    if isinstance(forward_func, nn.Module):
-        for module in forward_func.modules():
-            found.look_at(module)
-    else:
-        hook = nn.modules.module.register_module_forward_pre_hook(found.look_at)
+    modules = list(forward_func.modules()) if isinstance(forward_func, nn.Module) else []
+    for module in modules:
+        found.look_at(module)
+    hook = nn.modules.module.register_module_forward_pre_hook(found.look_at) if len(modules) < 2 else None
 
     def first_evaluation_is_over() -> bool:
         if hook is not None:

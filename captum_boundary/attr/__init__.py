@@ -4,6 +4,7 @@ from captum_boundary.attr._activations import separate_activations
 from captum_boundary.attr.aggregated_boundary_normals import AggregatedBoundaryNormals
 from captum_boundary.attr.boundary_attribution import BoundaryAttribution
 from captum_boundary.attr.boundary_normals import BoundaryNormals
+from captum_boundary.attr.layer_boundary_attribution import LayerBoundaryAttribution
 from captum_boundary.attr.paper_methods import BoundaryIntegratedGradients, BoundarySaliency
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "BoundaryIntegratedGradients",
     "BoundaryNormals",
     "BoundarySaliency",
+    "LayerBoundaryAttribution",
     "separate_activations",
 ]

@@ -21,7 +21,7 @@ from captum_boundary.attr._hook_safe import prepare_for_hooks
 from captum_boundary.attr._separation_check import verify
 from captum_boundary.attr._surroundings import undisturbed_randomness
 
-__all__ = ["separate_activations"]
+__all__ = ["copy_sharing_tensors", "separate_activations"]
 
 
 def separate_activations(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
@@ -74,7 +74,7 @@ def separate_activations(model: nn.Module, example_inputs: Tensor | tuple[Any, .
 def _separated_copy(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None) -> nn.Module:
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     untraceable: dict[nn.Module, str] = {}
-    separated = _separate(_copy_sharing_tensors(model), () if example_inputs is None else inputs, untraceable, set())
+    separated = _separate(copy_sharing_tensors(model), () if example_inputs is None else inputs, untraceable, set())
     separated = prepare_for_hooks(separated)
     reasons = "; ".join(f"{type(module).__name__}: {reason}" for module, reason in untraceable.items())
     if example_inputs is not None:
@@ -100,7 +100,8 @@ def _require_plain_module(model: nn.Module) -> None:
             raise BoundaryTypeError(f"{kind} is a parallel wrapper. Pass the module that it wraps (.module).")
 
 
-def _copy_sharing_tensors(module: nn.Module) -> nn.Module:
+def copy_sharing_tensors(module: nn.Module) -> nn.Module:
+    """A copy of the modules with the very parameters and buffers."""
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     for submodule in module.modules():
         for value in vars(submodule).values():
@@ -119,7 +120,7 @@ def _separate(
     if isinstance(traced, str):
         for name, child in module._modules.items():
             if child is not None:
-                own_child = child if seen.isdisjoint(child.modules()) else _copy_sharing_tensors(child)
+                own_child = child if seen.isdisjoint(child.modules()) else copy_sharing_tensors(child)
                 module._modules[name] = separated = _separate(own_child, (), untraceable, seen)
                 seen.update(separated.modules())
         traced = _trace(module, inputs, untraceable)  # with the untraceable children, known by now, called as they are
@@ -162,7 +163,7 @@ def _trace(module: nn.Module, inputs: tuple[Any, ...], untraceable: dict[nn.Modu
     if _has_hooks(module):
         return "it has hooks"
     kept_whole = {name for name, submodule in module.named_modules() if submodule in untraceable}
-    root = _copy_sharing_tensors(module)  # tracing may leave its proxies behind in attributes
+    root = copy_sharing_tensors(module)  # tracing may leave its proxies behind in attributes
     try:
         parameters = inspect.signature(module.forward).parameters
         arguments = {name: parameter.default for name, parameter in parameters.items()}
@@ -194,7 +195,7 @@ def _separate_calls(traced: fx.GraphModule) -> bool:
             module = traced.get_submodule(node.target)
             in_place = getattr(module, "inplace", False) is True
             if node.target in called and any(type(submodule) in SETTINGS for submodule in module.modules()):
-                node.target = _add_submodule(traced, node.target, _copy_sharing_tensors(module))
+                node.target = _add_submodule(traced, node.target, copy_sharing_tensors(module))
                 changed = True
             called.add(node.target)
             if node.kwargs and type(module) in SETTINGS:  # Captum's hooks do not see keywords

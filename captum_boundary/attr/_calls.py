@@ -11,7 +11,7 @@ from captum.attr import Attribution, DeepLiftShap, GradientAttribution
 from torch import Tensor
 
 from captum_boundary._base.captum_helpers import format_output
-from captum_boundary.attr._methods import core_of
+from captum_boundary.attr._methods import baseline_argument, core_of, takes_target
 
 __all__ = ["MethodCall", "ask", "ask_one_by_one"]
 
@@ -52,10 +52,10 @@ def ask(method: Attribution, call: MethodCall, as_tuple: bool, options: Mapping[
     inputs = tuple(tensor.detach().clone().requires_grad_(needs_grad) for tensor in call.inputs)
     arguments = dict(options)
     if call.baselines is not None:
-        arguments["baselines"] = format_output(
+        arguments[baseline_argument(method) or "baselines"] = format_output(
             as_tuple, tuple(baseline.detach().clone() for baseline in call.baselines)
         )
-    if call.target is not None:
+    if call.target is not None and takes_target(method):
         arguments["target"] = call.target
     if call.arguments is not None:
         arguments["additional_forward_args"] = call.arguments

@@ -24,8 +24,10 @@ from torch import nn
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.attr._activations import separate_activations
 from captum_boundary.attr._max_pooling import pool_in_batches
+from captum_boundary.layers import ModelFromLayer
 
 __all__ = [
+    "baseline_argument",
     "build_method",
     "check_arguments",
     "core_of",
@@ -35,6 +37,7 @@ __all__ = [
     "inside_parallel",
     "mixes_examples",
     "takes_baselines",
+    "takes_target",
 ]
 
 
@@ -57,10 +60,12 @@ def build_method(method: Callable[..., Any], forward_func: Callable[..., Any], s
             f"method must build a captum.attr.Attribution, but {_name(method)} returned {type(built).__name__}."
         )
     core = core_of(built)
-    if isinstance(core, LayerAttribution | NeuronAttribution):
+    is_of_layer = isinstance(core, LayerAttribution) and not isinstance(forward_func, ModelFromLayer)
+    if is_of_layer or isinstance(core, NeuronAttribution):
         raise BoundaryTypeError(
             f"{_name(core)} explains a layer or a neuron, whereas a boundary point is an input of the whole model. "
-            "Use the method for inputs of the same name, or split the model and search the boundary of its upper part."
+            "Use the method for inputs of the same name, or LayerBoundaryAttribution, whose boundary points lie in the "
+            "layer."
         )
     if isinstance(core, FeaturePermutation):
         raise BoundaryTypeError(
@@ -94,7 +99,18 @@ def core_of(method: Attribution) -> Attribution:
 
 def takes_baselines(method: Attribution) -> bool:
     """Whether boundary points are the method's baselines; if not, it is evaluated at them."""
-    return "baselines" in _parameters(core_of(method))
+    return baseline_argument(method) is not None
+
+
+def baseline_argument(method: Attribution) -> str | None:
+    """What the method calls its baselines, if it takes any."""
+    parameters = _parameters(core_of(method))
+    return next((name for name in ("baselines", "layer_baselines") if name in parameters), None)
+
+
+def takes_target(method: Attribution) -> bool:
+    """Whether the method explains an output, which LayerActivation does not."""
+    return "target" in _parameters(core_of(method))
 
 
 def has_delta(method: Attribution) -> bool:
@@ -121,6 +137,11 @@ def hookable_copy(model: nn.Module, method: Attribution, inputs: tuple[Any, ...]
     DeepLift and guided backpropagation need every activation to be a module of its own; LRP brings its own rules for
     the modules that it finds.
     """
+    if isinstance(model, ModelFromLayer):
+        raise BoundaryTypeError(
+            f"{_name(core_of(method))} hooks the modules of a model, which a model from a layer on does not own. Use "
+            "LayerBoundaryAttribution, which gives it a copy of its own."
+        )
     core = core_of(method)
     if isinstance(core, LRP):
         return copy.deepcopy(model)
@@ -149,7 +170,8 @@ def mixes_examples(method: Attribution, forward_func: Callable[..., Any]) -> boo
 def check_arguments(method: Attribution, arguments: Mapping[str, Any]) -> None:
     """Refuse keyword arguments that the method does not know, and calls that lack one it needs."""
     links = _chain(method)
-    ours = {"inputs", "baselines", "target", "additional_forward_args", "return_convergence_delta"}
+    baselines, layer = ("baselines", "layer_baselines"), ("attribute_to_layer_input",)
+    ours = {"inputs", *baselines, "target", "additional_forward_args", "return_convergence_delta", *layer}
     parameters = [parameter for link in links for parameter in _parameters(link).values()]
     options = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ours]
     is_open = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD

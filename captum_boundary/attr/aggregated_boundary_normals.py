@@ -15,6 +15,7 @@ from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTens
 from captum_boundary._base.checks import check_count, check_inputs
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.flat import pack, unpack
+from captum_boundary._base.mask import Mask
 from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.attr._weighting import Weighting, check_weighting
 from captum_boundary.attr.boundary_normals import BoundaryNormals, FlatNormals, collect, flattened
@@ -97,6 +98,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         weighting: Weighting = "softmin",
         *,
         boundary: BoundaryNormals | None = None,
+        mask: Mask = None,
         return_boundary: bool = False,
     ) -> Any:
         r"""Aggregate the normals of several boundaries of every example.
@@ -123,6 +125,9 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
                 and attributions with and without ``multiply_by_inputs``, share one search. All of them count;
                 ``n_boundaries`` and ``sampling`` are those of that search. Without a ``target`` the model is not
                 evaluated at all. Default: None, search for them.
+            mask (Tensor or tuple[Tensor, ...], optional): 1 where a value may move and 0 where it is held, as for
+                :meth:`BoundarySearch.find`. Normals are those of the values that move, and zero elsewhere.
+                Default: None
             return_boundary (bool, optional): Return points, normals and weights as well. Default: False
 
         Returns:
@@ -147,7 +152,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         if boundary is not None:
             return self._of_given(inputs, target, additional_forward_args, boundary, weighting, return_boundary)
         with torch.inference_mode(False), torch.no_grad():
-            with self.search._opened(inputs, target, additional_forward_args) as problem:
+            with self.search._opened(inputs, target, additional_forward_args, mask) as problem:
                 oracle = problem.oracle
                 n_places = n_boundaries if sampling == "random" else min(n_boundaries, oracle.n_classes - 1)
                 neighbours = self._neighbours(problem, n_places, sampling)

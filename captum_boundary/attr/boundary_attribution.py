@@ -20,8 +20,10 @@ from captum_boundary._base.captum_helpers import (
 from captum_boundary._base.checks import check_inputs
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.margin import class_scores, resolve_target
+from captum_boundary._base.mask import Mask
 from captum_boundary._base.outputs import has_one_output, output_of, score_tensor
 from captum_boundary.attr._calls import MethodCall, ask, ask_one_by_one
+from captum_boundary.attr._layer_methods import HookableFromLayer
 from captum_boundary.attr._methods import (
     build_method,
     check_arguments,
@@ -125,6 +127,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         additional_forward_args: object = None,
         *,
         boundary: BoundaryPoints | None = None,
+        mask: Mask = None,
         return_boundary: bool = False,
         return_convergence_delta: bool = False,
         **kwargs: Any,
@@ -146,6 +149,8 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             boundary (BoundaryPoints, optional): Boundary points of these inputs, found before, so that several methods
                 share one search. Leave it out inside NoiseTunnel and ``sensitivity_max``, which move the inputs.
                 Default: None, search for them.
+            mask (Tensor or tuple[Tensor, ...], optional): 1 where the search may move a value and 0 where it is held,
+                as for :meth:`BoundarySearch.find`. A held value is its own baseline. Default: None, all may move.
             return_boundary (bool, optional): Return the boundary points as well. Default: False
             return_convergence_delta (bool, optional): Return the convergence delta as well. Default: False
             **kwargs (Any, optional): Arguments of the method's own ``attribute``, such as ``n_steps``,
@@ -179,10 +184,11 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             torch.enable_grad(),
         ):
             if boundary is None:
-                boundary = self.search.find(inputs, target, additional_forward_args)
+                boundary = self.search.find(inputs, target, additional_forward_args, mask=mask)
                 target = None  # what it means is known from here on
             else:
                 points_for(tensors, boundary)
+                _refuse_mask(mask)
             if boundary.found.any():
                 arguments = format_additional_forward_args(additional_forward_args)
                 attributions, delta = self._attribute(
@@ -301,7 +307,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         function = inside_parallel(self.forward_func) if is_hooked else self.forward_func
         if not isinstance(returned, Tensor):
             function = ScoreTensor(function)
-        if is_hooked:
+        if is_hooked and not isinstance(self.forward_func, HookableFromLayer):
             function = hookable_copy(function, self._prototype, (*inputs, *(arguments or ())))
         if self.score == "margin":
             adversarial = torch.where(boundary.found, boundary.adversarial, boundary.target)
@@ -322,6 +328,14 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
                 f"{self._prototype.get_name()} has no convergence delta for each example. Leave out "
                 'return_convergence_delta, or, with score="output", compare sums with compute_convergence_delta.'
             )
+
+
+def _refuse_mask(mask: Mask) -> None:
+    if mask is not None:
+        raise BoundaryValueError(
+            "mask tells a search which values may move, but the boundary was given. Give the mask to the search that "
+            "finds it: search.find(inputs, mask=mask)."
+        )
 
 
 def _is_target_of(boundary: BoundaryPoints, target: TargetType) -> bool:

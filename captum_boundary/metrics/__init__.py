@@ -1,6 +1,7 @@
 """How good is an explanation? Functions of a batch, with one number for each example."""
 
 from captum_boundary.metrics.alignment import attribution_gap, first_order_optimality, normal_alignment
+from captum_boundary.metrics.erasure import comprehensiveness, sufficiency
 from captum_boundary.metrics.faithfulness import deletion, insertion
 from captum_boundary.metrics.localization import concentration, energy_game, localization, positive_percentage
 from captum_boundary.metrics.stability import (
@@ -15,6 +16,7 @@ from captum_boundary.metrics.stability import (
 __all__ = [
     "attribution_gap",
     "center_shift",
+    "comprehensiveness",
     "concentration",
     "cosine_similarity",
     "deletion",
@@ -27,5 +29,6 @@ __all__ = [
     "normal_alignment",
     "positive_percentage",
     "spearman_rho",
+    "sufficiency",
     "topk_intersection",
 ]

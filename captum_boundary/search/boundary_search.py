@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -16,7 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from captum_boundary._base.bounds import Bounds, box_of
-from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
+from captum_boundary._base.captum_helpers import (
+    TargetType,
+    TensorOrTupleOfTensorsGeneric,
+    format_additional_forward_args,
+    format_output,
+    is_tuple,
+)
 from captum_boundary._base.checks import check_count, check_inputs, shown
 from captum_boundary._base.errors import (
     BoundaryNotFoundError,
@@ -24,7 +31,8 @@ from captum_boundary._base.errors import (
     BoundaryTypeError,
     BoundaryValueError,
 )
-from captum_boundary._base.geometry import length
+from captum_boundary._base.geometry import Box, length
+from captum_boundary._base.mask import HeldModel, Mask, box_within, movable_values
 from captum_boundary._base.oracle import MarginOracle
 from captum_boundary._base.training_mode import watched_training_mode
 from captum_boundary.search._landing import move_onto_boundary
@@ -107,6 +115,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         inputs: TensorOrTupleOfTensorsGeneric,
         target: TargetType = None,
         additional_forward_args: object = None,
+        *,
+        mask: Mask = None,
     ) -> BoundaryPoints:
         r"""Find the closest boundary point of every example.
 
@@ -121,6 +131,10 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
                 Default: None, the predicted class of each example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their examples; everything else is passed as it is. Default: None
+            mask (Tensor or tuple[Tensor, ...], optional): 1 (or True) where a value may move, as in Captum's
+                perturbations, and 0 where it is held: a tensor that broadcasts to ``inputs``, or a tuple with one (or
+                None) for each input. Held values stay as they are to the last bit, so that distances are those of the
+                values that move. Default: None, all may move.
 
         Returns:
 
@@ -131,11 +145,12 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
 
             BoundaryTypeError: For inputs, targets or outputs of the wrong type.
             BoundaryValueError: For NaN or infinite inputs or outputs of them, empty batches, inputs outside ``bounds``,
-                targets out of range, outputs of the wrong shape, and models without gradients.
+                masks of other shapes or values, targets out of range, outputs of the wrong shape, and models without
+                gradients.
             BoundaryNotFoundError: If ``strict`` and some example has no boundary point.
         """
         with torch.inference_mode(False), torch.no_grad():
-            boundary = self._find(inputs, target, additional_forward_args)
+            boundary = self._find(inputs, target, additional_forward_args, mask)
         self._report(boundary.found)
         return boundary
 
@@ -144,13 +159,21 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         inputs: TensorOrTupleOfTensorsGeneric,
         target: TargetType = None,
         additional_forward_args: object = None,
+        *,
+        mask: Mask = None,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""The boundary points alone, shaped like ``inputs``: Captum's protocol for perturbations.
 
         Arguments and errors are those of :meth:`find`. Examples without a boundary point come back unchanged, with the
         warning.
         """
-        return self.find(inputs, target, additional_forward_args).points
+        return self.find(inputs, target, additional_forward_args, mask=mask).points
+
+    def _of(self, forward_func: Callable[..., Any]) -> BoundarySearch:
+        """A search with the same settings for another function."""
+        other = copy.copy(self)
+        other.forward_func = forward_func
+        return other
 
     @abstractmethod
     def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
@@ -175,18 +198,26 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             )
         return self._cross(pairs, seed, bar)
 
-    def _find(self, inputs: Any, target: TargetType, additional_forward_args: object) -> BoundaryPoints:
-        with self._opened(inputs, target, additional_forward_args) as problem:
+    def _find(
+        self, inputs: Any, target: TargetType, additional_forward_args: object, mask: Mask = None
+    ) -> BoundaryPoints:
+        with self._opened(inputs, target, additional_forward_args, mask) as problem:
             boundary = self._searched(problem, lambda part, _, *rest: self._cross(part, *rest), is_tuple(inputs))
             return replace(boundary, bounds=self.bounds)
 
     @contextmanager
-    def _opened(self, inputs: Any, target: TargetType, additional_forward_args: object) -> Iterator[Problem]:
+    def _opened(
+        self, inputs: Any, target: TargetType, additional_forward_args: object, mask: Mask = None
+    ) -> Iterator[Problem]:
         """The model at the inputs, after a look at the arguments; its running statistics stay as they are."""
         tensors = check_inputs(inputs)
-        box = box_of(self.bounds, tensors)
+        movable = movable_values(mask, tensors)
+        box = box_within(box_of(self.bounds, tensors), tensors, movable)
+        function, arguments = self.forward_func, format_additional_forward_args(additional_forward_args)
+        if movable is not None:
+            function, arguments = HeldModel(function, len(tensors)), (*(arguments or ()), *movable, *tensors)
         with watched_training_mode(self.forward_func) as first_evaluation_is_over:
-            oracle = MarginOracle(self.forward_func, tensors, target, additional_forward_args, self.internal_batch_size)
+            oracle = MarginOracle(function, tensors, target, arguments, self.internal_batch_size)
             is_fixed = not first_evaluation_is_over()
             yield Problem(oracle, box, self.norm, score_noise(oracle, is_fixed))
 
@@ -212,6 +243,9 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
 
     def _pairs(self, problem: Problem, rows: Tensor, target: Tensor) -> Problem:
         box = box_of(self.bounds, problem.oracle.inputs).of(rows)
+        if problem.box.is_limited:  # by a mask, maybe, of which this search has not been told
+            limits = problem.box.of(rows)
+            box = Box(torch.maximum(box.lower, limits.lower), torch.minimum(box.upper, limits.upper))
         return Problem(problem.oracle.of_pairs(rows, target), box, self.norm, problem.noise)
 
     def _searched(

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from captum_boundary._base.captum_helpers import TargetType
 from captum_boundary._base.checks import check_count, check_inputs
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.mask import Mask
 from captum_boundary.search._categories import Categories, Groups, columns_of, group_columns
 from captum_boundary.search._combinations import Combinations
 from captum_boundary.search._problem import Problem
@@ -112,8 +113,12 @@ class CategoricalBoundary(BoundarySearch):
             )
 
     @contextmanager
-    def _opened(self, inputs: Any, target: TargetType, additional_forward_args: object) -> Iterator[Problem]:
+    def _opened(
+        self, inputs: Any, target: TargetType, additional_forward_args: object, mask: Mask = None
+    ) -> Iterator[Problem]:
         self._check_table(inputs)
+        if mask is not None:
+            raise BoundaryValueError("CategoricalBoundary takes no mask: name the columns that are held in fixed.")
         with super()._opened(inputs, target, additional_forward_args) as problem:
             yield problem
 

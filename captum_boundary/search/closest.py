@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -14,6 +14,7 @@ from captum_boundary._base.bounds import Bounds, box_of
 from captum_boundary._base.captum_helpers import TargetType, format_output, is_tuple
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.flat import unpack
+from captum_boundary._base.mask import Mask
 from captum_boundary.search._problem import Problem
 from captum_boundary.search._same_model import check_same_model
 from captum_boundary.search.boundary_points import BoundaryPoints
@@ -75,8 +76,14 @@ class ClosestBoundary(BoundarySearch):
         )
         self.searches = tuple(searches)
 
-    def _find(self, inputs: Any, target: TargetType, additional_forward_args: object) -> BoundaryPoints:
-        return reduce(_nearer, (search._find(inputs, target, additional_forward_args) for search in self.searches))
+    def _of(self, forward_func: Callable[..., Any]) -> ClosestBoundary:
+        return ClosestBoundary([search._of(forward_func) for search in self.searches], strict=self.strict)
+
+    def _find(
+        self, inputs: Any, target: TargetType, additional_forward_args: object, mask: Mask = None
+    ) -> BoundaryPoints:
+        results = (search._find(inputs, target, additional_forward_args, mask) for search in self.searches)
+        return reduce(_nearer, results)
 
     def _find_pairs(
         self,

@@ -26,9 +26,9 @@ class CountedModel(nn.Module):
         self.model = model
         self.counter = counter
 
-    def forward(self, images: Tensor) -> Tensor:
-        self.counter.forwards += len(images)
-        scores = self.model(images)
+    def forward(self, inputs: Tensor, *arguments: Any) -> Tensor:
+        self.counter.forwards += len(inputs)
+        scores = self.model(inputs, *arguments)
         if scores.requires_grad:
             scores.register_hook(self.counter.count_gradients)
         return scores

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from captum.attr import DeepLift, GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
+from captum.attr import (
+    DeepLift,
+    GradientShap,
+    InputXGradient,
+    IntegratedGradients,
+    LayerAttribution,
+    LayerGradCam,
+    NoiseTunnel,
+    Saliency,
+)
 from rival_methods import adversarial_gradient_integration, boundary_path_attribution
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
@@ -19,6 +29,8 @@ from captum_boundary import (
     BoundaryIntegratedGradients,
     BoundaryPoints,
     BoundarySaliency,
+    LayerBoundaryAttribution,
+    ModelFromLayer,
     NearestBoundary,
     separate_activations,
 )
@@ -28,6 +40,7 @@ REFERENCE = "IG, black"
 N_STEPS = 50  # of integrated gradients
 N_SAMPLES = 50  # of SmoothGrad and GradientShap
 NOISE = 0.15  # standard deviation of SmoothGrad's noise
+AFTER_RELU = (0.0, math.inf)  # what the last features of both networks can be
 AT_ONCE = 20  # images that pass through a network at once
 
 SMOOTHING: dict[str, Any] = {"nt_samples": N_SAMPLES, "stdevs": NOISE, "abs": False}
@@ -81,6 +94,10 @@ def explainers(mean_colour: Tensor, backgrounds: Tensor) -> dict[str, Explainer]
         ),
         "mean of 5 normals": Explainer(partial(_mean_normals, False)),
         "mean of 5 normals x way": Explainer(partial(_mean_normals, True)),
+        # In the last layer with a place for everything, enlarged to the size of the image.
+        "GradCAM": Explainer(_grad_cam),
+        "BIG, last layer": Explainer(_layer_big),
+        "mean of 5 normals x way, last layer": Explainer(_layer_normals),
         # Two maps that know nothing of the network: what a measure says of these it may say of any.
         "random signs and sizes": Explainer(lambda model, images, target, _: torch.randn_like(images)),
         "the same everywhere": Explainer(lambda model, images, target, _: torch.ones_like(images)),
@@ -91,6 +108,35 @@ def _mean_normals(
     multiply_by_inputs: bool, model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None
 ) -> Tensor:
     return AggregatedBoundaryNormals(model, search(model), multiply_by_inputs).attribute(images, target)
+
+
+def _last_features(model: nn.Module) -> nn.Module:
+    """What the networks average over the image in the end."""
+    return next(module for name, module in model.named_modules() if name.split(".")[-1] in ("features", "layer3"))
+
+
+def _enlarged(maps: Tensor, images: Tensor) -> Tensor:
+    enlarged: Tensor = LayerAttribution.interpolate(maps.sum(dim=1, keepdim=True), images.shape[2:], "bilinear")
+    return enlarged
+
+
+def _grad_cam(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None) -> Tensor:
+    maps = LayerGradCam(model, _last_features(model)).attribute(images, target, relu_attributions=True)
+    return _enlarged(maps, images).detach()
+
+
+def _layer_big(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None) -> Tensor:
+    search = NearestBoundary(model, bounds=AFTER_RELU)
+    explainer = LayerBoundaryAttribution(model, _last_features(model), search=search)
+    return _enlarged(explainer.attribute(images, target, **INTEGRATION), images)
+
+
+def _layer_normals(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None) -> Tensor:
+    from_layer = ModelFromLayer(model, _last_features(model))
+    activations, arguments = from_layer.at(images)
+    search = NearestBoundary(from_layer, bounds=AFTER_RELU)
+    normals = AggregatedBoundaryNormals(from_layer, search, multiply_by_inputs=True)
+    return _enlarged(normals.attribute(activations, target, arguments), images)
 
 
 def _boundary(method: Callable[..., BoundaryAttribution], **options: Any) -> Explainer:

@@ -410,3 +410,9 @@ def test_groups_may_have_names():
     search = CategoricalBoundary(NearestBoundary(network(0)), {"colour": [2, 3, 4]})
     with pytest.raises(BoundaryValueError, match=r"categories\['colour'\], columns \[2, 3, 4\].*row\(s\) \[1\]"):
         search.find(inputs)
+
+
+def test_columns_are_held_by_name_and_not_by_a_mask():
+    inputs = table(2)
+    with pytest.raises(BoundaryValueError, match="takes no mask: name the columns that are held in fixed"):
+        CategoricalBoundary(NearestBoundary(network(0)), GROUPS).find(inputs, mask=torch.ones_like(inputs))

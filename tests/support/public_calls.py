@@ -10,7 +10,18 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from captum.attr import DeepLift, FeatureAblation, GuidedBackprop, InputXGradient, NoiseTunnel, Occlusion, Saliency
+from captum.attr import (
+    DeepLift,
+    FeatureAblation,
+    GuidedBackprop,
+    InputXGradient,
+    LayerDeepLift,
+    LayerGradCam,
+    LayerIntegratedGradients,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -24,11 +35,14 @@ from captum_boundary import (
     CategoricalBoundary,
     ClosestBoundary,
     FoolboxBoundary,
+    LayerBoundaryAttribution,
+    ModelFromLayer,
     NearestBoundary,
     PGDBoundary,
     RARLoss,
     evaluate_attribution_robustness,
     metrics,
+    nearest_tokens,
     paper_settings,
     separate_activations,
     visualization,
@@ -173,6 +187,59 @@ case("CategoricalBoundary", searched_table, norm=1)
 case("CategoricalBoundary", searched_table, "in bounds", bounds=(torch.full((3, 5), -1.0), torch.ones(5)))
 
 
+def searched_with_mask(device: str) -> BoundaryPoints:
+    mask = (MASKS[0, :, :] > 0).to(device)
+    return NearestBoundary(classifier(device), norm=math.inf, budget=10).find(IMAGES.to(device), mask=~mask)
+
+
+case("NearestBoundary", searched_with_mask, "mask")
+
+
+class Texts(nn.Module):
+    """Token ids and a mask, with positions that are the same for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions, self.last = nn.Embedding(9, 6), nn.Embedding(3, 6), nn.Linear(6, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        embedded = self.tokens(ids) + self.positions(torch.arange(3, device=ids.device))
+        return self.last(torch.tanh(embedded * mask[..., None]).mean(dim=1))
+
+
+def searched_in_a_layer(device: str, at_input: bool) -> Any:
+    model, images = classifier(device), IMAGES.to(device)
+    from_layer = ModelFromLayer(model, model[4], at_input)
+    activations, arguments = from_layer.at(images)
+    search = NearestBoundary(from_layer, norm=math.inf, budget=10)
+    return activations, search.find(activations, additional_forward_args=arguments)
+
+
+def searched_in_embeddings(device: str) -> Any:
+    model, ids = seeded(Texts, device), torch.tensor([[1, 2, 3], [4, 5, 0], [6, 0, 0]], device=device)
+    mask = (ids > 0).float()
+    from_layer = ModelFromLayer(model, model.tokens)
+    activations, arguments = from_layer.at(ids, mask)
+    search = NearestBoundary(from_layer, norm=math.inf, budget=10)
+    boundary = search.find(activations, additional_forward_args=arguments, mask=mask[..., None])
+    return boundary, nearest_tokens(boundary.points, model.tokens.weight, k=2, mask=mask)
+
+
+case("ModelFromLayer", searched_in_a_layer, "output", at_input=False)
+case("ModelFromLayer", searched_in_a_layer, "input", at_input=True)
+case("nearest_tokens", searched_in_embeddings)
+
+
+def explained_in_a_layer(device: str, method: Any) -> Any:
+    model = classifier(device)
+    explainer = LayerBoundaryAttribution(model, model[0], method, NearestBoundary(model, norm=math.inf, budget=10))
+    return explainer.attribute(IMAGES.to(device), return_boundary=True)
+
+
+for layer_method in (LayerIntegratedGradients, LayerDeepLift, LayerGradCam):
+    case("LayerBoundaryAttribution", explained_in_a_layer, layer_method.__name__, method=layer_method)
+
+
 def explained(device: str, explainer: Callable[..., Any], **options: Any) -> Any:
     model = classifier(device)
     search = NearestBoundary(model, norm=math.inf, budget=10)
@@ -276,6 +343,16 @@ case("metrics.localization", lambda device: measured(device, metrics.localizatio
 for measure in (metrics.deletion, metrics.insertion):
     case(f"metrics.{measure.__name__}", exchanged, measure=measure)
     case(f"metrics.{measure.__name__}", exchanged, "in parts", measure=measure, baselines=0.5, perturbations_per_eval=4)
+
+
+def erased(device: str, measure: Callable[..., Any]) -> Tensor:
+    model, ids = seeded(Texts, device), torch.tensor([[1, 2, 3], [4, 5, 0], [6, 0, 0]], device=device)
+    maps = torch.arange(9.0, device=device).view(3, 3)
+    return measure(lambda ids: model(ids, (ids > 0).float()), ids, maps, mask=ids > 0)
+
+
+for measure in (metrics.comprehensiveness, metrics.sufficiency):
+    case(f"metrics.{measure.__name__}", erased, measure=measure)
 case("metrics.normal_alignment", lambda device: aligned(device, metrics.normal_alignment, None))
 case("metrics.first_order_optimality", aligned, measure=metrics.first_order_optimality, norm=math.inf)
 case("metrics.evaluate_attribution_robustness", evaluated, evaluate=metrics.evaluate_attribution_robustness)

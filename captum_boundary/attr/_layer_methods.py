@@ -1,0 +1,127 @@
+r"""Captum's layer methods, told from boundary points in the layer, and models whose layer they can hook.
+
+Captum's layer methods take baselines in the space of the inputs, whereas a boundary point lies in that of the layer. So
+they are given a model whose inputs are the activations, with a layer that passes them on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from captum.attr import LRP, Attribution
+from torch import Tensor, nn
+
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.attr._activations import copy_sharing_tensors
+from captum_boundary.attr._methods import build_method, core_of, hookable_copy, hooks_modules
+from captum_boundary.layers import ModelFromLayer
+from captum_boundary.layers.model_from_layer import n_activations_of
+
+__all__ = ["HookableFromLayer", "build_layer_method", "for_activations", "hookable_from_layer"]
+
+
+def for_activations(method: Callable[..., Any]) -> Callable[..., Any]:
+    """What builds the method from a function of activations: the method itself, unless it wants a layer as well."""
+    if not callable(method) or not _wants_layer(method):
+        return method
+
+    def build(forward_func: Callable[..., Any]) -> Any:
+        model = _ThroughLayer(forward_func)
+        return method(model, model.layer)
+
+    build.__name__ = getattr(method, "__name__", type(method).__name__)
+    return build
+
+
+def _wants_layer(method: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(method).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return any(p.name == "layer" and p in required for p in parameters) or len(required) == 2
+
+
+def build_layer_method(method: Callable[..., Any], from_layer: ModelFromLayer, score: str) -> Attribution:
+    """Build the method for activations, or say why it cannot be used with them."""
+    built = build_method(method, from_layer, score)
+    if isinstance(core_of(built), LRP):
+        raise BoundaryTypeError(
+            "LRP has no rule for a model that is evaluated from a layer on. LayerDeepLift with its default rules is "
+            "the nearest to it."
+        )
+    if hooks_modules(built) and not isinstance(from_layer.forward_func, nn.Module):
+        raise BoundaryTypeError(
+            f"{type(core_of(built)).__name__} hooks the layers of a model, so that forward_func must be a "
+            f"torch.nn.Module, but it is {type(from_layer.forward_func).__name__}."
+        )
+    return built
+
+
+class _ThroughLayer(nn.Module):
+    """A function of activations, which first pass through a layer that returns them as they are."""
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        super().__init__()
+        self.forward_func = forward_func
+        self.layer = _Unchanged()
+
+    def forward(self, *activations_and_arguments: Any) -> Any:
+        n = n_activations_of(activations_and_arguments)
+        activations = self.layer(*activations_and_arguments[:n])
+        activations = activations if isinstance(activations, tuple) else (activations,)
+        return self.forward_func(*activations, *activations_and_arguments[n:])
+
+
+class _Unchanged(nn.Module):
+    def forward(self, *activations: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return activations if len(activations) > 1 else activations[0]
+
+
+class HookableFromLayer(ModelFromLayer):
+    """A model from a layer on whose modules may be hooked: a copy that was made for it."""
+
+
+def hookable_from_layer(from_layer: ModelFromLayer, method: Attribution, inputs: tuple[Any, ...]) -> HookableFromLayer:
+    """The same in a copy of the model, in which the layer can be told although other modules are rewritten."""
+    model, layer = from_layer.forward_func, from_layer.layer
+    path = next(name for name, module in model.named_modules() if module is layer)
+    marked = copy_sharing_tensors(model)
+    if path:
+        parent, _, name = path.rpartition(".")
+        marked.get_submodule(parent)._modules[name] = _Marked(marked.get_submodule(path))
+    else:
+        marked = _Marked(marked)
+    copied = hookable_copy(marked, method, inputs)
+    marker = ".".join(filter(None, (path, "before" if from_layer.attribute_to_layer_input else "after")))
+    try:
+        return HookableFromLayer(copied, copied.get_submodule(marker))
+    except AttributeError:
+        raise BoundaryValueError(
+            f"The layer, {type(layer).__name__}, cannot be found in the copy of the model that {type(method).__name__} "
+            "hooks. Choose a layer that the model calls itself, or a method that needs no hooks, such as "
+            "LayerIntegratedGradients."
+        ) from None
+
+
+class _Marked(nn.Module):
+    """A layer with a module of its own before and after it, which keep their names when others are rewritten."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.before, self.layer, self.after = nn.Identity(), layer, nn.Identity()
+        self.train(layer.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        marked = self.before(args)
+        return self.after(self.layer(*(marked[index] for index in range(len(args))), **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._modules["layer"], name)

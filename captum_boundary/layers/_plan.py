@@ -1,0 +1,146 @@
+"""How to evaluate a model from a layer on: what its modules before the layer returned, and for which examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.layers._recording import Call, Pass
+from captum_boundary.layers._rows import Activation, Place, Row, StandIn, Tree, tree_of
+
+__all__ = ["Plan", "plan_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a model is given and what is filled in while it is evaluated from a layer on.
+
+    Tensors with an entry for each example are not part of it: activations first, they are the rows that fill it.
+
+    Attributes:
+
+        arguments (Tree): Inputs and further arguments of the model.
+        calls (tuple): Modules that are called before the layer, in their order, and what they return. Those with None
+            are evaluated, since what they return cannot be divided among the examples.
+        layer (Tree): What the layer returns or, if ``at_input``, its arguments.
+        at_input (bool): Whether the layer itself is evaluated.
+        n_activations (int): Tensors of the layer that are moved.
+        n_rows (int): Tensors with an entry for each example, activations included.
+    """
+
+    arguments: Tree
+    calls: tuple[tuple[nn.Module, Tree | None], ...]
+    layer: Tree
+    at_input: bool
+    n_activations: int
+    n_rows: int
+
+    def __deepcopy__(self, memo: object) -> Plan:
+        return self  # of the very modules of the model; sensitivity_max copies all arguments
+
+    def without(self, unread: set[int], rows: tuple[Tensor, ...]) -> tuple[Plan, tuple[Tensor, ...]]:
+        """The plan and its rows with stand-ins for ``unread`` ones, which take no memory."""
+        kept = [place for place in range(self.n_rows) if place < self.n_activations or place not in unread]
+        number = {place: index for index, place in enumerate(kept)}
+
+        def slimmed(place: Place) -> Place:
+            if not isinstance(place, Row):
+                return place
+            if place.place in number:
+                return replace(place, place=number[place.place])
+            row = rows[place.place].movedim(0, place.dimension)
+            return StandIn(row.new_zeros(()), tuple(row.shape), place.dimension)
+
+        plan = replace(
+            self,
+            arguments=self.arguments.replaced(slimmed),
+            calls=tuple((module, tree and tree.replaced(slimmed)) for module, tree in self.calls),
+            layer=self.layer.replaced(slimmed),
+            n_rows=len(kept),
+        )
+        return plan, tuple(rows[place] for place in kept)
+
+
+def plan_of(
+    full: Pass,
+    few: Pass,
+    arguments: tuple[tuple[Any, ...], tuple[Any, ...]],
+    sizes: tuple[int, int],
+    layer: nn.Module,
+    at_input: bool,
+) -> tuple[Plan, tuple[Tensor, ...]]:
+    """The plan and its rows, from passes of all examples and of a few, with the ``arguments`` and ``sizes`` of both."""
+    name = type(layer).__name__
+    value, few_value = (of.layer_inputs if at_input else of.layer_output for of in (full, few))
+    entries: list[Tensor] = []
+    tree = tree_of(value, few_value, *sizes, entries)
+    if tree is None:
+        raise BoundaryValueError(
+            f"The {'input' if at_input else 'output'} of the layer, {name}, cannot be divided among the examples: some "
+            "entry depends on them without having one dimension for them (several rows an example, a sum over all, or "
+            "an object such as a cache, which models of transformers do without if use_cache=False). Choose a layer "
+            "before or after it."
+        )
+    # Keyword arguments and whatever is not floating point stay as they are.
+    n_positional = len(tree_flatten(value[0])[0]) if at_input else len(tree.places)
+    movable = [
+        place.place
+        for place in tree.places[:n_positional]
+        if isinstance(place, Row) and entries[place.place].is_floating_point()
+    ]
+    if not movable:
+        raise BoundaryTypeError(_nothing_to_move(name, at_input, entries))
+    order = movable + [place for place in range(len(entries)) if place not in movable]
+    number = {place: index for index, place in enumerate(order)}
+
+    def sorted_in(place: Place) -> Place:
+        if not isinstance(place, Row):
+            return place
+        kind = Activation if place.place in movable else Row
+        return kind(number[place.place], place.dimension)
+
+    rows = [entries[place] for place in order]
+    # Tensors with N entries follow their examples, all else is the very same for all of them.
+    arguments_tree = cast(Tree, tree_of(*arguments, *sizes, rows))
+    calls = tuple(_skipped(full.before, few.before, sizes, rows))
+    return Plan(arguments_tree, calls, tree.replaced(sorted_in), at_input, len(movable), len(rows)), tuple(rows)
+
+
+def _skipped(
+    full: list[Call], few: list[Call], sizes: tuple[int, int], rows: list[Tensor]
+) -> Iterator[tuple[nn.Module, Tree | None]]:
+    """The outermost calls before the layer that need not be made again, and those that must be, around others."""
+    if [call.module for call in full] != [call.module for call in few]:
+        raise BoundaryValueError(
+            "The model calls other modules for another number of examples, so that it cannot be evaluated from a layer "
+            "on. Write its forward without conditions on the size of the batch."
+        )
+    for call, few_call in zip(full, few, strict=True):
+        is_scripted = isinstance(call.module, torch.jit.ScriptModule)
+        tree = None if is_scripted else tree_of(call.output, few_call.output, *sizes, rows)
+        yield call.module, tree
+        if tree is None:
+            yield from _skipped(call.calls, few_call.calls, sizes, rows)
+
+
+def _nothing_to_move(name: str, at_input: bool, entries: list[Tensor]) -> str:
+    side = "input" if at_input else "output"
+    if entries and not any(entry.is_floating_point() for entry in entries):
+        dtypes = ", ".join(sorted({str(entry.dtype) for entry in entries}))
+        hint = "Its output may be what you look for." if at_input else "Choose a layer that computes numbers."
+        return f"The {side} of the layer, {name}, holds no floating-point tensor to be moved, but {dtypes}. {hint}"
+    if at_input:
+        return (
+            f"The layer, {name}, is given no tensor of the examples by position. Those given by keyword stay as they "
+            "are: take the output of a layer instead."
+        )
+    return (
+        f"The output of the layer, {name}, is the same for all examples, so that there is nothing in it to move for "
+        "one of them. Choose a layer after it."
+    )

@@ -1,0 +1,105 @@
+"""One pass through a model, written down: which modules were called, within which, and what they returned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from captum_boundary._base.captum_helpers import run_forward
+from captum_boundary._base.errors import BoundaryValueError
+
+__all__ = ["Call", "Pass", "forward_replaced", "record"]
+
+
+@dataclass(eq=False)
+class Call:
+    """A call of a module, and those within it."""
+
+    module: nn.Module
+    output: Any = None
+    calls: list[Call] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Pass:
+    """What happened in a pass up to the layer, what went in there and came out, and what came out in the end.
+
+    ``before`` are the calls that were over when the layer began, except those within others, in their order.
+    """
+
+    before: list[Call] = field(default_factory=list)
+    layer_inputs: Any = None  # positional and keyword ones
+    layer_output: Any = None
+    output: Any = None
+
+
+def record(
+    forward_func: Callable[..., Any], layer: nn.Module, inputs: tuple[Tensor, ...], arguments: tuple[Any, ...] | None
+) -> Pass:
+    """Evaluate the model once. Tensors are copied, since a model may change them later on in the same pass."""
+    happened = Pass()
+    root = Call(nn.Identity())
+    running = [root]
+    layer_forward = layer.forward
+
+    def enter(module: nn.Module, _: Any) -> None:
+        call = Call(module)
+        running[-1].calls.append(call)
+        running.append(call)
+
+    def leave(module: nn.Module, _: Any, output: Any) -> None:
+        while (call := running.pop()).module is not module:  # one that ended in an exception, which the model caught
+            pass
+        if happened.layer_inputs is None:
+            call.output = _copied(output)
+
+    def in_layer(*args: Any, **kwargs: Any) -> Any:
+        if happened.layer_inputs is not None:
+            raise BoundaryValueError(
+                f"The layer, {type(layer).__name__}, is called several times in one pass, so that it has no one place "
+                "to begin from. Use a module of its own for each call, or the layer before or after it."
+            )
+        happened.before = [call for parent in running for call in parent.calls if call not in running]
+        happened.layer_inputs = _copied((args, kwargs))
+        output = layer_forward(*args, **kwargs)
+        happened.layer_output = _copied(output)
+        return output
+
+    with ExitStack() as stack:
+        for handle in (
+            nn.modules.module.register_module_forward_pre_hook(enter),
+            nn.modules.module.register_module_forward_hook(leave),
+        ):
+            stack.callback(handle.remove)
+        stack.enter_context(forward_replaced(layer, in_layer))
+        happened.output = _copied(run_forward(forward_func, *_copied((inputs, None, arguments))))
+    if happened.layer_inputs is None:
+        raise BoundaryValueError(
+            f"The layer, {type(layer).__name__}, was not called when the model was evaluated. Give a module that takes "
+            "part in the forward pass, of this very model: not of a copy of it, and not of one that was scripted."
+        )
+    return happened
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module compute something else, with its hooks around it as ever."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _copied(value: Any) -> Any:
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, value)

@@ -1,0 +1,256 @@
+"""The model from a layer on, as an ordinary forward function of the layer's activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from captum_boundary._base.captum_helpers import format_additional_forward_args
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.training_mode import watched_training_mode
+from captum_boundary.layers._plan import Plan, plan_of
+from captum_boundary.layers._recording import record
+from captum_boundary.layers._replay import Readings, as_written, replay
+
+__all__ = ["ModelFromLayer", "n_activations_of"]
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+class ModelFromLayer(nn.Module):
+    r"""The model from a layer on: a forward function of the layer's activations.
+
+    Token ids cannot be moved towards a boundary, but their embeddings can; and the features of a late layer may say
+    more than pixels. This makes a layer the input of the model, so that every search, attribution and metric of this
+    package and of Captum can be used in the layer, as it is::
+
+        from_layer = ModelFromLayer(model, model.embedding)
+        activations, arguments = from_layer.at(token_ids)
+        boundary = NearestBoundary(from_layer).find(activations, additional_forward_args=arguments)
+
+    :meth:`at` evaluates the model at inputs, notes what its modules return before the layer begins, and checks that the
+    model from the layer on reproduces its outputs. From then on these modules return what they returned, in place of
+    computing it again (the layer itself included, unless its input is taken): a search costs no pass through what lies
+    before the layer. Skip connections around the layer are kept, and so are attention masks and other arguments. They
+    are all part of ``arguments``, whose tensors follow their examples. Operations before the layer that are not modules
+    are done again. While :meth:`at` runs, it holds what all modules before the layer return, as training would; in the
+    end, only what the rest of the model reads.
+
+    The model is left as it is, but may not be used elsewhere (by another thread, say) while it is being evaluated here.
+    Compiled and parallel models are evaluated as the modules within them.
+
+    Args:
+
+        forward_func (Callable): The model, or any function around it, whose first arguments are the inputs.
+        layer (nn.Module): A module of the model, that is called once in a pass.
+        attribute_to_layer_input (bool, optional): Begin with the layer's input, its positional arguments, in place of
+            its output. Default: False
+
+    Raises:
+
+        BoundaryTypeError: If ``forward_func`` is not callable, or ``layer`` is no module.
+        BoundaryValueError: If ``layer`` is not a module of the model.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_boundary import ModelFromLayer, NearestBoundary
+        >>> _ = torch.manual_seed(0)
+        >>> embedding = torch.nn.Embedding(50, 8)
+        >>> model = torch.nn.Sequential(embedding, torch.nn.Flatten(), torch.nn.Linear(24, 2)).eval()
+        >>> from_layer = ModelFromLayer(model, embedding)
+        >>> activations, arguments = from_layer.at(torch.tensor([[4, 8, 15], [16, 23, 42]]))
+        >>> activations.shape
+        torch.Size([2, 3, 8])
+        >>> boundary = NearestBoundary(from_layer).find(activations, additional_forward_args=arguments)
+        >>> boundary.found
+        tensor([True, True])
+    """
+
+    def __init__(
+        self, forward_func: Callable[..., Any], layer: nn.Module, attribute_to_layer_input: bool = False
+    ) -> None:
+        super().__init__()
+        if not callable(forward_func):
+            raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
+        if not isinstance(layer, nn.Module):
+            raise BoundaryTypeError(
+                f"layer must be a torch.nn.Module of the model, such as model.embedding, but it is "
+                f"{type(layer).__name__}."
+            )
+        for name, given in (("forward_func", forward_func), ("layer", layer)):
+            if isinstance(given, torch.jit.ScriptModule):
+                raise BoundaryTypeError(
+                    f"{name} was scripted, so that no part of it can be left out. Give the module that was scripted."
+                )
+        self.forward_func = _unwrapped(forward_func)
+        if isinstance(self.forward_func, nn.Module):
+            if all(module is not layer for module in self.forward_func.modules()):
+                raise BoundaryValueError(
+                    f"layer must be a module of the model itself, but {type(self.forward_func).__name__} does not "
+                    f"contain this {type(layer).__name__}."
+                )
+            self.training = self.forward_func.training
+        self.attribute_to_layer_input = attribute_to_layer_input
+        self._layer = (layer,)  # in a tuple, not to be found twice among the modules
+
+    @property
+    def layer(self) -> nn.Module:
+        r"""The layer whose activations are the inputs."""
+        return self._layer[0]
+
+    def at(
+        self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: object = None
+    ) -> tuple[Tensor | tuple[Tensor, ...], tuple[Any, ...]]:
+        r"""The layer's activations at inputs, and what the model needs besides them.
+
+        Args:
+
+            inputs (Tensor or tuple[Tensor, ...]): Inputs of the model, of any dtype; dimension 0 corresponds to the
+                number of examples N, which all inputs of a tuple share.
+            additional_forward_args (Any, optional): Further arguments of ``forward_func``. Tensors with N entries
+                follow their examples; everything else is passed as it is. Default: None
+
+        Returns:
+
+            - **activations** (*Tensor* or *tuple[Tensor, ...]*): The floating-point tensors of the layer's output (or
+              input), a tuple if there are several. Examples come first, ``(N, ...)``, wherever the layer has them.
+            - **arguments** (*tuple*): Additional forward arguments of this function for these inputs.
+
+        Raises:
+
+            BoundaryTypeError: For inputs that are no tensors, and activations that are not floating point.
+            BoundaryValueError: If the layer is not called, or several times; if its activations cannot be divided among
+                the examples; and if the model from the layer on does not reproduce the model.
+        """
+        tensors = _checked(inputs)
+        further = format_additional_forward_args(additional_forward_args)
+        n_examples = len(tensors[0])
+        few = torch.arange(3 if n_examples == 2 else 2) % n_examples
+
+        def of_few(value: Any) -> Any:
+            follows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == n_examples
+            return value[few.to(value.device)] if follows else value
+
+        def of_all(value: Any) -> Any:
+            return value.clone() if isinstance(value, Tensor) else value
+
+        layer, function, at_input = self.layer, self.forward_func, self.attribute_to_layer_input
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            as_written(),
+            watched_training_mode(function) as first_is_over,
+        ):
+            all_args = tuple(map(of_all, tensors)), further and tuple(map(of_all, further))
+            few_args = tuple(map(of_few, tensors)), further and tuple(map(of_few, further))
+            full_pass = record(function, layer, *all_args)
+            is_fixed = not first_is_over()
+            few_pass = record(function, layer, *few_args)
+            own = (*all_args[0], *(all_args[1] or ())), (*few_args[0], *(few_args[1] or ()))
+            plan, rows = plan_of(full_pass, few_pass, own, (n_examples, len(few)), layer, at_input)
+            if is_fixed:
+                plan, rows = self._verified(plan, rows, few, full_pass.output, few_pass.output)
+        activations = rows[: plan.n_activations]
+        return (activations if len(activations) > 1 else activations[0]), (plan, *rows[plan.n_activations :])
+
+    def forward(self, *activations_and_arguments: Any) -> Any:
+        r"""The model's output for activations of the layer, followed by the arguments that go with them."""
+        plan, rows = _taken_apart(activations_and_arguments)
+        with as_written():
+            return replay(plan, self.forward_func, self.layer, rows)
+
+    def _verified(
+        self, plan: Plan, rows: tuple[Tensor, ...], few: Tensor, expected: Any, expected_of_few: Any
+    ) -> tuple[Plan, tuple[Tensor, ...]]:
+        """The plan without what is not needed, after a look at whether it reproduces the model."""
+        readings = Readings()
+        with readings:
+            output = replay(plan, self.forward_func, self.layer, rows, readings)
+        self._require_same(output, expected)
+        slim_plan, slim_rows = plan.without(set(range(plan.n_rows)) - readings.places, rows)
+        try:
+            self._require_same(self._replayed(slim_plan, slim_rows, few), expected_of_few)
+        except Exception:  # the model looks at values in a way that was not seen: keep them all
+            self._require_same(self._replayed(plan, rows, few), expected_of_few)
+            return plan, rows
+        return slim_plan, slim_rows
+
+    def _replayed(self, plan: Plan, rows: tuple[Tensor, ...], few: Tensor) -> Any:
+        return replay(plan, self.forward_func, self.layer, tuple(row[few.to(row.device)] for row in rows))
+
+    def _require_same(self, output: Any, expected: Any) -> None:
+        pairs = zip(tree_flatten(output)[0], tree_flatten(expected)[0], strict=True)
+        for one, other in pairs:
+            if isinstance(other, Tensor) and other.is_floating_point() and not _is_reproduced(one, other):
+                raise BoundaryValueError(
+                    f"The model from the layer, {type(self.layer).__name__}, on does not reproduce the model's output "
+                    "at the layer's own activations. Its forward may be random or keep a state, or make a difference "
+                    "between batches: choose another layer, or write what lies after it as a model of its own."
+                )
+
+
+def _unwrapped(function: Any) -> Any:
+    """The module within parallel wrappers and compiled modules."""
+    while True:
+        if isinstance(function, _PARALLEL):
+            function = function.module
+        elif "_orig_mod" in getattr(function, "__dict__", {}).get("_modules", ()):
+            function = function._orig_mod
+        else:
+            return function
+
+
+def _checked(inputs: Any) -> tuple[Tensor, ...]:
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or "an empty tuple"
+        raise BoundaryTypeError(f"inputs must be a Tensor or a tuple of Tensors, but it is {kinds}.")
+    sizes = [len(tensor) if tensor.ndim else 0 for tensor in tensors]
+    if min(sizes) == 0 or len(set(sizes)) > 1:
+        raise BoundaryValueError(
+            f"All inputs must hold the same number of examples, at least one, but their shapes are "
+            f"{[tuple(tensor.shape) for tensor in tensors]}."
+        )
+    return tensors
+
+
+def n_activations_of(values: tuple[Any, ...]) -> int:
+    """How many of the arguments of a model from a layer on are activations: those before the plan."""
+    for index, value in enumerate(values):
+        if isinstance(value, Plan):
+            return index
+    raise BoundaryTypeError(
+        "The model from a layer on needs the arguments that belong to its activations: activations, arguments = "
+        "from_layer.at(inputs), then additional_forward_args=arguments."
+    )
+
+
+def _taken_apart(values: tuple[Any, ...]) -> tuple[Plan, tuple[Tensor, ...]]:
+    """The plan among the arguments, and its rows: the activations before it and the tensors after it."""
+    index = n_activations_of(values)
+    plan: Plan = values[index]
+    rows = (*values[:index], *values[index + 1 :])
+    sizes = {len(row) for row in rows if isinstance(row, Tensor) and row.ndim}
+    if index != plan.n_activations or len(rows) != plan.n_rows or len(sizes) != 1:
+        shapes = [tuple(row.shape) if isinstance(row, Tensor) else type(row).__name__ for row in rows]
+        raise BoundaryValueError(
+            f"The model from a layer on takes {plan.n_activations} tensor(s) of activations and {plan.n_rows - index} "
+            f"of other arguments, one row for each example, but it was given {shapes}. Give both as at(inputs) returns "
+            "them, for the same inputs."
+        )
+    return plan, rows
+
+
+def _is_reproduced(one: Any, other: Tensor) -> bool:
+    if not isinstance(one, Tensor) or one.shape != other.shape:
+        return False
+    finite = torch.isfinite(other)
+    change = (one - other)[finite].abs()
+    scale = other[finite].abs()
+    tolerance = torch.finfo(other.dtype).eps ** 0.5
+    return not len(change) or bool(change.amax() <= tolerance * scale.amax().clamp_min(1e-3))

@@ -1,0 +1,96 @@
+"""Models of the package transformers, from their configurations, as they come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import LayerGradientXActivation, LayerIntegratedGradients
+from torch import Tensor, nn
+
+from captum_boundary import LayerBoundaryAttribution, ModelFromLayer, NearestBoundary, nearest_tokens
+
+transformers = pytest.importorskip("transformers")
+
+N, L, V = 4, 7, 40
+IDS = torch.randint(1, V, (N, L), generator=torch.Generator().manual_seed(0))
+REAL = (torch.arange(L) < torch.tensor([[7], [5], [3], [6]])).long()
+IDS[REAL == 0] = 0
+
+BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "Bert": BERT,
+    "Roberta": BERT,
+    "Electra": {**BERT, "embedding_size": 16},
+    "DistilBert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+    "GPT2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 1, "use_cache": False},
+}
+
+
+@pytest.fixture(params=CONFIGURATIONS)
+def model(request) -> nn.Module:
+    options = {"vocab_size": V, "num_labels": 3, "pad_token_id": 0, **CONFIGURATIONS[request.param]}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(1)
+        config = getattr(transformers, f"{request.param}Config")(**options)
+        built = getattr(transformers, f"{request.param}ForSequenceClassification")(config)
+        for parameter in built.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.3)  # larger than usual, for clear decisions
+    return built.eval()
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == 2)
+
+
+@pytest.mark.parametrize("at_input", [False, True])
+@pytest.mark.parametrize("where", ["embeddings", "block"])
+def test_the_model_from_a_layer_on(where, at_input, model):
+    if where == "embeddings" and at_input:
+        pytest.skip("token ids cannot be moved")
+
+    def logits(ids: Tensor, mask: Tensor) -> Tensor:
+        return model(ids, attention_mask=mask).logits
+
+    layer = model.get_input_embeddings() if where == "embeddings" else blocks(model)[1]
+    from_layer = ModelFromLayer(logits, layer, at_input)
+    activations, arguments = from_layer.at(IDS, REAL)
+    assert activations.shape == (N, L, 16)
+    torch.testing.assert_close(from_layer(activations, *arguments), logits(IDS, REAL))
+    rows = torch.tensor([2, 0, 0, 1, 3])
+    selected = (value[rows] if isinstance(value, Tensor) else value for value in arguments)
+    torch.testing.assert_close(from_layer(activations[rows], *selected), logits(IDS[rows], REAL[rows]))
+
+    n_embedded = 0
+
+    def count(*_: Any) -> None:
+        nonlocal n_embedded
+        n_embedded += 1
+
+    first = blocks(model)[0]
+    forward = first.forward
+    first.forward = lambda *args, **kwargs: (count(), forward(*args, **kwargs))[1]
+    boundary = NearestBoundary(from_layer, budget=8).find(
+        activations, additional_forward_args=arguments, mask=REAL[..., None]
+    )
+    del first.forward
+    assert boundary.found.all()
+    assert torch.equal(boundary.points[REAL == 0], activations[REAL == 0])
+    assert (n_embedded == 0) == (where == "block")
+
+
+def test_attributions_of_tokens(model):
+    embedding = model.get_input_embeddings()
+
+    def logits(ids: Tensor, mask: Tensor) -> Tensor:
+        return model(ids, attention_mask=mask).logits
+
+    for method in (LayerIntegratedGradients, LayerGradientXActivation):
+        explainer = LayerBoundaryAttribution(logits, embedding, method, score="margin")
+        maps, boundary = explainer.attribute(IDS, None, REAL, mask=REAL[..., None], return_boundary=True)
+        assert maps.shape == (N, L, 16)
+        assert maps.isfinite().all()
+        tokens, _ = nearest_tokens(boundary.points, embedding.weight, metric="l2", mask=REAL)
+        assert ((tokens[..., 0] == -1) == (REAL == 0)).all()
