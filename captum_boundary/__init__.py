@@ -32,6 +32,7 @@ from captum_boundary.search import (
     NearestBoundary,
     PGDBoundary,
 )
+from captum_boundary.smoothing import CertifiedRadius, SmoothedModel, certified_radius, largest_stdev
 
 __version__ = "0.1.0"
 
@@ -50,13 +51,17 @@ __all__ = [
     "BoundarySearch",
     "BoundaryTypeError",
     "BoundaryValueError",
+    "CertifiedRadius",
     "ClosestBoundary",
     "FoolboxBoundary",
     "NearestBoundary",
     "PGDBoundary",
     "RARLoss",
     "RARParts",
+    "SmoothedModel",
+    "certified_radius",
     "evaluate_attribution_robustness",
+    "largest_stdev",
     "metrics",
     "paper_settings",
     "separate_activations",

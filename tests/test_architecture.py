@@ -15,6 +15,7 @@ PACKAGE = Path(captum_boundary.__file__).parent
 FLOORS = {
     "_base": set(),
     "search": {"_base"},
+    "smoothing": {"_base"},
     "attr": {"_base", "search"},
     "robust": {"_base"},
     "metrics": {"_base", "search", "attr", "robust"},
