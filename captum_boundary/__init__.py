@@ -11,6 +11,7 @@ from captum_boundary._base.errors import (
 from captum_boundary.attr import (
     AggregatedBoundaryNormals,
     BoundaryAttribution,
+    BoundaryEnergy,
     BoundaryIntegratedGradients,
     BoundaryNormals,
     BoundarySaliency,
@@ -41,6 +42,7 @@ __all__ = [
     "AttributionAttack",
     "AttributionRobustness",
     "BoundaryAttribution",
+    "BoundaryEnergy",
     "BoundaryError",
     "BoundaryIntegratedGradients",
     "BoundaryNormals",

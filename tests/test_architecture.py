@@ -16,7 +16,7 @@ FLOORS = {
     "_base": set(),
     "search": {"_base"},
     "smoothing": {"_base"},
-    "attr": {"_base", "search"},
+    "attr": {"_base", "search", "smoothing"},
     "robust": {"_base"},
     "metrics": {"_base", "search", "attr", "robust"},
     "visualization": {"_base", "search", "attr", "metrics", "robust"},

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["NoiseSource", "follow", "seed_of", "slices"]
+from captum_boundary._base.checks import check_count
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+
+__all__ = ["NoiseSource", "check_pairs", "checked_stdevs", "follow", "seed_of", "slices"]
 
 
 def seed_of(generator: torch.Generator | None) -> int:
@@ -52,3 +56,27 @@ def follow(argument: Any, examples: slice, n_copies: int, n_examples: int) -> An
     if isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == n_examples:
         return argument[examples].repeat_interleave(n_copies, dim=0)
     return argument
+
+
+def check_pairs(n_samples: int) -> None:
+    """Refuse numbers of copies that are no pairs."""
+    check_count("n_samples", n_samples)
+    if n_samples % 2:
+        raise BoundaryValueError(
+            f"n_samples must be even, since noise comes in pairs of a vector and its negative, but it is {n_samples}."
+        )
+
+
+def checked_stdevs(stdev: float | tuple[float, ...]) -> tuple[float, ...]:
+    """One standard deviation for each input."""
+    stdevs = stdev if isinstance(stdev, tuple) else (stdev,)
+    for value in stdevs:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise BoundaryTypeError(
+                f"stdev must be a number, or a tuple with one for each input, but it contains {type(value).__name__}."
+            )
+    if not all(0 <= value < math.inf for value in stdevs) or not any(stdevs):
+        raise BoundaryValueError(
+            f"stdev must be positive and finite (0 only in a tuple, for inputs without noise), but it is {stdev!r}."
+        )
+    return tuple(float(value) for value in stdevs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from captum_boundary._base.checks import check_count, check_generator
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._averages import AVERAGES, average_over_copies, by_copies
-from captum_boundary.smoothing._noise import NoiseSource, follow, seed_of, slices
+from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, follow, seed_of, slices
 
 __all__ = ["SmoothedModel"]
 
@@ -99,12 +98,7 @@ class SmoothedModel(nn.Module):
         super().__init__()
         if not callable(model):
             raise BoundaryTypeError(f"model must be callable, but it is {type(model).__name__}.")
-        check_count("n_samples", n_samples)
-        if n_samples % 2:
-            raise BoundaryValueError(
-                f"n_samples must be even, since noise comes in pairs of a vector and its negative, but it is "
-                f"{n_samples}."
-            )
+        check_pairs(n_samples)
         check_count("internal_batch_size", internal_batch_size, optional=True)
         if average not in AVERAGES:
             raise BoundaryValueError(f"average must be {' or '.join(map(repr, AVERAGES))}, but it is {average!r}.")
@@ -115,7 +109,7 @@ class SmoothedModel(nn.Module):
         self.average = average
         self.internal_batch_size = internal_batch_size
         self.training = getattr(model, "training", False)
-        self._stdevs = _checked_stdevs(stdev)
+        self._stdevs = checked_stdevs(stdev)
         self._seed = seed_of(generator)
         self._last_noise: tuple[Any, tuple[Tensor, ...]] | None = None
 
@@ -200,17 +194,3 @@ class SmoothedModel(nn.Module):
                 halves = NoiseSource(self._seed).normal(self.n_samples // 2, inputs, self._stdevs)
                 self._last_noise = kind, tuple(torch.stack([half, -half], dim=1).flatten(0, 1) for half in halves)
         return self._last_noise[1]
-
-
-def _checked_stdevs(stdev: float | tuple[float, ...]) -> tuple[float, ...]:
-    stdevs = stdev if isinstance(stdev, tuple) else (stdev,)
-    for value in stdevs:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise BoundaryTypeError(
-                f"stdev must be a number, or a tuple with one for each input, but it contains {type(value).__name__}."
-            )
-    if not all(0 <= value < math.inf for value in stdevs) or not any(stdevs):
-        raise BoundaryValueError(
-            f"stdev must be positive and finite (0 only in a tuple, for inputs without noise), but it is {stdev!r}."
-        )
-    return tuple(float(value) for value in stdevs)

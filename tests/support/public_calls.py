@@ -18,6 +18,7 @@ from captum_boundary import (
     AggregatedBoundaryNormals,
     AttributionAttack,
     BoundaryAttribution,
+    BoundaryEnergy,
     BoundaryIntegratedGradients,
     BoundaryPoints,
     BoundarySaliency,
@@ -206,6 +207,13 @@ def searched_smoothed(device: str) -> BoundaryPoints:
     return NearestBoundary(smoothed(device), budget=5, norm=math.inf).find(IMAGES.to(device))
 
 
+def energetic(device: str, **options: Any) -> Tensor:
+    return BoundaryEnergy(classifier(device), 0.1).attribute(IMAGES.to(device), n_samples=4, **options)
+
+
+case("BoundaryEnergy", energetic)
+case("BoundaryEnergy", energetic, "common", energy="common")
+case("BoundaryEnergy", energetic, "averaged", width=1.0)
 case("SmoothedModel", scored)
 case("SmoothedModel", scored, "probabilities", average="probabilities")
 case("SmoothedModel", scored, "in parts", internal_batch_size=3)
