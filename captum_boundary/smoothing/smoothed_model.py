@@ -85,6 +85,8 @@ class SmoothedModel(nn.Module):
         torch.Size([2, 4])
     """
 
+    has_own_boundary = True  # though it shares its parameters with the model
+
     def __init__(
         self,
         model: Callable[..., Any],
