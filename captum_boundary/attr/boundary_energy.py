@@ -138,7 +138,9 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         self._check(tensors, n_samples, energy, width)
         with torch.inference_mode(False), torch.no_grad():
             with watched_training_mode(self.forward_func) as first_evaluation_is_over:
-                oracle = MarginOracle(self.forward_func, tensors, target, additional_forward_args)
+                oracle = MarginOracle(
+                    self.forward_func, tensors, target, additional_forward_args, self.internal_batch_size
+                )
                 first_evaluation_is_over()
                 maps = oracle.unpack(self._energies(oracle, n_samples, energy))
             maps = tuple(local_average(part, width) for part in maps) if width > 0 else maps
