@@ -11,6 +11,7 @@ from captum_boundary._base.errors import (
 from captum_boundary.attr import (
     AggregatedBoundaryNormals,
     BoundaryAttribution,
+    BoundaryEnergy,
     BoundaryIntegratedGradients,
     BoundaryNormals,
     BoundarySaliency,
@@ -35,6 +36,7 @@ from captum_boundary.search import (
     NearestBoundary,
     PGDBoundary,
 )
+from captum_boundary.smoothing import CertifiedRadius, SmoothedModel, certified_radius, largest_stdev
 
 __version__ = "0.1.0"
 
@@ -43,6 +45,7 @@ __all__ = [
     "AttributionAttack",
     "AttributionRobustness",
     "BoundaryAttribution",
+    "BoundaryEnergy",
     "BoundaryError",
     "BoundaryIntegratedGradients",
     "BoundaryNormals",
@@ -54,6 +57,7 @@ __all__ = [
     "BoundaryTypeError",
     "BoundaryValueError",
     "CategoricalBoundary",
+    "CertifiedRadius",
     "ClosestBoundary",
     "FoolboxBoundary",
     "LayerBoundaryAttribution",
@@ -62,7 +66,10 @@ __all__ = [
     "PGDBoundary",
     "RARLoss",
     "RARParts",
+    "SmoothedModel",
+    "certified_radius",
     "evaluate_attribution_robustness",
+    "largest_stdev",
     "metrics",
     "nearest_tokens",
     "paper_settings",

@@ -21,7 +21,8 @@ def check_same_model(forward_func: Callable[..., Any], searched: Callable[..., A
     Parallel wrappers, partials, what ``torch.compile`` returns, and the methods ``forward`` and ``__call__`` stand for
     what is inside them. Two of these that are neither the same object nor equal are certainly not the same model if
 
-    - both are modules with parameters or buffers and share none of them: neither holds or rewrites the other; or
+    - both are modules with parameters or buffers and share none of them: neither holds or rewrites the other;
+    - both are modules, and one that has a boundary of its own, whatever it shares, is not inside of the other; or
     - neither is a module: they are two functions, even if they are written alike.
 
     A function beside a module is taken at its word, for it may call the module.
@@ -68,8 +69,14 @@ def _certainly_differ(wanted: Any, given: Any) -> bool:
     modules = [function for function in (wanted, given) if isinstance(function, nn.Module)]
     if len(modules) < 2:
         return not modules
+    if any(_has_own_boundary(one) and one not in other.modules() for one, other in (modules, modules[::-1])):
+        return True
     tensors, others = ({id(tensor) for tensor in (*m.parameters(), *m.buffers())} for m in modules)
     return bool(tensors) and bool(others) and tensors.isdisjoint(others)
+
+
+def _has_own_boundary(module: nn.Module) -> bool:
+    return getattr(module, "has_own_boundary", False) is True
 
 
 def _describe(function: Any) -> str:

@@ -24,7 +24,7 @@ from captum_boundary._base.captum_helpers import (
     format_output,
     is_tuple,
 )
-from captum_boundary._base.checks import check_count, check_inputs, shown
+from captum_boundary._base.checks import check_count, check_generator, check_inputs, shown
 from captum_boundary._base.errors import (
     BoundaryNotFoundError,
     BoundaryNotFoundWarning,
@@ -99,8 +99,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         if max_distance is not None and not max_distance > 0:
             raise BoundaryValueError(f"max_distance must be positive, but it is {max_distance!r}.")
         check_count("internal_batch_size", internal_batch_size, optional=True)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise BoundaryTypeError(f"generator must be a torch.Generator, but it is {type(generator).__name__}.")
+        check_generator(generator)
         self.forward_func = forward_func
         self.bounds = bounds
         self.norm = norm

@@ -72,7 +72,7 @@ def test_all_of_the_package_is_called() -> None:
     def calls(module: types.ModuleType, prefix: str = "") -> set[str]:
         return {f"{prefix}{name}" for name in module.__all__ if callable(getattr(module, name))}
 
-    results = {"AttributionRobustness", "BoundaryNormals", "BoundaryPoints", "RARParts"}
+    results = {"AttributionRobustness", "BoundaryNormals", "BoundaryPoints", "CertifiedRadius", "RARParts"}
     errors = {name for name in captum_boundary.__all__ if name.endswith(("Error", "Warning"))}
     others = {"BoundarySearch", "paper_settings"}
     offered = calls(captum_boundary) | calls(metrics, "metrics.") | calls(visualization, "visualization.")

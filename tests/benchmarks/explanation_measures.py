@@ -26,7 +26,7 @@ from captum_boundary.metrics import (
 )
 
 ON_OBJECT = {"Loc": localization, "EG": energy_game, "PP": positive_percentage, "Con": concentration}
-HIGHER_IS_BETTER = (*ON_OBJECT, "insertion")
+HIGHER_IS_BETTER = (*ON_OBJECT, "insertion", "ins - del")
 
 N_PATCHES = 50
 RADIUS = 0.02  # of the moves of sensitivity, in the maximum norm
@@ -140,10 +140,13 @@ def _evaluate_batch(
         forwards += batch.search_forwards
     curve = {"target": target, "n_steps": settings.n_curve_steps}
     measured = {} if batch.boxes is None else {name: call(maps, batch.boxes) for name, call in ON_OBJECT.items()}
+    inserted = insertion(model, images, maps, **curve)
+    deleted = deletion(model, images, maps, baselines=mean_colour, **curve)
     return {
         **measured,
-        "insertion": insertion(model, images, maps, **curve),
-        "deletion": deletion(model, images, maps, baselines=mean_colour, **curve),
+        "insertion": inserted,
+        "deletion": deleted,
+        "ins - del": inserted - deleted,
         "infidelity": infidelity(maps, batch.patches, batch.drops),
         "gradients": torch.full((len(images),), gradients),
         "forwards": torch.full((len(images),), forwards),

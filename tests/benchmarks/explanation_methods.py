@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ from captum.attr import (
     Saliency,
 )
 from rival_methods import adversarial_gradient_integration, boundary_path_attribution
+from rival_paths import guided_integrated_gradients, integrated_decision_gradients
+from smoothed_methods import smoothed_methods
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
@@ -36,15 +38,12 @@ from captum_boundary import (
 )
 
 REFERENCE = "IG, black"
+LEADER = "BoundaryEnergy, total"
 
-N_STEPS = 50  # of integrated gradients
-N_SAMPLES = 50  # of SmoothGrad and GradientShap
-NOISE = 0.15  # standard deviation of SmoothGrad's noise
 AFTER_RELU = (0.0, math.inf)  # what the last features of both networks can be
+N_GRADIENTS = 50  # of methods that take any number
+NOISES = (0.08, 0.15)  # standard deviations of the noise of SmoothGrad and its kin
 AT_ONCE = 20  # images that pass through a network at once
-
-SMOOTHING: dict[str, Any] = {"nt_samples": N_SAMPLES, "stdevs": NOISE, "abs": False}
-INTEGRATION: dict[str, Any] = {"n_steps": N_STEPS, "internal_batch_size": AT_ONCE}
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,13 @@ def search(model: nn.Module) -> NearestBoundary:
     return NearestBoundary(model, bounds=(0, 1), internal_batch_size=AT_ONCE)
 
 
-def explainers(mean_colour: Tensor, backgrounds: Tensor) -> dict[str, Explainer]:
-    """Every method by its name in the tables; ``backgrounds`` are the baselines of GradientShap."""
+def explainers(mean_colour: Tensor, backgrounds: Tensor, n_gradients: int) -> dict[str, Explainer]:
+    """Every method by its name in the tables.
+
+    ``backgrounds`` are the references of Expected Gradients, and ``n_gradients`` what is spent by methods that take any
+    number.
+    """
+    integration = {"n_steps": n_gradients, "internal_batch_size": AT_ONCE}
 
     def black(images: Tensor) -> Tensor:
         return torch.zeros_like(images)
@@ -75,38 +79,95 @@ def explainers(mean_colour: Tensor, backgrounds: Tensor) -> dict[str, Explainer]
     def mean(images: Tensor) -> Tensor:
         return mean_colour.expand_as(images)
 
-    return {
-        REFERENCE: Explainer(partial(_integrated_gradients, black)),
-        "IG, blurred": Explainer(partial(_integrated_gradients, blurred)),
-        "IG, mean colour": Explainer(partial(_integrated_gradients, mean)),
-        "Saliency": Explainer(lambda model, images, target, _: Saliency(model).attribute(images, target, abs=False)),
-        "InputXGradient": Explainer(lambda model, images, target, _: InputXGradient(model).attribute(images, target)),
-        "SmoothGrad": Explainer(_smooth_grad),
-        "DeepLift": Explainer(_deep_lift),
-        "GradientShap": Explainer(partial(_gradient_shap, backgrounds)),
-        "AGI": Explainer(lambda model, images, target, _: adversarial_gradient_integration(model, images, target)),
-        "MFABA": Explainer(lambda model, images, target, _: boundary_path_attribution(model, images, target)),
+    def integrated(baseline: Callable[[Tensor], Tensor]) -> Explainer:
+        return _plain(
+            lambda model, images, target: IntegratedGradients(model).attribute(
+                images, baseline(images), target, **integration
+            )
+        )
+
+    mean_normals = {
+        f"mean of 5 normals{note}": _plain(partial(_mean_normals, multiply))
+        for note, multiply in (("", False), (" x way", True))
+    }
+    boundary = {
         "BSM": _boundary(BoundarySaliency),
-        "BIG": _boundary(BoundaryIntegratedGradients, **INTEGRATION),
+        "BIG": _boundary(BoundaryIntegratedGradients, **integration),
         "boundary DeepLift": _boundary(partial(BoundaryAttribution, method=DeepLift)),
         "boundary SmoothGrad": _boundary(
-            partial(BoundaryAttribution, method=_smoothed_saliency), **SMOOTHING, nt_samples_batch_size=1
+            partial(BoundaryAttribution, method=lambda forward_func: NoiseTunnel(Saliency(forward_func))),
+            **_noise(n_gradients, NOISES[-1]),
         ),
-        "mean of 5 normals": Explainer(partial(_mean_normals, False)),
-        "mean of 5 normals x way": Explainer(partial(_mean_normals, True)),
+        **mean_normals,
+    }
+    return {
+        REFERENCE: integrated(black),
+        "IG, blurred": integrated(blurred),
+        "IG, mean colour": integrated(mean),
+        "Expected Gradients": _plain(partial(_expected_gradients, backgrounds, n_gradients)),
+        "Guided IG": _plain(partial(guided_integrated_gradients, n_steps=n_gradients)),
+        "IDG": _plain(partial(integrated_decision_gradients, n_steps=n_gradients)),
+        "Saliency": _plain(_saliency),
+        "Saliency, squared": _squared(_plain(_saliency)),
+        "InputXGradient": _plain(lambda model, images, target: InputXGradient(model).attribute(images, target)),
+        **{
+            f"{name}, {noise}": explainer
+            for noise in NOISES
+            for name, explainer in _noisy_gradients(n_gradients, noise).items()
+        },
         # In the last layer with a place for everything, enlarged to the size of the image.
-        "GradCAM": Explainer(_grad_cam),
-        "BIG, last layer": Explainer(_layer_big),
-        "mean of 5 normals x way, last layer": Explainer(_layer_normals),
+        "Grad-CAM": _plain(_grad_cam),
+        "BIG, last layer": _plain(partial(_layer_big, integration)),
+        "mean of 5 normals x way, last layer": _plain(_layer_normals),
+        "DeepLift": _plain(_deep_lift),
+        "AGI": _plain(adversarial_gradient_integration),
+        "MFABA": _plain(boundary_path_attribution),
+        **boundary,
+        **{f"{name}, squared": _squared(boundary[name]) for name in ("BSM", "BIG", "mean of 5 normals")},
+        **{name: _plain(explain) for name, explain in smoothed_methods(n_gradients).items()},
         # Two maps that know nothing of the network: what a measure says of these it may say of any.
-        "random signs and sizes": Explainer(lambda model, images, target, _: torch.randn_like(images)),
-        "the same everywhere": Explainer(lambda model, images, target, _: torch.ones_like(images)),
+        "random signs and sizes": _plain(lambda model, images, target: torch.randn_like(images)),
+        "the same everywhere": _plain(lambda model, images, target: torch.ones_like(images)),
     }
 
 
-def _mean_normals(
-    multiply_by_inputs: bool, model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None
-) -> Tensor:
+def _plain(explain: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Explainer:
+    """A method that needs no boundary points."""
+    return Explainer(lambda model, images, target, _: explain(model, images, target))
+
+
+def _squared(explainer: Explainer) -> Explainer:
+    """The squares of a map, feature by feature: its energy, in place of its signs."""
+    return replace(explainer, explain=lambda *arguments: explainer.explain(*arguments).square())
+
+
+def _noise(n_samples: int, noise: float) -> dict[str, Any]:
+    return {"nt_samples": n_samples, "stdevs": noise, "abs": False, "nt_samples_batch_size": 1}
+
+
+def _noisy_gradients(n_samples: int, noise: float) -> dict[str, Explainer]:
+    """SmoothGrad (https://arxiv.org/abs/1706.03825) and its kin (https://arxiv.org/abs/1806.10758)."""
+
+    def over_noise(kind: str) -> Explainer:
+        return _plain(
+            lambda model, images, target: NoiseTunnel(Saliency(model)).attribute(
+                images, kind, target=target, **_noise(n_samples, noise)
+            )
+        )
+
+    return {
+        "SmoothGrad": over_noise("smoothgrad"),
+        "square of SmoothGrad": _squared(over_noise("smoothgrad")),
+        "SmoothGrad squared": over_noise("smoothgrad_sq"),
+        "VarGrad": over_noise("vargrad"),
+    }
+
+
+def _saliency(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    return Saliency(model).attribute(images, target, abs=False)
+
+
+def _mean_normals(multiply_by_inputs: bool, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     return AggregatedBoundaryNormals(model, search(model), multiply_by_inputs).attribute(images, target)
 
 
@@ -120,18 +181,13 @@ def _enlarged(maps: Tensor, images: Tensor) -> Tensor:
     return enlarged
 
 
-def _grad_cam(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None) -> Tensor:
-    maps = LayerGradCam(model, _last_features(model)).attribute(images, target, relu_attributions=True)
-    return _enlarged(maps, images).detach()
-
-
-def _layer_big(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None) -> Tensor:
+def _layer_big(integration: dict[str, Any], model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     search = NearestBoundary(model, bounds=AFTER_RELU)
     explainer = LayerBoundaryAttribution(model, _last_features(model), search=search)
-    return _enlarged(explainer.attribute(images, target, **INTEGRATION), images)
+    return _enlarged(explainer.attribute(images, target, **integration), images)
 
 
-def _layer_normals(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None) -> Tensor:
+def _layer_normals(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     from_layer = ModelFromLayer(model, _last_features(model))
     activations, arguments = from_layer.at(images)
     search = NearestBoundary(from_layer, bounds=AFTER_RELU)
@@ -146,21 +202,13 @@ def _boundary(method: Callable[..., BoundaryAttribution], **options: Any) -> Exp
     return Explainer(explain, uses_boundary=True)
 
 
-def _smoothed_saliency(model: nn.Module) -> NoiseTunnel:
-    return NoiseTunnel(Saliency(model))
+def _grad_cam(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """Grad-CAM (https://arxiv.org/abs/1610.02391) of the last layer with positions, as large as the image."""
+    maps = LayerGradCam(model, _last_features(model)).attribute(images, target, relu_attributions=True)
+    return _enlarged(maps, images).detach()
 
 
-def _integrated_gradients(
-    baseline: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None
-) -> Tensor:
-    return IntegratedGradients(model).attribute(images, baseline(images), target, **INTEGRATION)
-
-
-def _smooth_grad(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None) -> Tensor:
-    return _smoothed_saliency(model).attribute(images, target=target, **SMOOTHING, nt_samples_batch_size=1)
-
-
-def _deep_lift(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None) -> Tensor:
+def _deep_lift(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     """One image after the other: in a batch, Captum's rule for max pooling reads the gradients of other images."""
     method = DeepLift(separate_activations(model, images[:1]))
     return torch.cat(
@@ -168,10 +216,13 @@ def _deep_lift(model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoin
     ).detach()
 
 
-def _gradient_shap(
-    backgrounds: Tensor, model: nn.Module, images: Tensor, target: Tensor, _: BoundaryPoints | None
+def _expected_gradients(
+    backgrounds: Tensor, n_samples: int, model: nn.Module, images: Tensor, target: Tensor
 ) -> Tensor:
-    """Sample by sample, since Captum would take all of them through the network at once."""
+    """Expected Gradients (https://arxiv.org/abs/1906.10670): GradientShap without noise.
+
+    Sample by sample, since Captum would take all of them through the network at once.
+    """
     method = GradientShap(model)
-    samples = (method.attribute(images, backgrounds, n_samples=1, target=target) for _ in range(N_SAMPLES))
-    return sum(samples) / N_SAMPLES
+    samples = (method.attribute(images, backgrounds, n_samples=1, target=target) for _ in range(n_samples))
+    return sum(samples) / n_samples

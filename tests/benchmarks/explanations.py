@@ -1,19 +1,22 @@
 """Benchmark of explanations on pretrained networks: prints tables and claims, saves JSON after every row.
 
     CAPTUM_BOUNDARY_DATA=FOLDER python tests/benchmarks/explanations.py [--quick] [--data imagenet|cifar10]
+        [--n-gradients 50]
 
 Every method explains the predicted class of the first images that the network classifies correctly, as in the boundary
 attribution paper (https://arxiv.org/abs/2103.11257). All boundary methods share the boundary points of one search,
 whose cost is counted in the row of each. Columns:
 
 * Loc, EG, PP, Con: localization on the object's box (ImageNet only), higher is better.
-* insertion (into a blurred image, higher is better) and deletion (to the mean colour, lower is better), as in RISE.
+* insertion (into a blurred image, higher is better) and deletion (to the mean colour, lower is better), as in RISE, and
+  the first less the second.
 * infidelity: share of the squared drops of the score, when random squares are painted over, that the sums of
   attributions in them do not predict; 1 is that of an empty map.
 * sensitivity: largest change of the map, at unit length, within a maximum norm of 0.02, on the first few images.
 * gradients, forwards, seconds: model evaluations and time for an image.
 
-Means come with 95 % bootstrap intervals over images, and so do paired differences to integrated gradients.
+Means come with 95 % bootstrap intervals over images, and so do paired differences to integrated gradients, and of one
+leading method to all others. Methods that take any number of gradients take ``--n-gradients``.
 ``--quick`` takes 6 images, coarse curves and one image for sensitivity. ``--resume`` goes on after an interruption.
 """
 
@@ -31,7 +34,7 @@ from typing import Any
 import torch
 import zoo
 from explanation_measures import HIGHER_IS_BETTER, ON_OBJECT, Batch, Settings, evaluate, prepare
-from explanation_methods import REFERENCE, Explainer, explainers
+from explanation_methods import LEADER, N_GRADIENTS, REFERENCE, Explainer, explainers
 from intervals import Values, interval, paired_difference
 from report import Claim, print_claims, print_table, save
 from torch import Tensor, nn
@@ -51,13 +54,19 @@ def load(data: str) -> tuple[nn.Module, Tensor, Tensor, Tensor | None]:
 
 
 def run(
-    data: str, n_images: int, settings: Settings, names: list[str] | None, path: Path, resume: bool
+    data: str,
+    n_images: int,
+    n_gradients: int,
+    settings: Settings,
+    names: list[str] | None,
+    path: Path,
+    resume: bool,
 ) -> dict[str, Any]:
     model, images, labels, boxes = load(data)
     with torch.no_grad():
         is_correct = torch.cat([model(part).argmax(dim=1) for part in images.split(50)]) == labels
     mean_colour = zoo.Normalization().mean
-    methods = explainers(mean_colour, backgrounds=images[~is_correct][:N_BACKGROUNDS])
+    methods = explainers(mean_colour, backgrounds=images[~is_correct][:N_BACKGROUNDS], n_gradients=n_gradients)
     unknown = set(names or ()) - set(methods)
     if unknown:
         sys.exit(f"--only takes {'; '.join(methods)}, but not {'; '.join(unknown)}")
@@ -65,12 +74,13 @@ def run(
     result: dict[str, Any] = {
         "images": len(chosen),
         "of which correct, of all": [int(is_correct.sum()), len(labels)],
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"n_gradients": n_gradients},
         "per image": {},
         "claims": [],
     }
+    section = data if n_gradients == N_GRADIENTS else f"{data}, {n_gradients} gradients"
     if resume:
-        result["per image"] = finished_rows(data, result, path)
+        result["per image"] = finished_rows(section, result, path)
 
     missing = [name for name in names or methods if name not in result["per image"]]
     parts = chosen.split(settings.batch_size)
@@ -87,10 +97,10 @@ def run(
             row = measured(methods[name], model, batches, mean_colour, settings, bar.update)
             rows = result["per image"] | {name: row}
             result["per image"] = {name: rows[name] for name in methods if name in rows}
-            save(data, result | summary(rows), path)
+            save(section, result | summary(rows), path)
     result |= summary(result["per image"])
     result["claims"] = claims(result)
-    save(data, result, path)
+    save(section, result, path)
     return result
 
 
@@ -107,29 +117,37 @@ def measured(
         return evaluate(method, model, batches, mean_colour, settings, on_batch)
 
 
-def finished_rows(data: str, result: Mapping[str, Any], path: Path) -> dict[str, dict[str, Values]]:
+def finished_rows(section: str, result: Mapping[str, Any], path: Path) -> dict[str, dict[str, Values]]:
     """Rows of an earlier run with the same images and settings."""
-    earlier = json.loads(path.read_text()).get(data, {}) if path.exists() else {}
+    earlier = json.loads(path.read_text()).get(section, {}) if path.exists() else {}
     is_same = all(earlier.get(key) == result[key] for key in ("images", "settings"))
     return earlier["per image"] if is_same else {}
 
 
 def summary(per_image: Mapping[str, Mapping[str, Values]]) -> dict[str, Any]:
-    """Means with intervals, and paired differences to the reference where it is known."""
+    """Means with intervals, and paired differences to the reference and to the leader where they are known."""
     means = {
         name: {column: asdict(interval(values)) for column, values in columns.items()}
         for name, columns in per_image.items()
     }
-    differences = {
+    return {
+        "means": means,
+        "differences": differences(per_image, REFERENCE),
+        "differences to the leader": differences(per_image, LEADER),
+    }
+
+
+def differences(per_image: Mapping[str, Mapping[str, Values]], other: str) -> dict[str, dict[str, Any]]:
+    """Of every method to one ``other``, image by image."""
+    return {
         name: {
-            column: asdict(paired_difference(values, per_image[REFERENCE][column]))
+            column: asdict(paired_difference(values, per_image[other][column]))
             for column, values in columns.items()
             if column not in COSTS
         }
         for name, columns in per_image.items()
-        if REFERENCE in per_image and name != REFERENCE
+        if other in per_image and name != other
     }
-    return {"means": means, "differences": differences}
 
 
 def claims(result: Mapping[str, Any]) -> list[Claim]:
@@ -150,6 +168,8 @@ def show(result: Mapping[str, Any]) -> None:
     print_table({name: shown(columns, COSTS) for name, columns in result["means"].items()})
     print(f"\nDifferences to {REFERENCE} (higher is better: {', '.join(HIGHER_IS_BETTER)}; lower: the others)\n")
     print_table({name: shown(columns) for name, columns in result["differences"].items()})
+    print(f"\nDifferences to {LEADER}\n")
+    print_table({name: shown(columns) for name, columns in result["differences to the leader"].items()})
     print()
     print_claims(result["claims"])
 
@@ -169,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=DEFAULT_IMAGES, default="imagenet", help="(default: %(default)s)")
     parser.add_argument("--n-images", type=int, help="at most (default: 50 of ImageNet, 100 of CIFAR-10, 6 if quick)")
+    parser.add_argument("--n-gradients", type=int, default=N_GRADIENTS, help="for each image (default: %(default)s)")
     parser.add_argument("--only", help="rows to compute, separated by semicolons (default: all)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON")
     parser.add_argument("--quick", action="store_true", help="few images and coarse measures")
@@ -187,7 +208,7 @@ def main() -> None:
     names = options.only.split(";") if options.only else None
     path = options.output / ("explanations-quick.json" if options.quick else "explanations.json")
     try:
-        show(run(options.data, n_images, settings, names, path, options.resume))
+        show(run(options.data, n_images, options.n_gradients, settings, names, path, options.resume))
     except zoo.DataNotSetError as error:
         sys.exit(str(error))
     print(f"\nSaved {path}")

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryValueError
+from captum_boundary import BoundaryValueError, SmoothedModel
 from captum_boundary.attr import separate_activations
 from captum_boundary.search._same_model import check_same_model
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+SMOOTHED = SmoothedModel(MODEL, 0.1)
 
 
 def function(x: Tensor, scale: float = 1.0) -> Tensor:
@@ -49,6 +50,9 @@ SAME: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "module without tensors": (MODEL, nn.Flatten()),
     "method of a scorer": (SCORER.score, SCORER.score),
     "call of a scorer": (SCORER, SCORER.__call__),
+    "smoothed": (SMOOTHED, SMOOTHED.forward),
+    "smoothed inside a module": (SMOOTHED, nn.Sequential(SMOOTHED)),
+    "function around a smoothed one": (SMOOTHED, lambda x: SMOOTHED(x)),
 }
 
 
@@ -68,6 +72,8 @@ DIFFERENT: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "functions": (function, lambda x: MODEL(x)),
     "partials": (functools.partial(function), functools.partial(lambda x: -MODEL(x))),
     "scorers": (SCORER, Scorer()),
+    "smoothed and not": (SMOOTHED, MODEL),
+    "smoothed otherwise": (SMOOTHED, SmoothedModel(MODEL, 0.2)),
 }
 
 

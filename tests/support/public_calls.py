@@ -29,6 +29,7 @@ from captum_boundary import (
     AggregatedBoundaryNormals,
     AttributionAttack,
     BoundaryAttribution,
+    BoundaryEnergy,
     BoundaryIntegratedGradients,
     BoundaryPoints,
     BoundarySaliency,
@@ -40,7 +41,10 @@ from captum_boundary import (
     NearestBoundary,
     PGDBoundary,
     RARLoss,
+    SmoothedModel,
+    certified_radius,
     evaluate_attribution_robustness,
+    largest_stdev,
     metrics,
     nearest_tokens,
     paper_settings,
@@ -278,6 +282,41 @@ def normals_of_given(device: str) -> Any:
 
 case("AggregatedBoundaryNormals", normals_of_given, "given")
 case("separate_activations", separated)
+
+
+def smoothed(device: str, **options: Any) -> SmoothedModel:
+    return SmoothedModel(classifier(device), 0.1, 4, **options)
+
+
+def scored(device: str, **options: Any) -> Any:
+    images = IMAGES.to(device).requires_grad_()
+    scores = smoothed(device, **options)(images)
+    return scores.detach(), torch.autograd.grad(scores[:, 0].sum(), images)[0]
+
+
+def certified(device: str, **options: Any) -> Any:
+    return certified_radius(smoothed(device), IMAGES.to(device), 50, **options)
+
+
+def searched_smoothed(device: str) -> BoundaryPoints:
+    return NearestBoundary(smoothed(device), budget=5, norm=math.inf).find(IMAGES.to(device))
+
+
+def energetic(device: str, **options: Any) -> Tensor:
+    return BoundaryEnergy(classifier(device), 0.1).attribute(IMAGES.to(device), n_samples=4, **options)
+
+
+case("BoundaryEnergy", energetic)
+case("BoundaryEnergy", energetic, "common", energy="common")
+case("BoundaryEnergy", energetic, "averaged", width=1.0)
+case("SmoothedModel", scored)
+case("SmoothedModel", scored, "probabilities", average="probabilities")
+case("SmoothedModel", scored, "in parts", internal_batch_size=3)
+case("SmoothedModel", lambda device: scored(device, generator=torch.Generator()), "generator")
+case("SmoothedModel", searched_smoothed, "searched")
+case("largest_stdev", lambda device: largest_stdev(classifier(device), IMAGES.to(device)))
+case("certified_radius", certified)
+case("certified_radius", certified, "probabilities", decision="probabilities")
 
 
 def trained(device: str, size: Any = "ig_norm", with_layer: bool = False, **options: Any) -> Any:

@@ -1,0 +1,217 @@
+"""How strongly a score reacts at the boundaries of noisy copies of an input: a map of energy, without signs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from captum.attr import GradientAttribution
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
+from captum_boundary._base.checks import check_count, check_generator, check_inputs
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.margin import margin_and_rival
+from captum_boundary._base.oracle import MarginOracle
+from captum_boundary._base.training_mode import watched_training_mode
+from captum_boundary.attr._local_average import local_average
+from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, seed_of, slices
+
+__all__ = ["BoundaryEnergy"]
+
+_ENERGIES = ("total", "common")
+
+
+class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
+    r"""Energy of the gradients at the boundaries of noisy copies of the input.
+
+    Many noisy copies of an input each have their own nearest boundary. At each, up to first order, this takes the
+    gradient of the target's score and squares it, feature by feature. The map says *where* the decision reacts, not
+    which way, and does not add up to anything. Three things make it less noisy than the gradient at the input.
+
+    - Gradients of one input are mostly noise; over copies this averages out (SmoothGrad,
+      https://arxiv.org/abs/1706.03825).
+    - At the boundary the decision is open. Inside of its region a certain model hardly looks at what it would need if
+      the decision were close.
+    - The square of a mean over ``n`` copies still contains the variance of the gradient over ``n``. The mean of the
+      products of *different* copies does not: its expectation is the square of the expected gradient.
+
+    By ``E[g^2] = (E g)^2 + Var g``, the *total* energy is what all copies share, the *common* one, and what differs
+    among them. Common energy is the more concentrated, and more of it lies on the object; total energy tells better
+    which pixels raise the score. The benchmarks have the numbers.
+
+    Copies are antithetic pairs, and all examples share their noise: a result does not depend on the batch. Cost: two
+    gradients a copy, ``2 * n_samples`` for each example, and one forward pass more.
+
+    Args:
+
+        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
+            ``(N, 1)`` for a binary model. Logits are best.
+        stdev (float or tuple[float, ...]): Standard deviation of the noise, in the units of the inputs; a tuple gives
+            each of several inputs its own. About a tenth of the range of the data suits ordinary networks;
+            :func:`largest_stdev` tells what a decision stands.
+        generator (torch.Generator, optional): Source of the noise, asked for one number at construction. Default:
+            None, the same noise in all instances.
+        internal_batch_size (int, optional): Copies that pass through the model at once, at least one pair. Default:
+            None, all of them.
+
+    Raises:
+
+        BoundaryTypeError: If the model is not callable, or arguments have the wrong type.
+        BoundaryValueError: If ``stdev`` is negative, infinite or zero for all inputs.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_boundary import BoundaryEnergy
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        >>> model = model.append(torch.nn.Linear(64, 3)).eval()
+        >>> images = torch.rand(2, 1, 6, 6)
+        >>> maps = BoundaryEnergy(model, stdev=0.1).attribute(images, width=1.0)
+        >>> maps.shape, bool((maps >= 0).all())
+        (torch.Size([2, 1, 6, 6]), True)
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        stdev: float | tuple[float, ...],
+        *,
+        generator: torch.Generator | None = None,
+        internal_batch_size: int | None = None,
+    ) -> None:
+        if not callable(forward_func):
+            raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
+        super().__init__(forward_func)
+        self._stdevs = checked_stdevs(stdev)
+        check_generator(generator)
+        check_count("internal_batch_size", internal_batch_size, optional=True)
+        self.stdev = stdev
+        self.internal_batch_size = internal_batch_size
+        self._seed = seed_of(generator)
+
+    @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_samples: int = 24,
+        energy: str = "total",
+        width: float = 0.0,
+    ) -> TensorOrTupleOfTensorsGeneric:
+        r"""Energy of every feature of every example.
+
+        Args:
+
+            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
+                examples N, which all inputs of a tuple share.
+            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs; 0
+                or None for a model with one output. A copy outside of the region of its target is moved to the
+                boundary of that region. Default: None, the predicted class of each example.
+            additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
+                Tensors with N entries follow their examples. Default: None
+            n_samples (int, optional): Noisy copies of every example, even, and at least 4 for common energy.
+                Default: 24
+            energy (str, optional): ``"total"``, the mean over copies of the squared gradient, or ``"common"``, the mean
+                product of the gradients of two different pairs, an estimate of the squared mean gradient that is
+                unbiased, and so may be a little below zero where nothing is common. Default: ``"total"``
+            width (float, optional): Standard deviation, in pixels, of a Gaussian window that averages energy over
+                neighbouring positions of images ``(N, C, H, W)``. What a network heeds is larger than a pixel, and so
+                the mean over neighbours has less noise; about a hundredth of the side of an image. Default: 0, none
+
+        Returns:
+
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Energies, shaped like ``inputs``.
+
+        Raises:
+
+            BoundaryTypeError: For arguments of the wrong type.
+            BoundaryValueError: For inputs, targets and outputs of the wrong shape or value, models without gradients,
+                an odd ``n_samples``, an unknown ``energy``, and a ``width`` for inputs that are no images.
+        """
+        tensors = check_inputs(inputs)
+        self._check(tensors, n_samples, energy, width)
+        with torch.inference_mode(False), torch.no_grad():
+            with watched_training_mode(self.forward_func) as first_evaluation_is_over:
+                oracle = MarginOracle(
+                    self.forward_func, tensors, target, additional_forward_args, self.internal_batch_size
+                )
+                first_evaluation_is_over()
+                maps = oracle.unpack(self._energies(oracle, n_samples, energy))
+            maps = tuple(local_average(part, width) for part in maps) if width > 0 else maps
+        return format_output(is_tuple(inputs), maps)
+
+    def attribute_future(self) -> None:
+        r"""This method is not implemented for boundary attributions."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    def has_convergence_delta(self) -> bool:
+        r"""Energies do not add up to a difference of outputs: always False."""
+        return False
+
+    def _energies(self, oracle: MarginOracle, n_samples: int, energy: str) -> Tensor:
+        """Energies ``(N, D)``."""
+        halves = oracle.pack(NoiseSource(self._seed).normal(n_samples // 2, oracle.inputs, self._stdevs))
+        rows_at_once = max(2, self.internal_batch_size or len(oracle) * n_samples)
+        pairs_at_once = min(len(halves), rows_at_once // 2)
+        of_examples = []
+        for examples in slices(len(oracle), rows_at_once // (2 * pairs_at_once)):
+            rows = oracle.all_rows[examples]
+            sums = torch.zeros_like(oracle.x[examples]), torch.zeros_like(oracle.x[examples])
+            for pairs in slices(len(halves), pairs_at_once):
+                noise = torch.cat([halves[pairs], -halves[pairs]])
+                copies = (oracle.x[examples, None] + noise).flatten(0, 1)
+                gradients = _gradients_at_boundaries(oracle, copies, rows.repeat_interleave(len(noise)))
+                gradients = gradients.reshape(len(rows), 2, -1, oracle.x.shape[1])
+                parts = gradients if energy == "total" else gradients.mean(dim=1)
+                for total, part in zip(sums, (parts, parts.square()), strict=True):
+                    total += part.flatten(1, -2).sum(dim=1)
+            of_examples.append(_total(sums[1], n_samples) if energy == "total" else _common(*sums, len(halves)))
+        return torch.cat(of_examples)
+
+    def _check(self, tensors: tuple[Tensor, ...], n_samples: int, energy: str, width: float) -> None:
+        if len(tensors) != len(self._stdevs):
+            raise BoundaryValueError(
+                f"stdev is for {len(self._stdevs)} input(s), but there are {len(tensors)}: give one number for each."
+            )
+        check_pairs(n_samples)
+        if energy not in _ENERGIES:
+            raise BoundaryValueError(f"energy must be {' or '.join(map(repr, _ENERGIES))}, but it is {energy!r}.")
+        if energy == "common" and n_samples < 4:
+            raise BoundaryValueError(f"Common energy needs n_samples of at least 4, but it is {n_samples}.")
+        if not isinstance(width, (int, float)) or not 0 <= width < math.inf:
+            raise BoundaryValueError(f"width must be a number of pixels, 0 or more, but it is {width!r}.")
+        if width > 0 and any(tensor.ndim != 4 for tensor in tensors):
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+            raise BoundaryValueError(
+                f"width averages over positions of images (N, C, H, W), but inputs have shape {shapes}. Leave it at 0."
+            )
+
+
+def _gradients_at_boundaries(oracle: MarginOracle, points: Tensor, rows: Tensor) -> Tensor:
+    """Gradients ``(n, D)`` of the target's score where the linearised boundaries of ``points`` ``(n, D)`` lie."""
+    target = oracle.target[rows][:, None]
+    scores, pull_back = oracle.scores(points, rows)
+    margin, rival = margin_and_rival(scores, target.squeeze(1))
+    of_margin = torch.zeros_like(scores).scatter_(1, rival[:, None], -1.0).scatter_(1, target, 1.0)
+    slope = pull_back(of_margin)
+    steepness = slope.square().sum(dim=1).clamp_min(torch.finfo(slope.dtype).tiny)
+    step = (margin.to(slope) / steepness)[:, None] * slope
+    scores, pull_back = oracle.scores(points - torch.nan_to_num(step, 0.0, 0.0, 0.0), rows)
+    if oracle.is_binary:  # the one output is the margin, up to its sign
+        return pull_back(of_margin)
+    return pull_back(torch.zeros_like(scores).scatter_(1, target, 1.0))
+
+
+def _total(sum_of_squares: Tensor, n: int) -> Tensor:
+    return sum_of_squares / n
+
+
+def _common(sums: Tensor, sum_of_squares: Tensor, n: int) -> Tensor:
+    """Mean product of two different ones of ``n`` vectors."""
+    return (sums.square() - sum_of_squares) / (n * (n - 1))

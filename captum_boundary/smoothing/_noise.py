@@ -1,0 +1,82 @@
+"""Gaussian noise that is the same on every device and in every precision, and copies of examples that carry it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_boundary._base.checks import check_count
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+
+__all__ = ["NoiseSource", "check_pairs", "checked_stdevs", "follow", "seed_of", "slices"]
+
+
+def seed_of(generator: torch.Generator | None) -> int:
+    """A seed drawn from the user's generator, or always the same."""
+    if generator is None:
+        return 0
+    return int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+
+
+class NoiseSource:
+    """Random numbers that all examples of a batch share, so that results do not depend on the others in it.
+
+    They are drawn on the CPU in single precision, whatever the inputs are.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+
+    def normal(self, n_samples: int, inputs: tuple[Tensor, ...], stdevs: tuple[float, ...]) -> tuple[Tensor, ...]:
+        """For each input ``(N, ...)``, the noise ``(n_samples, ...)`` of that many copies of any example."""
+        return tuple(
+            (stdev * torch.randn(n_samples, *tensor.shape[1:], **self._options)).to(tensor.device, tensor.dtype)
+            for tensor, stdev in zip(inputs, stdevs, strict=True)
+        )
+
+    def uniform(self, n_samples: int) -> Tensor:
+        """Numbers ``(n_samples,)`` from [0, 1), on the CPU."""
+        return torch.rand(n_samples, **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"generator": self._generator, "device": "cpu", "dtype": torch.float32}
+
+
+def slices(total: int, size: int) -> list[slice]:
+    """Consecutive ranges of at most ``size`` of ``total`` entries."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def follow(argument: Any, examples: slice, n_copies: int, n_examples: int) -> Any:
+    """A further argument of the model for copies of some examples: tensors with N entries follow their examples."""
+    if isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == n_examples:
+        return argument[examples].repeat_interleave(n_copies, dim=0)
+    return argument
+
+
+def check_pairs(n_samples: int) -> None:
+    """Refuse numbers of copies that are no pairs."""
+    check_count("n_samples", n_samples)
+    if n_samples % 2:
+        raise BoundaryValueError(
+            f"n_samples must be even, since noise comes in pairs of a vector and its negative, but it is {n_samples}."
+        )
+
+
+def checked_stdevs(stdev: float | tuple[float, ...]) -> tuple[float, ...]:
+    """One standard deviation for each input."""
+    stdevs = stdev if isinstance(stdev, tuple) else (stdev,)
+    for value in stdevs:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise BoundaryTypeError(
+                f"stdev must be a number, or a tuple with one for each input, but it contains {type(value).__name__}."
+            )
+    if not all(0 <= value < math.inf for value in stdevs) or not any(stdevs):
+        raise BoundaryValueError(
+            f"stdev must be positive and finite (0 only in a tuple, for inputs without noise), but it is {stdev!r}."
+        )
+    return tuple(float(value) for value in stdevs)

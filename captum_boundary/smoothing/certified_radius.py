@@ -1,0 +1,212 @@
+"""A lower end for the distance to the boundary, with a guarantee: that of randomised smoothing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from scipy.special import ndtri
+from scipy.stats import beta
+from torch import Tensor
+from torch.nn import functional
+
+from captum_boundary._base.captum_helpers import TensorOrTupleOfTensorsGeneric, format_additional_forward_args
+from captum_boundary._base.checks import check_count, check_generator, check_inputs
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.flat import geometry_dtype
+from captum_boundary._base.margin import class_scores
+from captum_boundary.smoothing._noise import NoiseSource, seed_of, slices
+from captum_boundary.smoothing.smoothed_model import SmoothedModel
+
+__all__ = ["CertifiedRadius", "certified_radius"]
+
+_DECISIONS = ("votes", "probabilities")
+# Not the noise that smoothed models are made of: points that a search has found with that depend on it.
+_OWN_STREAM = 0x5EED
+_BLOCK = 32  # copies whose noise is drawn together, always as many, so that it does not depend on the batch
+
+
+@dataclass(frozen=True)
+class CertifiedRadius:
+    r"""What is known for certain, but for a probability ``alpha``, of the smoothed decision at N examples.
+
+    Attributes:
+
+        radius (Tensor): L2 distance within which the decision does not change, ``(N,)``; 0 where abstained.
+        target (Tensor): Class that the smoothed classifier decides for, ``(N,)`` integers; for a model with one output
+            1 for its positive side and 0 for its negative side. Not certain where abstained.
+        abstained (Tensor): Whether no class is certain to have more than half of the votes, ``(N,)`` booleans.
+        p_lower (Tensor): Lower confidence bound of the share of votes for ``target``, ``(N,)``.
+    """
+
+    radius: Tensor
+    target: Tensor
+    abstained: Tensor
+    p_lower: Tensor
+
+
+def certified_radius(
+    smoothed: SmoothedModel,
+    inputs: TensorOrTupleOfTensorsGeneric,
+    n_samples: int = 1000,
+    alpha: float = 0.001,
+    *,
+    additional_forward_args: object = None,
+    decision: str = "votes",
+    n_selection: int = 100,
+    generator: torch.Generator | None = None,
+) -> CertifiedRadius:
+    r"""The distance within which the smoothed decision cannot change, with probability ``1 - alpha``.
+
+    A search finds a point beyond the boundary: the boundary is no farther away. This tells, with "Certified Adversarial
+    Robustness via Randomized Smoothing" (https://arxiv.org/abs/1902.02918), that it is no nearer. Every noisy copy of
+    the input votes for a class. A few votes select the class, ``n_samples`` new ones give the lower Clopper-Pearson
+    bound :math:`p` of its share, and the decision stands within :math:`\sigma \, \Phi^{-1}(p)` in the l2 norm. Where
+    ``p`` is at most a half, the certificate abstains.
+
+    **Which classifier is certified.** The one that decides by *all* noise, not by the ``n_samples`` fixed vectors of
+    ``smoothed``, of which this takes only the model, ``stdev`` and ``internal_batch_size``. With ``decision="votes"``
+    each copy votes for its class of highest score, and the certified classifier is the majority vote.
+    With ``"probabilities"`` each votes for a class drawn from the softmax (or sigmoid) of its scores: the certified
+    classifier decides by the mean probability, which is what
+    ``SmoothedModel(..., average="probabilities")`` estimates with finitely many copies. Nothing of the kind is known
+    for a mean of scores, which have no limits.
+
+    So the distance that a search finds for ``smoothed`` may be less than this radius, without a contradiction: a few
+    fixed copies have boundaries of their own near to the input, the more so in many dimensions. To bracket the distance
+    of the certified classifier, certify the far end as well: a point for which this function decides for another class
+    without abstaining lies beyond the boundary.
+
+    The guarantee holds for one example at a time, since all share their noise. Cost: ``n_selection + n_samples``
+    forward passes for an example, no gradients.
+
+    Args:
+
+        smoothed (SmoothedModel): The smoothed model. All inputs with noise must have the same ``stdev``, and there must
+            be no input without.
+        inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point, N examples. The radius is in their units, over
+            all of a tuple together.
+        n_samples (int, optional): Votes that are counted. However certain the model is, ``p`` is at most
+            ``alpha ** (1 / n_samples)``, and the radius at most 2.46 standard deviations with the defaults.
+            Default: 1000
+        alpha (float, optional): Probability, between 0 and 1, that the guarantee is wrong. Default: 0.001
+        additional_forward_args (Any, optional): Further arguments of the model. Tensors with N entries follow their
+            examples. Default: None
+        decision (str, optional): ``"votes"`` or ``"probabilities"``, see above. Default: ``"votes"``
+        n_selection (int, optional): Votes that select the class. Default: 100
+        generator (torch.Generator, optional): Source of the noise, asked for one number. Default: None, the same noise
+            on every call.
+
+    Returns:
+
+        - **certificate** (*CertifiedRadius*): Radius, class, bound, and where it abstained.
+
+    Raises:
+
+        BoundaryTypeError: If ``smoothed`` is no :class:`SmoothedModel`, and for inputs or outputs of the wrong type.
+        BoundaryValueError: For counts that are not positive, ``alpha`` outside of (0, 1), an unknown ``decision``,
+            unequal ``stdev``, and for inputs or outputs of the wrong shape or value.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_boundary import SmoothedModel, certified_radius
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)).eval()
+        >>> certificate = certified_radius(SmoothedModel(model, stdev=0.1), torch.randn(3, 4))
+        >>> certificate.radius.shape, certificate.abstained.dtype
+        (torch.Size([3]), torch.bool)
+    """
+    tensors = check_inputs(inputs)
+    stdev = _check(smoothed, len(tensors), n_samples, alpha, decision, n_selection, generator)
+    source = NoiseSource(seed_of(generator) ^ _OWN_STREAM)
+    voters = _Voters(smoothed, tensors, additional_forward_args, decision)
+    with torch.no_grad():
+        target = voters.count(n_selection, source).argmax(dim=1)
+        for_target = voters.count(n_samples, source).gather(1, target[:, None]).squeeze(1).numpy()
+    lower = beta.ppf(alpha, for_target, n_samples - for_target + 1)  # NaN without any vote
+    p_lower = torch.from_numpy(lower).nan_to_num(0.0)
+    abstained = p_lower <= 0.5
+    radius = stdev * torch.from_numpy(ndtri(p_lower.numpy())).masked_fill(abstained, 0.0)
+    device, dtype = tensors[0].device, geometry_dtype(tensors)
+    return CertifiedRadius(
+        radius.to(dtype).to(device), target.to(device), abstained.to(device), p_lower.to(dtype).to(device)
+    )
+
+
+class _Voters:
+    """Noisy copies of the inputs, which the model makes vote for classes."""
+
+    def __init__(
+        self, smoothed: SmoothedModel, inputs: tuple[Tensor, ...], additional_forward_args: object, decision: str
+    ) -> None:
+        self._smoothed = smoothed
+        self._inputs = inputs
+        self._arguments = format_additional_forward_args(additional_forward_args) or ()
+        self._draws = decision == "probabilities"
+
+    def count(self, n_samples: int, source: NoiseSource) -> Tensor:
+        """Votes ``(N, C)`` for each class, on the CPU."""
+        blocks = slices(n_samples, _BLOCK)
+        return _total(self._of_block(block.stop - block.start, source) for block in blocks)
+
+    def _of_block(self, n_copies: int, source: NoiseSource) -> Tensor:
+        n_examples = len(self._inputs[0])
+        noise = source.normal(n_copies, self._inputs, self._smoothed._stdevs)
+        draws = source.uniform(n_copies)
+        rows_at_once = self._smoothed.internal_batch_size or n_examples * self._smoothed.n_samples
+        copies_at_once = min(rows_at_once, n_copies)
+        return torch.cat(
+            [
+                _total(self._votes(noise, draws, examples, copies) for copies in slices(n_copies, copies_at_once))
+                for examples in slices(n_examples, rows_at_once // copies_at_once)
+            ]
+        )
+
+    def _votes(self, noise: tuple[Tensor, ...], draws: Tensor, examples: slice, copies: slice) -> Tensor:
+        """Votes ``(n, C)`` of some copies of n examples."""
+        n_examples, n_copies = examples.stop - examples.start, copies.stop - copies.start
+        scores = self._smoothed._scores_of(self._inputs, noise, self._arguments, examples, copies)
+        columns = class_scores(scores.flatten(0, 1), n_examples * n_copies).cpu().double()
+        if self._draws:
+            below = columns.softmax(dim=1).cumsum(dim=1) <= draws[copies].repeat(n_examples)[:, None]
+            chosen = below.sum(dim=1).clamp_max(columns.shape[1] - 1)
+        else:
+            chosen = columns.argmax(dim=1)
+        votes: Tensor = functional.one_hot(chosen, columns.shape[1]).reshape(n_examples, n_copies, -1).sum(dim=1)
+        return votes
+
+
+def _total(votes: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, votes)
+
+
+def _check(
+    smoothed: object, n_inputs: int, n_samples: int, alpha: float, decision: str, n_selection: int, generator: object
+) -> float:
+    """The one standard deviation of all inputs, where the arguments make sense."""
+    if not isinstance(smoothed, SmoothedModel):
+        raise BoundaryTypeError(
+            f"smoothed must be a SmoothedModel, whose model and stdev are certified, but it is "
+            f"{type(smoothed).__name__}. Wrap the model: SmoothedModel(model, stdev)."
+        )
+    check_count("n_samples", n_samples)
+    check_count("n_selection", n_selection)
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < 1:
+        raise BoundaryValueError(f"alpha must be a number between 0 and 1, exclusive, but it is {alpha!r}.")
+    if decision not in _DECISIONS:
+        raise BoundaryValueError(f"decision must be {' or '.join(map(repr, _DECISIONS))}, but it is {decision!r}.")
+    check_generator(generator)
+    if len(smoothed._stdevs) != n_inputs:
+        raise BoundaryValueError(
+            f"stdev is for {len(smoothed._stdevs)} input(s), but there are {n_inputs}: give the others as "
+            "additional_forward_args."
+        )
+    if len(set(smoothed._stdevs)) > 1:
+        raise BoundaryValueError(
+            f"Only noise of one standard deviation on all inputs gives a radius, but stdev is {smoothed.stdev!r}. "
+            "Scale the inputs, or pass those without noise as additional_forward_args."
+        )
+    return smoothed._stdevs[0]

@@ -1,0 +1,65 @@
+"""Methods that look at the boundaries of noisy copies, or of the smoothed network, for about as many gradients each."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from captum.attr import NoiseTunnel, Saliency
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from captum_boundary import BoundaryEnergy, BoundarySaliency, NearestBoundary, SmoothedModel
+
+NOISE = 0.1  # standard deviation
+N_COPIES = 16  # of the smoothed network
+AT_ONCE = 20  # images that pass through the network at once
+
+
+def window(images: Tensor) -> float:
+    """Standard deviation, in pixels, of the window in which energies are averaged."""
+    return max(1.0, images.shape[-1] / 75)
+
+
+def boundary_energy(
+    energy: str, n_gradients: int, averaged: bool, model: nn.Module, images: Tensor, target: Tensor
+) -> Tensor:
+    method = BoundaryEnergy(model, NOISE, internal_batch_size=AT_ONCE)
+    width = window(images) if averaged else 0.0
+    return method.attribute(images, target, n_samples=n_gradients // 4 * 2, energy=energy, width=width)
+
+
+def smoothgrad_energy(kind: str, n_gradients: int, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """The rivals' energies at the same noise and in the same window: what is due to these, and not to boundaries."""
+    maps = NoiseTunnel(Saliency(model)).attribute(images, kind, n_gradients, 1, stdevs=NOISE, abs=False, target=target)
+    maps = maps.square() if kind == "smoothgrad" else maps
+    return gaussian_blur(maps, 2 * int(3 * window(images)) + 1, window(images))
+
+
+def way_to_smoothed_boundary(n_gradients: int, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """Squared: how far each pixel has to go."""
+    smoothed = SmoothedModel(model, NOISE, N_COPIES, internal_batch_size=AT_ONCE)
+    search = NearestBoundary(smoothed, bounds=(0, 1), budget=n_gradients // N_COPIES)
+    return (images - search.perturb(images, target)).square()
+
+
+def smoothed_saliency(n_gradients: int, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """Squared gradient of the smoothed network at its boundary."""
+    smoothed = SmoothedModel(model, NOISE, N_COPIES, internal_batch_size=AT_ONCE)
+    search = NearestBoundary(smoothed, bounds=(0, 1), budget=max(1, n_gradients // N_COPIES - 1))
+    return BoundarySaliency(smoothed, search=search).attribute(images, target).square()
+
+
+def smoothed_methods(n_gradients: int) -> dict[str, partial[Tensor]]:
+    """By their names in the tables."""
+    energies = {
+        f"BoundaryEnergy, {energy}{note}": partial(boundary_energy, energy, n_gradients, averaged)
+        for averaged, note in ((True, ""), (False, ", no window"))
+        for energy in ("total", "common")
+    }
+    return {
+        **energies,
+        f"SmoothGrad squared, {NOISE}, window": partial(smoothgrad_energy, "smoothgrad_sq", n_gradients),
+        f"square of SmoothGrad, {NOISE}, window": partial(smoothgrad_energy, "smoothgrad", n_gradients),
+        "way to smoothed boundary, squared": partial(way_to_smoothed_boundary, n_gradients),
+        "BSM of smoothed network, squared": partial(smoothed_saliency, n_gradients),
+    }

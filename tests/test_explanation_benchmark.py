@@ -1,0 +1,105 @@
+"""The rivals and the images of the benchmarks of explanations: what their definitions promise."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def paths():
+    return _imported("rival_paths")
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return _imported("planted")
+
+
+def _imported(name):
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+IMAGES = torch.rand(3, 2, 5, 5, generator=torch.Generator().manual_seed(0)).double()
+TARGET = torch.tensor([0, 2, 1])
+
+
+def smooth_model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(50, 30), nn.Softplus(), nn.Linear(30, 3)).double()
+
+
+def rise(model):
+    """Of the target's score from black to the images."""
+    with torch.no_grad():
+        return (model(IMAGES) - model(torch.zeros_like(IMAGES))).gather(1, TARGET[:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize("leash", [1e-9, 0.02, 1.0])
+def test_guided_integrated_gradients_add_up(paths, leash):
+    model = smooth_model()
+    maps = paths.guided_integrated_gradients(model, IMAGES, TARGET, n_steps=400, leash=leash)
+    torch.testing.assert_close(maps.flatten(1).sum(dim=1), rise(model), rtol=0, atol=2e-3)
+
+
+def test_guided_integrated_gradients_are_the_ordinary_ones_on_a_short_leash(paths):
+    model = smooth_model()
+    maps = paths.guided_integrated_gradients(model, IMAGES, TARGET, n_steps=400, leash=1e-9)
+    slopes = 0
+    for position in (torch.arange(400) + 0.5) / 400:
+        leaves = (position * IMAGES).requires_grad_()
+        slopes = slopes + torch.autograd.grad(model(leaves).gather(1, TARGET[:, None]).sum(), leaves)[0] / 400
+    torch.testing.assert_close(maps, IMAGES * slopes, rtol=0, atol=1e-3)
+
+
+def test_guided_integrated_gradients_first_move_what_hardly_matters(paths):
+    """Without a leash, the pixel without a slope arrives in the first step."""
+    seen = []
+
+    def model(images):
+        seen.append(images.detach().clone())
+        weights = torch.arange(1.0, 51.0).double().reshape(2, 5, 5)
+        return (images * weights).flatten(1).sum(dim=1)[:, None].expand(-1, 3)
+
+    paths.guided_integrated_gradients(model, torch.ones_like(IMAGES), TARGET, n_steps=50, fraction=1e-9, leash=1.0)
+    torch.testing.assert_close(seen[1][:, 0, 0, 0], torch.ones(3).double())
+    torch.testing.assert_close(seen[1].flatten(1).sum(dim=1), torch.ones(3).double())
+
+
+def test_integrated_decision_gradients_weigh_by_the_rise_of_the_score(paths):
+    """The square of the place has slope 2 a at place a: its square, added up on the way, is 4 / 3."""
+
+    def model(images):
+        mean = images.mean(dim=(1, 2, 3))
+        return (mean.square())[:, None].expand(-1, 3)
+
+    maps = paths.integrated_decision_gradients(model, torch.ones_like(IMAGES), TARGET, n_steps=400)
+    torch.testing.assert_close(maps.flatten(1).sum(dim=1), torch.full((3,), 4 / 3).double(), rtol=0.02, atol=0)
+
+
+def test_planted_causes_tell_the_class_and_distractors_do_not(planted):
+    images, classes, masks = planted.planted_images(40, seed=0)
+    assert (masks.sum(dim=(1, 2)) == planted.GLYPH**2).all()
+    assert ((images >= 0) & (images <= 1)).all()
+    for image, label, mask in zip(images, classes, masks, strict=True):
+        rows, columns = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
+        square = image[:, rows][:, :, columns]
+        glyph = planted.CAUSES[label].bool()
+        inside, outside = square[:, glyph], square[:, ~glyph]
+        assert (inside.std(dim=1) < 0.35).all()
+        assert ((inside.mean(dim=1) - outside.mean(dim=1)).abs() > 0.05).any()
+    again = planted.planted_images(40, seed=0)
+    assert torch.equal(again[0], images)
+    assert len({tuple(glyph.flatten().tolist()) for glyph in (*planted.CAUSES, *planted.DISTRACTORS)}) == 7
