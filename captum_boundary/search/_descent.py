@@ -34,7 +34,7 @@ class _Schedule(NamedTuple):
 
 
 # In l1 the descent begins far out, at a point that is near in l2.
-_FROM_THE_BOUNDARY = {2: _Schedule(0.05, 0.005), math.inf: _Schedule(0.05, 0.005), 1: _Schedule(0.2, 0.005)}
+_FROM_THE_BOUNDARY = {2: _Schedule(0.05, 0.005), math.inf: _Schedule(0.05, 0.005), 1: _Schedule(0.1, 0.005)}
 _FROM_AFAR = _Schedule(0.3, 0.02, last_step=0.05)
 # How much of its descent an example is held in the range of its input's own values.
 _HELD_SHARE = 0.5
@@ -149,9 +149,12 @@ def _sphere_step(
 ) -> Tensor:
     """Turn the way from the inputs to ``points`` against the normals and make its length that of the ``radius``."""
     move = points - problem.x
-    width = length(plane.slope, 2)
-    step = stride * length(move, 2) / torch.where(width > 0, width, torch.inf)
-    move = torch.addcmul(move, step[:, None], plane.slope, value=-1)
+    # Steps suit the norm: in linf every coordinate counts alike, in l1 the steepest one says how far a step may go.
+    direction = plane.slope.sign() if problem.norm == math.inf else plane.slope
+    measure = math.inf if problem.norm == 1 else 2
+    width = length(direction, measure)
+    step = stride * length(move, measure) / torch.where(width > 0, width, torch.inf)
+    move = torch.addcmul(move, step[:, None], direction, value=-1)
     reach = length(move, problem.norm)
     growth = radius / torch.where(reach > 0, reach, torch.inf)
     if problem.norm == 2:
