@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from torch import Tensor
 
+from captum_boundary import NearestBoundary
 from captum_boundary._base.bounds import box_of
 from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search._approach import approach, newton_step
@@ -41,3 +45,17 @@ def test_a_dead_end_is_left_after_two_slow_steps() -> None:
     found = approach(problem_of(saturated, torch.zeros(1, 1, dtype=torch.float64)), 10)
     assert torch.isinf(found.distance).all()
     assert calls < 12
+
+
+def _sees_its_own_range_alone(x: Tensor) -> Tensor:
+    """A decision by a few of many values, of which those outside the range of the data tell nothing."""
+    weights = torch.randn(600, generator=torch.Generator().manual_seed(0)) ** 5
+    return (x.clamp(0, 1) @ weights.to(x))[:, None] * torch.tensor([1.0, -1.0]).to(x)
+
+
+@pytest.mark.parametrize("norm", [2, 1, math.inf])
+def test_where_a_model_sees_nothing_outside_the_range_of_its_data_limits_need_not_be_given(norm) -> None:
+    inputs = torch.rand(20, 600, generator=torch.Generator().manual_seed(1))
+    free = NearestBoundary(_sees_its_own_range_alone, norm=norm).find(inputs)
+    limited = NearestBoundary(_sees_its_own_range_alone, norm=norm, bounds=(0, 1)).find(inputs)
+    assert (free.distance <= 1.015 * limited.distance).all()

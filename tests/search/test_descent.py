@@ -50,3 +50,20 @@ def test_dives_step_towards_a_boundary_that_they_have_not_crossed_yet(norm) -> N
     nearest = (inputs @ slope.T).abs().squeeze(1) / length(slope, 1 if norm == math.inf else 2)
     found = dive(problem, problem.x, 12)
     assert (found.distance < 1.1 * nearest).all()
+
+
+def test_steps_in_linf_heed_signs_alone() -> None:
+    """Coordinates of small slope count as much as others, where the largest change is the distance."""
+    slope = torch.logspace(-3, 0, 600)
+    inputs = torch.ones(1, 600)
+    problem = Problem(
+        MarginOracle(lambda x: torch.stack([x @ slope, 0 * x[:, 0]], dim=1), (inputs,)),
+        box_of(None, (inputs,)),
+        math.inf,
+        torch.tensor(1e-6),
+    )
+    nearest = (inputs @ slope / slope.sum()).item()
+    start = inputs - 1.001 * (inputs @ slope) / slope.square().sum() * slope
+    known = Candidates.none(problem).or_nearer(start, problem.distance(start), problem.depth(start))
+    assert known.distance > 1.9 * nearest
+    assert descend(problem, known, torch.full((1,), 12)).distance < 1.02 * nearest

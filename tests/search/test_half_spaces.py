@@ -92,3 +92,19 @@ def test_a_plane_that_does_not_hold_elsewhere_is_dropped():
     point = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     half_spaces.add(problem, point, problem.linearize(point))
     torch.testing.assert_close(half_spaces.nearest(problem), point, rtol=1e-6, atol=1e-6)
+
+
+def test_a_half_space_met_twice_but_for_rounding_is_met_once():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(500, 100, generator=generator)
+    slopes = 0.1 * torch.randn(500, 1, 100, generator=generator)
+    again = slopes * (1 + 6e-8 * torch.randn(slopes.shape, generator=generator))
+    drops = 2 * torch.rand(500, 1, generator=generator)
+    box = Box(torch.zeros(1, 100), torch.ones(1, 100))
+    once, multipliers = project_onto_half_spaces(
+        x, torch.cat([slopes, 0 * slopes], dim=1), torch.cat([drops, 0 * drops], dim=1), box, torch.zeros(500, 2), 9
+    )
+    twice, _ = project_onto_half_spaces(
+        x, torch.cat([slopes, again], dim=1), torch.cat([drops, drops], dim=1), box, multipliers, 2
+    )
+    assert torch.allclose(twice, once, atol=1e-5)
