@@ -26,6 +26,7 @@ from captum_boundary.robust._checks import (
     check_layer,
     check_loss_options,
     check_positive,
+    check_smooth,
 )
 from captum_boundary.robust._inner_maximizer import InnerMaximizer
 from captum_boundary.robust._inner_problem import worst_points
@@ -72,8 +73,10 @@ class RARLoss(nn.Module):
 
     The gradient of the regulariser needs second derivatives of the loss. In a network of ReLUs these see how the loss
     bends, and how slopes depend on the weights, but not the kinks: where a perturbation switches a unit on or off, that
-    change of slope counts in the value of the regulariser, through the points of the path, and not in its gradient with
-    respect to the input. Training works all the same, as the paper's does; softplus or GELU let the gradient see all.
+    change of slope counts in the value of the regulariser, through the points of the path, and not in its gradient.
+    Training learns to make use of that. ``smooth="softplus"`` takes the attributions of the same network with softplus
+    in the place of its piecewise linear activations, for the regulariser and the attack on it, where gradients then see
+    all. The model itself, the loss :math:`l` above, and activations that are smooth as they are stay as they are.
 
     Args:
 
@@ -120,6 +123,13 @@ class RARLoss(nn.Module):
             "riemann_trapezoid" or "gausslegendre"; with ``layer`` one of the first two. Default: None, the paper's
             "riemann_right", and "riemann_left" for ``"norm_power"``.
         power (float, optional): The exponent q of ``"norm_power"``. Default: 2
+        smooth (str, optional): ``"softplus"``: regularise the attributions of the model with
+            :math:`\log(1 + e^{\beta z}) / \beta` in the place of ReLUs, as modules, functions and methods, and likewise
+            of leaky_relu, prelu, relu6, hardtanh and hardsigmoid. Other kinks (max pooling, ``abs``) stay. So does
+            ``"sum"``, which has no attributions. Default: None, the model as it is.
+        softplus_beta (float, optional): The sharpness :math:`\beta`, an inverse temperature: the largest difference to
+            a ReLU is ``log(2) / softplus_beta``, for pre-activations of nearly zero. With little of it the attributions
+            are those of another network, with very much of it they have kinks again. Default: 100
 
     Attributes:
 
@@ -164,6 +174,8 @@ class RARLoss(nn.Module):
         generator: torch.Generator | None = None,
         method: str | None = None,
         power: float = 2.0,
+        smooth: str | None = None,
+        softplus_beta: float = 100.0,
     ) -> None:
         super().__init__()
         check_loss_options(
@@ -175,6 +187,7 @@ class RARLoss(nn.Module):
                 "attack_step_size": attack_step_size,
                 "penalty": penalty,
                 "power": power,
+                "softplus_beta": softplus_beta,
             },
             counts={
                 "n_steps": n_steps,
@@ -184,6 +197,8 @@ class RARLoss(nn.Module):
             },
             weight=weight,
         )
+        if smooth not in (None, "softplus"):
+            raise BoundaryValueError(f"smooth must be None or 'softplus', but it is {smooth!r}.")
         self._size = size_of(size, power)
         method = method or self._size.method
         self._rule = Quadrature.of(method, n_steps)
@@ -203,6 +218,8 @@ class RARLoss(nn.Module):
         self.bounds = bounds
         self.loss_func = cross_entropy if loss_func is None else loss_func
         self.random_start = random_start
+        self.smooth = smooth
+        self.softplus_beta = softplus_beta
         self.internal_batch_size = internal_batch_size
         self.generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
         self.parts: RARParts | None = None
@@ -313,9 +330,16 @@ class RARLoss(nn.Module):
         loss = PointwiseLoss.of(
             self.model, self.loss_func, tensors, as_target(target, tensors), arguments, self._layer[0]
         )
-        problem = Problem(self._maximizer.neighbourhood(tensors, self.bounds), loss, is_tuple(inputs))
+        problem = Problem(
+            self._maximizer.neighbourhood(tensors, self.bounds),
+            loss,
+            is_tuple(inputs),
+            softplus_beta=None if self.smooth is None or self._size.of is None else self.softplus_beta,
+        )
         if self.loss_func is cross_entropy:
             check_classification(loss, problem.x[:1])
+        if problem.softplus_beta is not None:
+            check_smooth(problem.path_loss, problem.x[:1])
         return problem
 
     def _regularizer(self, rule: Quadrature) -> Regularizer:
@@ -331,4 +355,5 @@ class RARLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print`` shows of the loss, before its model."""
-        return f"size={self.size!r}, epsilon={self.epsilon}, weight={self.weight}"
+        smooth = "" if self.smooth is None else f", smooth={self.smooth!r}, softplus_beta={self.softplus_beta}"
+        return f"size={self.size!r}, epsilon={self.epsilon}, weight={self.weight}{smooth}"

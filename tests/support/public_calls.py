@@ -239,6 +239,7 @@ case("RARLoss", trained, "function", size=lambda attributions: attributions.flat
 case("RARLoss", lambda device: trained(device, norm=2, generator=torch.Generator()), "l2")
 case("RARLoss", trained, "penalty", penalty=1.0)
 case("RARLoss", trained, "layer", with_layer=True)
+case("RARLoss", trained, "smooth", smooth="softplus")
 case("RARLoss", trained, "in parts", internal_batch_size=3)
 case("RARLoss", trained, "of the paper", **{**paper_settings("flower"), "attack_steps": 2})
 case("AttributionAttack", attacked, "topk", bounds=BOUNDS)
