@@ -12,7 +12,7 @@ from captum_boundary._base.checks import check_count
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.margin import class_scores
 from captum_boundary._base.outputs import has_one_output, score_tensor
-from captum_boundary.robust._model_modes import unwrapped
+from captum_boundary.robust._model_modes import ordinary, unwrapped
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 from captum_boundary.robust._smooth_activations import KinksOutOfReach
 
@@ -72,7 +72,8 @@ def as_target(target: Any, inputs: tuple[Tensor, ...]) -> Tensor:
             f"{tuple(target.shape)}."
         )
     # Classes follow the inputs, as everywhere; what a loss of the user's own takes is the user's.
-    return target.detach() if target.is_floating_point() else target.detach().to(inputs[0].device)
+    target = ordinary(target).detach()
+    return target if target.is_floating_point() else target.to(inputs[0].device)
 
 
 def check_classification(loss: PointwiseLoss, point: Tensor) -> None:

@@ -30,6 +30,7 @@ from captum_boundary.robust._checks import (
 )
 from captum_boundary.robust._inner_maximizer import InnerMaximizer
 from captum_boundary.robust._inner_problem import worst_points
+from captum_boundary.robust._model_modes import ordinary, outside_inference_mode
 from captum_boundary.robust._path_gradients import Quadrature
 from captum_boundary.robust._pointwise_loss import LossFunction, PointwiseLoss, cross_entropy, losses_of
 from captum_boundary.robust._problem import Problem
@@ -236,6 +237,7 @@ class RARLoss(nn.Module):
         step_size = self._maximizer.step_size * value / self._maximizer.epsilon
         self._maximizer = self._maximizer._replace(epsilon=value, step_size=step_size)
 
+    @outside_inference_mode()
     def forward(
         self, inputs: TensorOrTupleOfTensorsGeneric, target: Tensor, additional_forward_args: object = None
     ) -> Tensor:
@@ -284,6 +286,7 @@ class RARLoss(nn.Module):
         self.parts = RARParts(natural, loss.detach(), sizes.detach(), points)
         return total
 
+    @outside_inference_mode()
     def perturb(
         self, inputs: TensorOrTupleOfTensorsGeneric, target: Tensor, additional_forward_args: object = None
     ) -> TensorOrTupleOfTensorsGeneric:
@@ -299,6 +302,7 @@ class RARLoss(nn.Module):
         problem = self._problem(inputs, target, additional_forward_args)
         return format_output(problem.as_tuple, unpack(self._worst_points(problem), problem.inputs))
 
+    @outside_inference_mode()
     def regularizer(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -316,7 +320,7 @@ class RARLoss(nn.Module):
             - **sizes** (*Tensor*): Of each example, ``(N,)``.
         """
         problem = self._problem(inputs, target, additional_forward_args)
-        ends = check_inputs(perturbed)
+        ends = tuple(map(ordinary, check_inputs(perturbed)))
         if [tensor.shape for tensor in ends] != [tensor.shape for tensor in problem.inputs]:
             raise BoundaryValueError(
                 f"perturbed must have the shapes of inputs, {[tuple(tensor.shape) for tensor in problem.inputs]}, but "
@@ -325,8 +329,8 @@ class RARLoss(nn.Module):
         return self._regularizer(self._rule).of_examples(problem, pack(ends))
 
     def _problem(self, inputs: Any, target: Any, additional_forward_args: object) -> Problem:
-        tensors = tuple(tensor.detach() for tensor in check_inputs(inputs))
-        arguments = format_additional_forward_args(additional_forward_args) or ()
+        tensors = tuple(ordinary(tensor).detach() for tensor in check_inputs(inputs))
+        arguments = tuple(map(ordinary, format_additional_forward_args(additional_forward_args) or ()))
         loss = PointwiseLoss.of(
             self.model, self.loss_func, tensors, as_target(target, tensors), arguments, self._layer[0]
         )
