@@ -72,8 +72,8 @@ def as_target(target: Any, inputs: tuple[Tensor, ...]) -> Tensor:
             f"{tuple(target.shape)}."
         )
     # Classes follow the inputs, as everywhere; what a loss of the user's own takes is the user's.
-    target = ordinary(target).detach()
-    return target if target.is_floating_point() else target.to(inputs[0].device)
+    labels: Tensor = ordinary(target).detach()
+    return labels if labels.is_floating_point() else labels.to(inputs[0].device)
 
 
 def check_classification(loss: PointwiseLoss, point: Tensor) -> None:

@@ -42,7 +42,7 @@ def smooth_activations(beta: float) -> TorchFunctionMode:
     return _SmoothActivations(beta)
 
 
-class KinksOutOfReach(TorchDispatchMode):
+class KinksOutOfReach(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context, around :func:`smooth_activations`, that notes what is computed with a kink all the same.
 
     Activations in fused and scripted code do not pass by the functions that are replaced, but come down to the same
@@ -50,7 +50,7 @@ class KinksOutOfReach(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
 
     def __torch_dispatch__(
