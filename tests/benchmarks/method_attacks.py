@@ -66,7 +66,7 @@ class Setting:
 SETTINGS: Mapping[str, Setting] = {
     "mnist_natural": Setting("natural", 0.1, 100, 100, 30),
     "mnist_adversarial": Setting("madry", 0.3, 100, 100, 30),
-    "cifar10": Setting(None, 2 / 255, 128, 40, 20),
+    "cifar10": Setting(None, 2 / 255, 128, 20, 20),
 }
 
 METHODS: Mapping[str, Callable[[nn.Module], Any]] = {
