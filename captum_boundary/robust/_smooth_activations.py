@@ -131,7 +131,7 @@ def _clamp(positive_part: PositivePart, input: Tensor, min: Any = None, max: Any
     return positive_part(input) if _clamps_at_zero(input, min, max) else None
 
 
-def _clamps_at_zero(input: Tensor, min: Any = None, max: Any = None) -> bool:  # noqa: A002
+def _clamps_at_zero(input: Tensor, min: Any = None, max: Any = None, **others: Any) -> bool:  # noqa: A002
     return isinstance(min, (int, float)) and min == 0 and max is None and input.is_floating_point()
 
 

@@ -98,8 +98,8 @@ def evaluate_attribution_robustness(
     examples that are misclassified; here all are taken as they come.
 
     The maps are those that the attack is made for or, with ``attribution``, those of any other method at the same
-    perturbed inputs: whether what moves the one moves the other. An attack that is not made for a method is a bound of
-    what can be done to it. One attack serves several methods when its result is passed on as ``perturbed``.
+    perturbed inputs: whether what moves the one moves the other. An attack that is not made for a method may do less to
+    it than one that is. One attack serves several methods when its result is passed on as ``perturbed``.
 
     Such numbers mean little alone, since a random perturbation changes maps as well
     (https://arxiv.org/abs/2312.10534). Therefore ``control`` holds them for one honest random draw: every feature moved

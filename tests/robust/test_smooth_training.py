@@ -177,6 +177,23 @@ def test_adversarial_training_has_no_attributions_to_smooth() -> None:
         assert torch.equal(plain.parts.perturbed, smooth.parts.perturbed)
 
 
+class Masked(nn.Module):
+    """A network that clamps a constant of its own into memory of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network(nn.Tanh)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = torch.ones(3, dtype=x.dtype)
+        return self.body(x) * torch.clamp_min(ones, 0.5, out=torch.empty_like(ones))
+
+
+def test_constants_may_be_clamped() -> None:
+    x, y = batch()
+    torch.testing.assert_close(smooth_loss(Masked())(x, y), smooth_loss(network(nn.Tanh))(x, y))
+
+
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU])
 def test_smooth_activations_are_exact(activation) -> None:
     model, (x, y) = network(activation), batch()
