@@ -19,6 +19,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if not {"_build", "_generated"} & set(path.parts))
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>[^\n]*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 RUN = ("{testsetup}", "{testcode}", "{testcleanup}")
+# Pages on packages that the rest of the tests can do without.
+NEEDED = {"howto/trainers.md": ("accelerate", "lightning")}
 NOT_CODE = ("{image}", "{include}", "{testoutput}", "{toctree}", "console", "bibtex")
 
 
@@ -40,6 +42,8 @@ def test_every_block_of_code_is_run(page) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if any(kind in RUN for kind, _ in blocks(page))], ids=page_id)
 @pytest.mark.filterwarnings("ignore:Setting forward, backward hooks", "ignore:.*urllib3:Warning")
 def test_code_prints_what_the_page_shows(page) -> None:
+    for package in NEEDED.get(page_id(page), ()):
+        pytest.importorskip(package)
     names: dict[str, object] = {"torch": torch, "nn": torch.nn}
     printed = ""
     with torch.random.fork_rng(devices=[]):

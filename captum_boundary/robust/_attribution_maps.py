@@ -31,7 +31,7 @@ from captum_boundary.robust._map_baselines import format_baselines
 from captum_boundary.robust._model_modes import twice_differentiable, unwrapped
 from captum_boundary.robust._smooth_activations import smooth_activations
 
-__all__ = ["AttributionMaps", "MapState"]
+__all__ = ["AttributionMaps", "MapState", "as_shares"]
 
 # Path points for the Hessians, which only point the way; those of the map itself have to be more.
 _CURVATURE_STEPS = 10
@@ -48,9 +48,13 @@ class MapState(NamedTuple):
 
     @property
     def shares(self) -> Tensor:
-        """The map, scaled so that it sums to one; zero where there is no attribution at all."""
-        total = self.magnitudes.sum(dim=1, keepdim=True)
-        return self.magnitudes / total.clamp_min(torch.finfo(total.dtype).tiny)
+        return as_shares(self.magnitudes)
+
+
+def as_shares(magnitudes: Tensor) -> Tensor:
+    """Maps ``(N, P)`` scaled so that they sum to one; zero where there is no attribution at all."""
+    total = magnitudes.sum(dim=1, keepdim=True)
+    return magnitudes / total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
 class _Rule(NamedTuple):
@@ -100,10 +104,15 @@ class AttributionMaps(FlatModel):
         if len(inputs) > 1:
             self.map_shape = (sum(tensor.shape[1:].numel() // _n_channels(tensor) for tensor in inputs),)
 
+    @property
+    def explained_target(self) -> Tensor | None:
+        """Classes ``(N,)`` whose scores are explained, as Captum takes them; None for a model's only output."""
+        return None if self.is_binary else self._explained
+
     def at(self, points: Tensor) -> MapState:
         """The map and the margin at ``points`` ``(N, D)``, one for each example."""
         gradient = self._mean_gradient(points)
-        magnitudes = self._fold((gradient * self._distance(points)).abs())
+        magnitudes = self.fold((gradient * self._distance(points)).abs())
         return MapState(points, gradient, magnitudes, *self.margin_and_slope(points))
 
     def descent(self, state: MapState, weights: Tensor, box: Box, tolerance: float) -> Tensor:
@@ -128,7 +137,7 @@ class AttributionMaps(FlatModel):
         """What the mean gradient is multiplied with: the way from the baseline, or one."""
         return torch.ones_like(points) if self._baseline is None else points - self._baseline
 
-    def _fold(self, values: Tensor) -> Tensor:
+    def fold(self, values: Tensor) -> Tensor:
         """Sums ``(N, P)`` over the channels of images."""
         parts = torch.split(values, [template[0].numel() for template in self.inputs], dim=1)
         return flat_maps(tuple(part.view(t.shape) for part, t in zip(parts, self.inputs, strict=True)))

@@ -12,7 +12,9 @@ from captum_boundary._base.checks import check_count
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.margin import class_scores
 from captum_boundary._base.outputs import has_one_output, score_tensor
+from captum_boundary.robust._model_modes import ordinary, unwrapped
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
+from captum_boundary.robust._smooth_activations import KinksOutOfReach
 
 __all__ = [
     "as_target",
@@ -22,6 +24,7 @@ __all__ = [
     "check_layer",
     "check_loss_options",
     "check_positive",
+    "check_smooth",
 ]
 
 
@@ -39,8 +42,13 @@ def check_loss_options(
         raise BoundaryTypeError(
             f"model must be a torch.nn.Module, whose parameters are trained, but it is {type(model).__name__}."
         )
+    if isinstance(unwrapped(model), torch.jit.ScriptModule):
+        raise BoundaryTypeError(
+            "model must be the torch.nn.Module from before it was scripted or traced, since PyTorch evaluates no other "
+            f"with the parameters of an earlier moment, but it is {type(model).__name__}."
+        )
     for name, value in positive.items():
-        check_positive(name, value, optional=name != "epsilon")
+        check_positive(name, value, optional=name not in ("epsilon", "softplus_beta"))
     if weight is not None and not 0 <= weight < math.inf:
         raise BoundaryValueError(f"weight must be a number of at least 0, but it is {weight!r}.")
     if norm not in (math.inf, 2):
@@ -64,7 +72,8 @@ def as_target(target: Any, inputs: tuple[Tensor, ...]) -> Tensor:
             f"{tuple(target.shape)}."
         )
     # Classes follow the inputs, as everywhere; what a loss of the user's own takes is the user's.
-    return target.detach() if target.is_floating_point() else target.detach().to(inputs[0].device)
+    labels: Tensor = ordinary(target).detach()
+    return labels if labels.is_floating_point() else labels.to(inputs[0].device)
 
 
 def check_classification(loss: PointwiseLoss, point: Tensor) -> None:
@@ -102,6 +111,18 @@ def check_layer(model: nn.Module, layer: Any, method: str) -> None:
         raise BoundaryValueError(
             f"With layer, method must be 'riemann_right' or 'riemann_left', whose nodes divide the path evenly, but it "
             f"is {method!r}."
+        )
+
+
+def check_smooth(loss: PointwiseLoss, point: Tensor) -> None:
+    """That all kinks which have a smooth form are in reach of the context that replaces them."""
+    with torch.enable_grad(), KinksOutOfReach() as kinks:
+        loss.of_rows(slice(0, 1)).output(point.clone().requires_grad_())
+    if kinks.names:
+        raise BoundaryValueError(
+            f"smooth='softplus' does not reach every activation: {', '.join(sorted(kinks.names))} is computed inside "
+            "of code that PyTorch has compiled or fused, such as a scripted module or nn.RNN with nonlinearity='relu'. "
+            "Give the model from before it was scripted, with its activations written out, or leave smooth out."
         )
 
 

@@ -26,7 +26,7 @@ def worst_points(
     noise = None if generator is None else maximizer.noise(problem.x, generator)
     start = maximizer.start(problem.near, problem.slope(), noise)
     ends = []
-    for rows in regularizer.groups(problem.loss):
+    for rows in regularizer.groups(problem):
         part = problem.of_rows(rows)
         ends.append(maximizer.ascend(_objective(part, regularizer, weight), start[rows], part.near))
     return torch.cat(ends)

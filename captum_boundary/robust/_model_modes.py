@@ -10,7 +10,14 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["evaluation_mode", "native_recurrence", "twice_differentiable", "unwrapped"]
+__all__ = [
+    "evaluation_mode",
+    "native_recurrence",
+    "ordinary",
+    "outside_inference_mode",
+    "twice_differentiable",
+    "unwrapped",
+]
 
 
 def unwrapped(model: Any) -> Any:
@@ -26,6 +33,21 @@ def unwrapped(model: Any) -> Any:
             model = model._orig_mod
         else:
             return model
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Where inference mode is on, ``torch.no_grad()`` in its place: attacks need gradients, and turn these on again."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def ordinary(value: Any) -> Any:
+    """The value or, of tensors that were made in inference mode, a copy that graphs may hold."""
+    return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
 
 
 @contextmanager

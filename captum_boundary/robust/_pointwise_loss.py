@@ -18,6 +18,7 @@ from captum_boundary._base.flat import pack, unpack
 from captum_boundary._base.outputs import score_tensor
 from captum_boundary.robust._batch_sizes import saved_bytes
 from captum_boundary.robust._model_modes import evaluation_mode, twice_differentiable, unwrapped
+from captum_boundary.robust._smooth_activations import smooth_activations
 
 __all__ = ["LossFunction", "PointwiseLoss", "cross_entropy", "losses_of"]
 
@@ -43,6 +44,7 @@ class PointwiseLoss:
     layer: nn.Module | None
     state: dict[str, Tensor]  # of the model: parameters with their graph, buffers as they were
     autocast: tuple[str, bool, torch.dtype]
+    softplus_beta: float | None = None  # sharpness of the softplus in the place of kinks; None: kinks stay
 
     @classmethod
     def of(
@@ -122,7 +124,7 @@ class PointwiseLoss:
         """What the model returns at ``points``."""
         n_repeats = len(points) // len(self)
         arguments = self._of_examples(lambda value: _repeated(value, n_repeats))
-        with evaluation_mode(self.model), twice_differentiable(self.model), self._autocast():
+        with evaluation_mode(self.model), twice_differentiable(self.model), self._autocast(), self._activations():
             return functional_call(self.model, self.state, (*unpack(points, self.templates), *arguments))
 
     def with_layer(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,6 +142,9 @@ class PointwiseLoss:
                 + (f" and returned {type(outputs[0]).__name__}." if outputs else ".")
             )
         return losses, outputs[0]
+
+    def _activations(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.softplus_beta is None else smooth_activations(self.softplus_beta)
 
     def _autocast(self) -> AbstractContextManager[object]:
         device, enabled, dtype = self.autocast

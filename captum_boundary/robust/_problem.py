@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class Problem:
     near: Neighbourhood
     loss: PointwiseLoss
     as_tuple: bool
+    softplus_beta: float | None = None  # of the activations on the path; None for those that the model has
 
     @property
     def x(self) -> Tensor:
@@ -30,6 +32,13 @@ class Problem:
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         return self.loss.templates
+
+    @cached_property
+    def path_loss(self) -> PointwiseLoss:
+        """The loss whose Integrated Gradients are taken."""
+        if self.softplus_beta is None:
+            return self.loss
+        return replace(self.loss, softplus_beta=self.softplus_beta)
 
     def of_rows(self, rows: slice) -> Problem:
         return replace(self, near=self.near.of_rows(rows), loss=self.loss.of_rows(rows))

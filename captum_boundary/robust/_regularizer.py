@@ -11,7 +11,6 @@ from torch import Tensor
 from captum_boundary.robust._batch_sizes import batches
 from captum_boundary.robust._mean_size import mean_size
 from captum_boundary.robust._path_gradients import Quadrature, examples_at_once, path_attribution
-from captum_boundary.robust._pointwise_loss import PointwiseLoss
 from captum_boundary.robust._problem import Problem
 from captum_boundary.robust._sizes import Size
 
@@ -31,7 +30,7 @@ class Regularizer:
         """Sizes ``(N,)`` of the attributions of ``ends`` ``(N, D)``."""
         if self.size.of is None:
             return problem.loss(ends) - problem.loss(problem.x)
-        attribution = path_attribution(problem.loss, problem.x, ends, self.rule, self.internal_batch_size)
+        attribution = path_attribution(problem.path_loss, problem.x, ends, self.rule, self.internal_batch_size)
         if problem.loss.layer is None and not problem.as_tuple:
             attribution = attribution.reshape(problem.inputs[0].shape)
         return self.size.measure(attribution)
@@ -47,10 +46,11 @@ class Regularizer:
         def sizes_of(rows: slice, state: Mapping[str, Tensor]) -> Tensor:
             return self.of_examples(problem.of_rows(rows).with_state(state), ends[rows])
 
-        return mean_size(sizes_of, self.groups(problem.loss), parameters)
+        return mean_size(sizes_of, self.groups(problem), parameters)
 
-    def groups(self, loss: PointwiseLoss) -> list[slice]:
+    def groups(self, problem: Problem) -> list[slice]:
         """Batches of examples whose paths pass through the model at once."""
+        loss = problem.path_loss
         if self.size.of is None:  # which needs no path
             return batches(len(loss), self.internal_batch_size or len(loss))
         return batches(len(loss), examples_at_once(loss, self.rule, self.internal_batch_size))

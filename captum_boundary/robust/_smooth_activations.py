@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["smooth_activations"]
+__all__ = ["KinksOutOfReach", "smooth_activations"]
 
 # Softplus is taken as constant where it is below the 2e-9th part of 1 / beta. Its derivatives there are numbers so tiny
 # (denormal) that processors take several times as long for them.
@@ -32,13 +33,33 @@ def smooth_activations(beta: float) -> TorchFunctionMode:
     limit at zero from below and nowhere else, as modules, functions and methods, in-place or not. The modules
     themselves are not touched. All other functions are computed as they are: those with curvature of their own (tanh,
     GELU, SiLU, ELU, hardswish), and also max pooling, ``abs``, ``maximum``, ``threshold``, ``rrelu`` and ``where``.
-    Compiled and scripted code and fused kernels are out of reach.
+    Compiled and scripted code and fused kernels are out of reach: :class:`KinksOutOfReach` tells.
 
     Args:
 
         beta (float): Sharpness of the softplus: the largest difference to a ReLU is ``log(2) / beta``.
     """
     return _SmoothActivations(beta)
+
+
+class KinksOutOfReach(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context, around :func:`smooth_activations`, that notes what is computed with a kink all the same.
+
+    Activations in fused and scripted code do not pass by the functions that are replaced, but come down to the same
+    kernels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        if name in _KERNELS or (name in ("clamp", "clamp_min") and _clamps_at_zero(*args, **(kwargs or {}))):
+            self.names.add(name.removeprefix("_").removesuffix("_kernel"))
+        return func(*args, **(kwargs or {}))
 
 
 class _SmoothActivations(TorchFunctionMode):
@@ -107,8 +128,11 @@ def _hardsigmoid(positive_part: PositivePart, input: Tensor, inplace: bool = Fal
 
 
 def _clamp(positive_part: PositivePart, input: Tensor, min: Any = None, max: Any = None) -> Tensor | None:  # noqa: A002
-    is_relu = isinstance(min, (int, float)) and min == 0 and max is None and input.is_floating_point()
-    return positive_part(input) if is_relu else None
+    return positive_part(input) if _clamps_at_zero(input, min, max) else None
+
+
+def _clamps_at_zero(input: Tensor, min: Any = None, max: Any = None, **others: Any) -> bool:  # noqa: A002
+    return isinstance(min, (int, float)) and min == 0 and max is None and input.is_floating_point()
 
 
 def _table(
@@ -117,19 +141,26 @@ def _table(
     return {function: smooth for smooth, functions in groups for function in functions}
 
 
+# Graphs that were exported call operators by name.
+_ATEN = torch.ops.aten
+
 _OUT_OF_PLACE = _table(
-    (_relu, (F.relu, torch.relu, Tensor.relu)),
-    (_leaky_relu, (F.leaky_relu,)),
-    (_prelu, (F.prelu, torch.prelu, Tensor.prelu)),
-    (_hardtanh, (F.hardtanh,)),
-    (_relu6, (F.relu6,)),
-    (_hardsigmoid, (F.hardsigmoid,)),
+    (_relu, (F.relu, torch.relu, Tensor.relu, _ATEN.relu.default)),
+    (_leaky_relu, (F.leaky_relu, _ATEN.leaky_relu.default)),
+    (_prelu, (F.prelu, torch.prelu, Tensor.prelu, _ATEN.prelu.default)),
+    (_hardtanh, (F.hardtanh, _ATEN.hardtanh.default)),
+    (_relu6, (F.relu6, _ATEN.relu6.default)),
+    (_hardsigmoid, (F.hardsigmoid, _ATEN.hardsigmoid.default)),
     (_clamp, (torch.clamp, torch.clip, torch.clamp_min, Tensor.clamp, Tensor.clip, Tensor.clamp_min)),
+    (_clamp, (_ATEN.clamp.default, _ATEN.clamp_min.default)),
 )
 _IN_PLACE = _table(
-    (_relu, (F.relu_, torch.relu_, Tensor.relu_)),
-    (_leaky_relu, (F.leaky_relu_,)),
-    (_hardtanh, (F.hardtanh_,)),
+    (_relu, (F.relu_, torch.relu_, Tensor.relu_, _ATEN.relu_.default)),
+    (_leaky_relu, (F.leaky_relu_, _ATEN.leaky_relu_.default)),
+    (_hardtanh, (F.hardtanh_, _ATEN.hardtanh_.default)),
     (_clamp, (torch.clamp_, torch.clip_, torch.clamp_min_, Tensor.clamp_, Tensor.clip_, Tensor.clamp_min_)),
+    (_clamp, (_ATEN.clamp_.default, _ATEN.clamp_min_.default)),
 )
 _SMOOTH_FORMS = {**_OUT_OF_PLACE, **_IN_PLACE}
+# What they come down to.
+_KERNELS = ("relu", "leaky_relu", "_prelu_kernel", "hardtanh", "relu6", "hardsigmoid")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from captum_boundary._base.agreement import (
     center_shift,
@@ -21,8 +22,10 @@ from captum_boundary._base.agreement import (
 from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._base.checks import check_count, check_inputs
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.flat import pack
 from captum_boundary.robust._attack_loop import random_move
 from captum_boundary.robust._attribution_maps import AttributionMaps
+from captum_boundary.robust._method_maps import MethodMaps
 from captum_boundary.robust._model_modes import native_recurrence
 from captum_boundary.robust.attribution_attack import AttributionAttack
 
@@ -83,16 +86,20 @@ def evaluate_attribution_robustness(
     attack: AttributionAttack,
     k: int | None = None,
     additional_forward_args: object = None,
+    *,
+    attribution: Any = None,
+    perturbed: TensorOrTupleOfTensorsGeneric | None = None,
 ) -> AttributionRobustness:
     r"""Attack the attributions of a model and measure how much of them remains.
 
     The numbers of "Robust Attribution Regularization" (https://arxiv.org/abs/1905.09957), for each example: top-k
     intersection (the paper's IN) and Kendall's tau (CO), with Spearman's rho, the cosine and the shift of the centre of
-    mass beside them. Maps are magnitudes of the attribution that the attack is made for, summed over the channels of
-    images. The paper leaves out examples that are misclassified; here all are taken as they come.
+    mass beside them. Maps are magnitudes of the attribution, summed over the channels of images. The paper leaves out
+    examples that are misclassified; here all are taken as they come.
 
-    What the attack does to the attributions of another method is seen from ``method.attribute(inputs)`` and
-    ``method.attribute(robustness.perturbed)`` and the measures of :mod:`captum_boundary.metrics`.
+    The maps are those that the attack is made for or, with ``attribution``, those of any other method at the same
+    perturbed inputs: whether what moves the one moves the other. An attack that is not made for a method may do less to
+    it than one that is. One attack serves several methods when its result is passed on as ``perturbed``.
 
     Such numbers mean little alone, since a random perturbation changes maps as well
     (https://arxiv.org/abs/2312.10534). Therefore ``control`` holds them for one honest random draw: every feature moved
@@ -108,6 +115,13 @@ def evaluate_attribution_robustness(
         k (int, optional): Number of features that are the top. Default: None, that of the attack, which is an eighth of
             the map unless told otherwise.
         additional_forward_args (Any, optional): Further arguments of the model. Default: None
+        attribution (Any, optional): Whose maps are compared: an attribution method of the model, such as
+            ``BoundaryIntegratedGradients(model)`` or Captum's ``DeepLift(model)``, or a function that is called as
+            their ``attribute(inputs, target=...)`` is, with ``additional_forward_args=...`` where there are any. It
+            gets the predicted classes where ``target`` is None. Where it finds nothing (a boundary attribution without
+            a boundary point), its map is NaN, and so are the measures. Default: None, what the attack is made for.
+        perturbed (Tensor or tuple[Tensor, ...], optional): Perturbed inputs that were found before, like ``inputs``:
+            the attack is not run again. Default: None
 
     Returns:
 
@@ -116,9 +130,11 @@ def evaluate_attribution_robustness(
 
     Raises:
 
-        BoundaryTypeError: If ``attack`` is no AttributionAttack, and for inputs, targets or outputs of the wrong type.
+        BoundaryTypeError: If ``attack`` is no AttributionAttack or ``attribution`` no method, and for inputs, targets
+            or outputs of the wrong type.
         BoundaryValueError: If the attack is made for another model, whose labels it would keep, for a ``k`` larger than
-            the map, and for whatever :meth:`AttributionAttack.perturb` refuses.
+            the map, perturbed inputs or attributions of other shapes than the inputs, and for whatever
+            :meth:`AttributionAttack.perturb` refuses.
 
     Examples::
 
@@ -131,6 +147,17 @@ def evaluate_attribution_robustness(
         >>> robustness = evaluate_attribution_robustness(model, inputs, None, attack)
         >>> bool(robustness.kendall_tau.mean() < robustness.control.kendall_tau.mean() < 1)
         True
+        >>> from captum_boundary import BoundaryIntegratedGradients
+        >>> of_big = evaluate_attribution_robustness(
+        ...     model,
+        ...     inputs,
+        ...     None,
+        ...     attack,
+        ...     attribution=BoundaryIntegratedGradients(model),
+        ...     perturbed=robustness.perturbed,
+        ... )
+        >>> of_big.kendall_tau.shape
+        torch.Size([8])
     """
     if not isinstance(attack, AttributionAttack):
         raise BoundaryTypeError(f"attack must be an AttributionAttack, but it is {type(attack).__name__}.")
@@ -144,18 +171,40 @@ def evaluate_attribution_robustness(
         maps = attack._maps(check_inputs(inputs), target, additional_forward_args)
         k = top_count(attack.k if k is None else k, math.prod(maps.map_shape))
         box = attack._box(maps)
-        perturbed = attack._perturbed(maps, box)
+        moved = attack._perturbed(maps, box) if perturbed is None else _as_points(perturbed, maps)
         control = random_move(maps, box, _CONTROL_TRIES, attack.generator)
-        before, after, of_control = (maps.at(points).shares for points in (maps.x, perturbed, control))
+        shares = _shares_of(attribution, maps, is_tuple(inputs), additional_forward_args)
+        points = tqdm((maps.x, moved, control), desc="Maps", unit="map", disable=not attack.show_progress)
+        before, after, of_control = map(shares, points)
         maps.check_finite()
         return AttributionRobustness(
             **_measures(maps, before, after, k),
-            perturbed=format_output(is_tuple(inputs), maps.unpacked(perturbed)),
+            perturbed=format_output(is_tuple(inputs), maps.unpacked(moved)),
             before=before.view(-1, *maps.map_shape),
             after=after.view(-1, *maps.map_shape),
             control=MapAgreement(**_measures(maps, before, of_control, k)),
             k=k,
         )
+
+
+def _as_points(perturbed: object, maps: AttributionMaps) -> Tensor:
+    tensors = check_inputs(perturbed)
+    shapes = [tuple(tensor.shape) for tensor in maps.inputs]
+    if [tuple(tensor.shape) for tensor in tensors] != shapes:
+        raise BoundaryValueError(
+            f"perturbed must have the shapes of inputs, {shapes}, but it has "
+            f"{[tuple(tensor.shape) for tensor in tensors]}."
+        )
+    return maps.rounded(pack(tensors).to(maps.x))
+
+
+def _shares_of(
+    attribution: Any, maps: AttributionMaps, as_tuple: bool, arguments: object
+) -> Callable[[Tensor], Tensor]:
+    """Maps ``(N, P)`` of points ``(N, D)``."""
+    if attribution is None:
+        return lambda points: maps.at(points).shares
+    return MethodMaps.of(attribution, maps, as_tuple, arguments).shares
 
 
 def _measures(maps: AttributionMaps, before: Tensor, after: Tensor, k: int) -> dict[str, Tensor]:

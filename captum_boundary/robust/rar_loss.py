@@ -26,9 +26,11 @@ from captum_boundary.robust._checks import (
     check_layer,
     check_loss_options,
     check_positive,
+    check_smooth,
 )
 from captum_boundary.robust._inner_maximizer import InnerMaximizer
 from captum_boundary.robust._inner_problem import worst_points
+from captum_boundary.robust._model_modes import ordinary, outside_inference_mode
 from captum_boundary.robust._path_gradients import Quadrature
 from captum_boundary.robust._pointwise_loss import LossFunction, PointwiseLoss, cross_entropy, losses_of
 from captum_boundary.robust._problem import Problem
@@ -72,8 +74,10 @@ class RARLoss(nn.Module):
 
     The gradient of the regulariser needs second derivatives of the loss. In a network of ReLUs these see how the loss
     bends, and how slopes depend on the weights, but not the kinks: where a perturbation switches a unit on or off, that
-    change of slope counts in the value of the regulariser, through the points of the path, and not in its gradient with
-    respect to the input. Training works all the same, as the paper's does; softplus or GELU let the gradient see all.
+    change of slope counts in the value of the regulariser, through the points of the path, and not in its gradient.
+    Training learns to make use of that. ``smooth="softplus"`` takes the attributions of the same network with softplus
+    in the place of its piecewise linear activations, for the regulariser and the attack on it, where gradients then see
+    all. The model itself, the loss :math:`l` above, and activations that are smooth as they are stay as they are.
 
     Args:
 
@@ -120,6 +124,13 @@ class RARLoss(nn.Module):
             "riemann_trapezoid" or "gausslegendre"; with ``layer`` one of the first two. Default: None, the paper's
             "riemann_right", and "riemann_left" for ``"norm_power"``.
         power (float, optional): The exponent q of ``"norm_power"``. Default: 2
+        smooth (str, optional): ``"softplus"``: regularise the attributions of the model with
+            :math:`\log(1 + e^{\beta z}) / \beta` in the place of ReLUs, as modules, functions and methods, and likewise
+            of leaky_relu, prelu, relu6, hardtanh and hardsigmoid. Other kinks (max pooling, ``abs``) stay. So does
+            ``"sum"``, which has no attributions. Default: None, the model as it is.
+        softplus_beta (float, optional): The sharpness :math:`\beta`, an inverse temperature: the largest difference to
+            a ReLU is ``log(2) / softplus_beta``, for pre-activations of nearly zero. With little of it the attributions
+            are those of another network, with very much of it they have kinks again. Default: 100
 
     Attributes:
 
@@ -164,6 +175,8 @@ class RARLoss(nn.Module):
         generator: torch.Generator | None = None,
         method: str | None = None,
         power: float = 2.0,
+        smooth: str | None = None,
+        softplus_beta: float = 100.0,
     ) -> None:
         super().__init__()
         check_loss_options(
@@ -175,6 +188,7 @@ class RARLoss(nn.Module):
                 "attack_step_size": attack_step_size,
                 "penalty": penalty,
                 "power": power,
+                "softplus_beta": softplus_beta,
             },
             counts={
                 "n_steps": n_steps,
@@ -184,6 +198,8 @@ class RARLoss(nn.Module):
             },
             weight=weight,
         )
+        if smooth not in (None, "softplus"):
+            raise BoundaryValueError(f"smooth must be None or 'softplus', but it is {smooth!r}.")
         self._size = size_of(size, power)
         method = method or self._size.method
         self._rule = Quadrature.of(method, n_steps)
@@ -203,6 +219,8 @@ class RARLoss(nn.Module):
         self.bounds = bounds
         self.loss_func = cross_entropy if loss_func is None else loss_func
         self.random_start = random_start
+        self.smooth = smooth
+        self.softplus_beta = softplus_beta
         self.internal_batch_size = internal_batch_size
         self.generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
         self.parts: RARParts | None = None
@@ -219,6 +237,7 @@ class RARLoss(nn.Module):
         step_size = self._maximizer.step_size * value / self._maximizer.epsilon
         self._maximizer = self._maximizer._replace(epsilon=value, step_size=step_size)
 
+    @outside_inference_mode()
     def forward(
         self, inputs: TensorOrTupleOfTensorsGeneric, target: Tensor, additional_forward_args: object = None
     ) -> Tensor:
@@ -267,6 +286,7 @@ class RARLoss(nn.Module):
         self.parts = RARParts(natural, loss.detach(), sizes.detach(), points)
         return total
 
+    @outside_inference_mode()
     def perturb(
         self, inputs: TensorOrTupleOfTensorsGeneric, target: Tensor, additional_forward_args: object = None
     ) -> TensorOrTupleOfTensorsGeneric:
@@ -282,6 +302,7 @@ class RARLoss(nn.Module):
         problem = self._problem(inputs, target, additional_forward_args)
         return format_output(problem.as_tuple, unpack(self._worst_points(problem), problem.inputs))
 
+    @outside_inference_mode()
     def regularizer(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -299,7 +320,7 @@ class RARLoss(nn.Module):
             - **sizes** (*Tensor*): Of each example, ``(N,)``.
         """
         problem = self._problem(inputs, target, additional_forward_args)
-        ends = check_inputs(perturbed)
+        ends = tuple(map(ordinary, check_inputs(perturbed)))
         if [tensor.shape for tensor in ends] != [tensor.shape for tensor in problem.inputs]:
             raise BoundaryValueError(
                 f"perturbed must have the shapes of inputs, {[tuple(tensor.shape) for tensor in problem.inputs]}, but "
@@ -308,14 +329,21 @@ class RARLoss(nn.Module):
         return self._regularizer(self._rule).of_examples(problem, pack(ends))
 
     def _problem(self, inputs: Any, target: Any, additional_forward_args: object) -> Problem:
-        tensors = tuple(tensor.detach() for tensor in check_inputs(inputs))
-        arguments = format_additional_forward_args(additional_forward_args) or ()
+        tensors = tuple(ordinary(tensor).detach() for tensor in check_inputs(inputs))
+        arguments = tuple(map(ordinary, format_additional_forward_args(additional_forward_args) or ()))
         loss = PointwiseLoss.of(
             self.model, self.loss_func, tensors, as_target(target, tensors), arguments, self._layer[0]
         )
-        problem = Problem(self._maximizer.neighbourhood(tensors, self.bounds), loss, is_tuple(inputs))
+        problem = Problem(
+            self._maximizer.neighbourhood(tensors, self.bounds),
+            loss,
+            is_tuple(inputs),
+            softplus_beta=None if self.smooth is None or self._size.of is None else self.softplus_beta,
+        )
         if self.loss_func is cross_entropy:
             check_classification(loss, problem.x[:1])
+        if problem.softplus_beta is not None:
+            check_smooth(problem.path_loss, problem.x[:1])
         return problem
 
     def _regularizer(self, rule: Quadrature) -> Regularizer:
@@ -331,4 +359,5 @@ class RARLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print`` shows of the loss, before its model."""
-        return f"size={self.size!r}, epsilon={self.epsilon}, weight={self.weight}"
+        smooth = "" if self.smooth is None else f", smooth={self.smooth!r}, softplus_beta={self.softplus_beta}"
+        return f"size={self.size!r}, epsilon={self.epsilon}, weight={self.weight}{smooth}"

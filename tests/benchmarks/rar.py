@@ -45,7 +45,8 @@ def main() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     if options.threads:
         torch.set_num_threads(options.threads)
-    name = "-".join([options.dataset, options.scale, *["smooth"] * options.smooth, *["quick"] * options.quick])
+    variants = {"smooth": options.smooth, "softplus": options.softplus_beta is not None, "quick": options.quick}
+    name = "-".join([options.dataset, options.scale, *(name for name, is_chosen in variants.items() if is_chosen)])
     folder = options.output / name
     try:
         data = load(options.dataset, options.data)
@@ -76,7 +77,14 @@ def finish(objective: str, data: Data, folder: Path, options: argparse.Namespace
     """Train and evaluate, or what is left of both."""
     device = torch.device(options.device)
     train_settings = training(
-        options.dataset, objective, options.scale, options.seed, options.quick, options.smooth, options.weight
+        options.dataset,
+        objective,
+        options.scale,
+        options.seed,
+        options.quick,
+        options.smooth,
+        options.weight,
+        options.softplus_beta,
     )
     test_settings = evaluation(options.dataset, options.scale, options.quick)
     both = {**asdict(train_settings), "evaluation": asdict(test_settings)}
@@ -131,6 +139,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--scale", choices=["cpu", "paper"], default="cpu")
     parser.add_argument("--smooth", action="store_true", help="GELUs, which let IG objectives see the network bend")
+    parser.add_argument(
+        "--softplus-beta", type=float, help="IG objectives see ReLUs as softplus of this sharpness (default: as ReLUs)"
+    )
     parser.add_argument("--weight", type=float, help="of the regulariser (default: the paper's)")
     parser.add_argument("--quick", action="store_true", help="a run of everything in about a minute")
     parser.add_argument("--seed", type=int, default=0)

@@ -80,12 +80,15 @@ def training(
     quick: bool,
     smooth: bool = False,
     weight: float | None = None,
+    softplus_beta: float | None = None,
 ) -> Training:
     """Published settings at ``scale="paper"``, and what two cores train in minutes at ``scale="cpu"``."""
     size = OBJECTIVES[objective]
     loss = {} if size is None else _loss(PAPER_NAMES[dataset], size)
     if loss and weight is not None:
         loss["weight"] = weight
+    if loss and softplus_beta is not None:
+        loss |= {"smooth": "softplus", "softplus_beta": softplus_beta}
     if scale == "cpu" and loss:
         loss |= {"attack_steps": 5, "attack_step_size": loss["epsilon"] / 2}
         if objective in ("ig_norm", "ig_sum_norm"):

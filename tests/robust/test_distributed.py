@@ -17,9 +17,9 @@ from captum_boundary import RARLoss
 SIZES = ("ig_norm", "ig_sum_norm", "sum")
 
 
-def network(with_batch_norm: bool) -> nn.Module:
+def network(with_batch_norm: bool, activation: type[nn.Module] = nn.Softplus) -> nn.Module:
     torch.manual_seed(0)
-    layers = [nn.Linear(6, 8), nn.BatchNorm1d(8) if with_batch_norm else nn.Identity(), nn.Softplus(), nn.Linear(8, 3)]
+    layers = [nn.Linear(6, 8), nn.BatchNorm1d(8) if with_batch_norm else nn.Identity(), activation(), nn.Linear(8, 3)]
     return nn.Sequential(*layers).double()
 
 
@@ -31,7 +31,9 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def train(model: nn.Module, size: str, internal_batch_size: int | None, rows: slice) -> dict[str, Tensor]:
+def train(
+    model: nn.Module, size: str, internal_batch_size: int | None, rows: slice, smooth: str | None = None
+) -> dict[str, Tensor]:
     """Three steps of gradient descent; the last gradients, and the state."""
     rar = RARLoss(
         model,
@@ -42,6 +44,8 @@ def train(model: nn.Module, size: str, internal_batch_size: int | None, rows: sl
         attack_steps=3,
         random_start=False,
         internal_batch_size=internal_batch_size,
+        smooth=smooth,
+        softplus_beta=5.0,
     )
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for x, y in batches():
@@ -70,6 +74,7 @@ def work(rank: int, address: str, results: str) -> None:
     # Batch statistics of each process's own examples: they differ, and must not trip the reducer. Buffers are rank 0's.
     for size in SIZES:
         found[size, "batch statistics"] = train(DistributedDataParallel(network(True)), size, None, rows)
+    found["kinks"] = train(DistributedDataParallel(network(False, nn.ReLU)), "ig_norm", None, rows, "softplus")
     # The loss inside of the wrapper.
     wrapped = DistributedDataParallel(RARLoss(network(False), "ig_norm", epsilon=0.2, random_start=False))
     x, y = batches()[0]
@@ -106,6 +111,12 @@ def test_batch_statistics_of_each_process(outcomes, size) -> None:
         assert torch.equal(first[f"gradient of {name}"], second[f"gradient of {name}"])
         assert first[name].isfinite().all()
     assert first["1.num_batches_tracked"] == 3
+
+
+def test_kinks_are_smooth_in_each_process(outcomes) -> None:
+    expected = train(network(False, nn.ReLU), "ig_norm", None, slice(None), "softplus")
+    for outcome in outcomes:
+        torch.testing.assert_close(outcome["kinks"], expected, rtol=1e-6, atol=1e-9)
 
 
 def test_the_loss_may_sit_inside_of_the_wrapper(outcomes) -> None:

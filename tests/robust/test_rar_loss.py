@@ -579,6 +579,28 @@ def test_evaluation_without_gradients() -> None:
     torch.testing.assert_close(loss, expected.detach())
 
 
+@pytest.mark.parametrize("size", ["ig_norm", "ig_sum_norm", "sum"])
+@pytest.mark.parametrize("internal_batch_size", [None, 6])
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_inference_mode_is_evaluation_without_gradients(size, internal_batch_size, made_inside) -> None:
+    """Trainers validate in it."""
+    (x, y), model = batch(), Conditioned()
+    scales, table = torch.full((len(x),), 0.5, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)
+    rar = RARLoss(model, size, epsilon=0.3, internal_batch_size=internal_batch_size, random_start=False)
+    with torch.no_grad():
+        expected = rar(x, y, (scales, table)), rar.parts.perturbed, rar.parts.regularizer
+    with torch.inference_mode():
+        if made_inside:
+            x, y, scales, table = (tensor.clone() for tensor in (x, y, scales, table))
+        loss = rar(x, y, (scales, table))
+        perturbed = rar.perturb(x, y, (scales, table))
+        sizes = rar.regularizer(x, perturbed.clone(), y, (scales, table))
+        assert torch.is_inference_mode_enabled()
+    for value, same in zip((loss, perturbed, sizes), expected, strict=True):
+        assert not value.requires_grad
+        torch.testing.assert_close(value, same)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lower_precision(dtype) -> None:
     x, y = batch()

@@ -333,10 +333,15 @@ def attacked(device: str, **options: Any) -> Tensor:
     return attack.perturb(IMAGES.to(device))
 
 
-def evaluated(device: str, evaluate: Callable[..., Any] = evaluate_attribution_robustness) -> Any:
+def evaluated(
+    device: str,
+    evaluate: Callable[..., Any] = evaluate_attribution_robustness,
+    method: Callable[..., Any] | None = None,
+) -> Any:
     model = classifier(device)
     attack = AttributionAttack(model, epsilon=0.05, n_steps=4, attack_steps=4)
-    return evaluate(model, IMAGES.to(device), None, attack)
+    explainer = None if method is None else method(model)
+    return evaluate(model, IMAGES.to(device), None, attack, attribution=explainer)
 
 
 for size in ("ig_norm", "ig_sum_norm", "sum", "norm_power"):
@@ -345,6 +350,7 @@ case("RARLoss", trained, "function", size=lambda attributions: attributions.flat
 case("RARLoss", lambda device: trained(device, norm=2, generator=torch.Generator()), "l2")
 case("RARLoss", trained, "penalty", penalty=1.0)
 case("RARLoss", trained, "layer", with_layer=True)
+case("RARLoss", trained, "smooth", smooth="softplus")
 case("RARLoss", trained, "in parts", internal_batch_size=3)
 case("RARLoss", trained, "of the paper", **{**paper_settings("flower"), "attack_steps": 2})
 case("AttributionAttack", attacked, "topk", bounds=BOUNDS)
@@ -353,6 +359,7 @@ case("AttributionAttack", attacked, "target", method="target", target_map=MASKS[
 case("AttributionAttack", lambda device: attacked(device, method="random", generator=torch.Generator()), "random")
 case("AttributionAttack", attacked, "gradient", attribution="gradient", measure="topk")
 case("evaluate_attribution_robustness", evaluated)
+case("evaluate_attribution_robustness", evaluated, "of BSM", method=BoundarySaliency)
 
 
 def measured(device: str, measure: Callable[..., Any], *arguments: Any) -> Any:
