@@ -101,7 +101,7 @@ def _follow_spheres(
     here = problem
     radius = here.distance(points)
     temperature = SMOOTHING * here.scale
-    held = torch.full_like(radius, -1.0) if is_held is None else torch.where(is_held, _HELD_SHARE, -1.0).to(radius)
+    held = torch.zeros_like(radius) if is_held is None else _HELD_SHARE * is_held.to(radius)
     n_approaching = torch.zeros_like(radius)  # steps before an example crosses its boundary for the first time
     run = torch.zeros_like(radius)  # steps in a row beyond the boundary, or, if negative, on the near side of it
     total = n_steps.to(radius)

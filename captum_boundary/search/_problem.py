@@ -117,8 +117,8 @@ class Problem:
 
     def is_in_own_range(self, points: Tensor) -> Tensor:
         """Whether no coordinate of ``points`` lies outside the range of its input's own values, ``(n,)``."""
-        lowest, highest = self.x.aminmax(dim=1, keepdim=True)
-        return ((points >= lowest) & (points <= highest)).all(dim=1)
+        box = self.in_own_range().box
+        return ((points >= box.lower) & (points <= box.upper)).all(dim=1)
 
     def distance(self, points: Tensor) -> Tensor:
         """Distances ``(n,)`` of ``points`` from their inputs."""

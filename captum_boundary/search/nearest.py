@@ -45,6 +45,10 @@ class NearestBoundary(BoundarySearch):
     directions. Where it is jagged, as that of a deep network is, the search descends along it with averaged normals
     (after DDN, https://arxiv.org/abs/1811.09600). In the end every point is moved onto the boundary itself.
 
+    Without bounds, in many dimensions, it begins in the range between the least and the largest value of an input:
+    where a model was never trained, its boundary has many more corners to be caught in. No point is held there in the
+    end.
+
     Examples that pass the first-order test leave the batch, and so do those whose restarts gain nothing. Distances are
     upper bounds: no search of this kind can prove that nothing is nearer.
 
@@ -141,8 +145,9 @@ class NearestBoundary(BoundarySearch):
         """From first contact to the nearest point, whichever class lies beyond the boundary."""
         best = _or_scanned(problem, approach(problem, self.budget), seed)
         rows = torch.isfinite(best.distance).nonzero().flatten()
-        improve = self._improved_in_few_dimensions if problem.few_dimensions else self._improved_in_many_dimensions
-        best = best.replaced(rows, improve(problem.select(rows), best.select(rows), enters, seed))
+        if len(rows) > 0:
+            improve = self._improved_in_few_dimensions if problem.few_dimensions else self._improved_in_many_dimensions
+            best = best.replaced(rows, improve(problem.select(rows), best.select(rows), enters, seed))
         rows = torch.isinf(best.distance).nonzero().flatten()
         return best.replaced(
             rows, self._restarted(problem.select(rows), best.select(rows), self.budget, enters, seed)[0]
@@ -179,6 +184,8 @@ class NearestBoundary(BoundarySearch):
             settled = settled.index_copy(0, rows, is_linear)
             is_held = is_held.index_fill(0, rows, problem.may_be_held)
         rows = (~settled).nonzero().flatten()
+        if len(rows) == 0:
+            return best
         part, part_best = problem.select(rows), best.select(rows)
         found = descend(part, part_best, self._left(part).clamp_min(0), is_held[rows] if problem.may_be_held else None)
         return best.replaced(rows, part_best.or_nearer_of(found))

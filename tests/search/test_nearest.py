@@ -192,3 +192,22 @@ def test_tiny_relu_networks_against_enumeration(networks, budget, share):
     assert len(ratios) >= 200
     assert ratios.min() > 1 - 1e-6
     assert (ratios < 1.01).double().mean() >= share
+
+
+@pytest.mark.parametrize("n_inputs", [20, 600])
+@pytest.mark.parametrize("norm", [2, 1, math.inf])
+@pytest.mark.parametrize("bounds", [None, (-4, 4)])
+def test_models_are_never_evaluated_without_any_rows(n_inputs, norm, bounds) -> None:
+    weights = torch.randn(n_inputs, 3, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn(3, n_inputs, generator=torch.Generator().manual_seed(1)).clamp(-4, 4)
+    n_rows = []
+
+    def model(points: Tensor, slope: float) -> Tensor:
+        n_rows.append(len(points))
+        return slope * points @ weights + torch.tensor([1.0, 0.0, 0.0]) * (slope == 0)
+
+    search = NearestBoundary(model, norm=norm, bounds=bounds)
+    assert search.find(inputs, additional_forward_args=1.0).found.all()
+    with pytest.warns(BoundaryNotFoundWarning):
+        search.find(inputs, additional_forward_args=0.0)
+    assert min(n_rows) > 0
