@@ -19,6 +19,7 @@ from captum_boundary.metrics._maps import check_attributions
 
 __all__ = ["comprehensiveness", "sufficiency"]
 
+_ROUNDING = 1e-9  # 0.3 of 50 tokens are 15, and not one more
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -173,7 +174,7 @@ def _fall(
         whole = target_score(inputs)[0]
         falls = []
         for share in shares:
-            n_chosen = (share * may_go.sum(dim=1, keepdim=True)).ceil()
+            n_chosen = (share * may_go.sum(dim=1, keepdim=True).double() - _ROUNDING).ceil()
             is_taken = may_go & ((rank >= n_chosen) if keeps else (rank < n_chosen))
             falls.append(whole - target_score(inputs.masked_fill(is_taken, replacement))[0])
         target_score.check_finite()

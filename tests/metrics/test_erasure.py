@@ -113,3 +113,11 @@ def test_bad_arguments_say_how_to_mend_them(measure, model):
         measure(model, IDS, MAPS, shares=(0.1, 1.5))
     with pytest.raises(BoundaryValueError, match='score must be "probability" or "output"'):
         measure(model, IDS, MAPS, score="logit")
+
+
+def test_a_share_of_tokens_is_not_one_more_for_rounding():
+    """0.3 of 50 is 15, though not in single precision."""
+    ids = torch.ones(1, 50, dtype=torch.long)
+    count = lambda ids: ids.sum(dim=1, keepdim=True) * torch.tensor([[1.0, 0.0]])  # noqa: E731
+    maps = torch.arange(50.0)[None]
+    assert comprehensiveness(count, ids, maps, shares=(0.3,), score="output").item() == 15
