@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["check_count", "check_generator", "check_inputs", "shown"]
+__all__ = ["check_count", "check_inputs", "shown"]
 
 
 def check_inputs(inputs: object) -> tuple[Tensor, ...]:
@@ -56,12 +56,6 @@ def check_count(name: str, value: int | None, optional: bool = False) -> None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise BoundaryValueError(f"{name} must be a positive integer, but it is {value!r}.")
-
-
-def check_generator(generator: object) -> None:
-    """Refuse everything but a source of randomness, or None."""
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise BoundaryTypeError(f"generator must be a torch.Generator, but it is {type(generator).__name__}.")
 
 
 def shown(rows: Tensor) -> str:

@@ -13,7 +13,7 @@ from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.margin import class_scores
 from captum_boundary._base.outputs import evaluate
 
-__all__ = ["ModelScores", "differentiable"]
+__all__ = ["ModelScores", "arguments_of", "differentiable"]
 
 
 class ModelScores:
@@ -33,7 +33,7 @@ class ModelScores:
 
     def __call__(self, inputs: tuple[Tensor, ...], owners: Tensor | None) -> Tensor:
         """Scores ``(n, C)``, ``C >= 2``, of ``n`` inputs, variants of the examples ``owners`` ``(n,)``, or of all."""
-        arguments = self._arguments if owners is None else self._arguments_of(owners)
+        arguments = self._arguments if owners is None else arguments_of(self._arguments, owners, self._n_examples)
         output = evaluate(self._forward_func, inputs, arguments)
         if self._shape is None or not self._is_as_before(output, len(inputs[0])):
             scores = class_scores(output, len(inputs[0]))
@@ -64,16 +64,20 @@ class ModelScores:
             and output.shape[1:] == self._shape
         )
 
-    def _arguments_of(self, owners: Tensor) -> tuple[Any, ...] | None:
-        """The arguments, with those that have one entry for each example as the variants need them."""
-        if self._arguments is None:
-            return None
-        return tuple(
-            argument[owners.to(argument.device)]
-            if isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == self._n_examples
-            else argument
-            for argument in self._arguments
-        )
+
+def arguments_of(arguments: tuple[Any, ...] | None, owners: Tensor, n_examples: int) -> tuple[Any, ...] | None:
+    """Captum's rule for variants of the examples ``owners``: tensors with an entry for each of ``n_examples`` follow.
+
+    All else is passed as it is.
+    """
+    if arguments is None:
+        return None
+    return tuple(
+        argument[owners.to(argument.device)]
+        if isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == n_examples
+        else argument
+        for argument in arguments
+    )
 
 
 def differentiable(arguments: tuple[Any, ...] | None) -> tuple[Any, ...] | None:

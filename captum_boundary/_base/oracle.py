@@ -18,7 +18,7 @@ from captum_boundary._base.captum_helpers import TargetType, format_additional_f
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.flat import geometry_dtype, pack, unpack
 from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target, rival_scores, shaped_scores
-from captum_boundary._base.model_scores import differentiable
+from captum_boundary._base.model_scores import arguments_of, differentiable
 from captum_boundary._base.outputs import evaluate, has_one_output
 
 __all__ = ["Linearization", "MarginOracle"]
@@ -237,7 +237,8 @@ class MarginOracle:
         self, points: Tensor, rows: Tensor | None, with_grad: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         leaves = tuple(tensor.requires_grad_(with_grad) for tensor in self.unpack(points.clone()))
-        output = evaluate(self._forward_func, leaves, self._arguments_of(rows))
+        arguments = arguments_of(self._arguments, self._of(self._owners, rows), self._n_inputs)
+        output = evaluate(self._forward_func, leaves, arguments)
         self._count(self.n_forward, self._of(self.slots, rows))
         scores = shaped_scores(output, len(points))
         # A model may compute in a lower precision than that of its inputs.
@@ -247,18 +248,6 @@ class MarginOracle:
 
     def _count(self, counter: Tensor, slots: Tensor) -> None:
         counter.index_add_(0, slots, self._one.expand(len(slots)))
-
-    def _arguments_of(self, rows: Tensor | None) -> tuple[Any, ...] | None:
-        """Captum's rule: tensors with one entry an example follow their examples, all else is passed as it is."""
-        if self._arguments is None:
-            return None
-        owners = self._of(self._owners, rows)
-        return tuple(
-            argument[owners.to(argument.device)]
-            if isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == self._n_inputs
-            else argument
-            for argument in self._arguments
-        )
 
     @staticmethod
     def _of(values: Tensor, rows: Tensor | None) -> Tensor:

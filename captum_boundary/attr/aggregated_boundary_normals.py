@@ -17,10 +17,11 @@ from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.flat import pack, unpack
 from captum_boundary._base.mask import Mask
 from captum_boundary._base.oracle import MarginOracle
+from captum_boundary._base.training_mode import watched_training_mode
 from captum_boundary.attr._weighting import Weighting, check_weighting
 from captum_boundary.attr.boundary_normals import BoundaryNormals, FlatNormals, collect, flattened
 from captum_boundary.search import BoundarySearch
-from captum_boundary.search._given import search_for
+from captum_boundary.search._given import check_same_target, refuse_mask, search_for
 from captum_boundary.search._neighbours import (
     Neighbours,
     nearest_boundary,
@@ -142,7 +143,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
             BoundaryTypeError: For arguments of the wrong type.
             BoundaryValueError: For inputs, targets, outputs and weights of the wrong shape or value, for
                 ``sampling="random"`` with a search that cannot start in random directions, and for a ``boundary`` of
-                other inputs or targets.
+                other inputs or targets, or together with a ``mask``.
             BoundaryNotFoundError: If the search is strict and some example has no boundary at all.
         """
         check_count("n_boundaries", n_boundaries)
@@ -150,6 +151,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
             raise BoundaryValueError(f'sampling must be "classes" or "random", but it is {sampling!r}.')
         check_weighting(weighting)
         if boundary is not None:
+            refuse_mask(mask)
             return self._of_given(inputs, target, additional_forward_args, boundary, weighting, return_boundary)
         with torch.inference_mode(False), torch.no_grad():
             with self.search._opened(inputs, target, additional_forward_args, mask) as problem:
@@ -208,12 +210,10 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         additional_forward_args: object,
         boundary: BoundaryNormals,
     ) -> None:
-        asked = MarginOracle(self.forward_func, inputs, target, additional_forward_args).target
-        if not torch.equal(asked, boundary.target):
-            raise BoundaryValueError(
-                f"target asks for the classes {asked.tolist()}, but the given boundary is that of the classes "
-                f"{boundary.target.tolist()}. Leave target out, or search the boundary of the classes to explain."
-            )
+        with watched_training_mode(self.forward_func) as first_evaluation_is_over:
+            asked = MarginOracle(self.forward_func, inputs, target, additional_forward_args).target
+            first_evaluation_is_over()
+        check_same_target(asked, boundary.target)
 
     def _aggregate(self, x: Tensor, boundaries: FlatNormals) -> Tensor:
         """Attributions ``(N, D)``, NaN where there is no boundary."""

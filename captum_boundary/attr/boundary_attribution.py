@@ -37,7 +37,7 @@ from captum_boundary.attr._methods import (
 from captum_boundary.attr._score import MarginScore, ScoreTensor
 from captum_boundary.attr._surroundings import default_device_of, undisturbed_randomness
 from captum_boundary.search import BoundaryPoints, BoundarySearch
-from captum_boundary.search._given import points_for, search_for
+from captum_boundary.search._given import check_same_target, points_for, refuse_mask, search_for
 from captum_boundary.search._same_model import check_same_model
 
 __all__ = ["BoundaryAttribution"]
@@ -188,7 +188,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
                 target = None  # what it means is known from here on
             else:
                 points_for(tensors, boundary)
-                _refuse_mask(mask)
+                refuse_mask(mask)
             if boundary.found.any():
                 arguments = format_additional_forward_args(additional_forward_args)
                 attributions, delta = self._attribute(
@@ -297,12 +297,8 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             returned = output_of(self.forward_func, inputs, arguments)
         output = score_tensor(returned)
         scores = class_scores(output, len(boundary))
-        is_its_own = target is None or _is_target_of(boundary, target)
-        if not is_its_own and not torch.equal(resolve_target(target, scores, has_one_output(output)), boundary.target):
-            raise BoundaryValueError(
-                f"target asks for the classes {target}, but the given boundary is that of the classes "
-                f"{boundary.target.tolist()}. Leave target out, or search the boundary of the classes to explain."
-            )
+        if target is not None and not _is_target_of(boundary, target):
+            check_same_target(resolve_target(target, scores, has_one_output(output)), boundary.target)
         is_hooked = hooks_modules(self._prototype)
         function = inside_parallel(self.forward_func) if is_hooked else self.forward_func
         if not isinstance(returned, Tensor):
@@ -328,14 +324,6 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
                 f"{self._prototype.get_name()} has no convergence delta for each example. Leave out "
                 'return_convergence_delta, or, with score="output", compare sums with compute_convergence_delta.'
             )
-
-
-def _refuse_mask(mask: Mask) -> None:
-    if mask is not None:
-        raise BoundaryValueError(
-            "mask tells a search which values may move, but the boundary was given. Give the mask to the search that "
-            "finds it: search.find(inputs, mask=mask)."
-        )
 
 
 def _is_target_of(boundary: BoundaryPoints, target: TargetType) -> bool:

@@ -12,13 +12,14 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._base.checks import check_count, check_generator, check_inputs
+from captum_boundary._base.checks import check_count, check_inputs
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.generators import check_generator, seed_of
 from captum_boundary._base.margin import margin_and_rival
 from captum_boundary._base.oracle import MarginOracle
 from captum_boundary._base.training_mode import watched_training_mode
 from captum_boundary.attr._local_average import local_average
-from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, seed_of, slices
+from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, slices
 
 __all__ = ["BoundaryEnergy"]
 
@@ -110,9 +111,10 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
 
             inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
                 examples N, which all inputs of a tuple share.
-            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs; 0
-                or None for a model with one output. A copy outside of the region of its target is moved to the
-                boundary of that region. Default: None, the predicted class of each example.
+            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs;
+                for a model with one output as :meth:`BoundarySearch.find` takes it. A copy outside of the
+                region of its target is moved to the boundary of that region. Default: None, the predicted class of each
+                example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their examples. Default: None
             n_samples (int, optional): Noisy copies of every example, even, and at least 4 for common energy.

@@ -111,8 +111,8 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
 
             inputs (Tensor or tuple[Tensor, ...]): Inputs of the model, of any dtype; dimension 0 corresponds to the
                 number of examples N, which all inputs of a tuple share.
-            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs; 0
-                or None for a model with one output, or the ``target`` of a given ``boundary``. Default: None, the
+            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs;
+                for a model with one output as :meth:`BoundarySearch.find` takes it. Default: None, the
                 predicted class of each example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``, such
                 as attention masks. Tensors with N entries follow their examples. Default: None

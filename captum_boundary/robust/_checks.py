@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from captum_boundary._base.checks import check_count
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.generators import check_generator
 from captum_boundary._base.margin import class_scores
 from captum_boundary._base.outputs import has_one_output, score_tensor
 from captum_boundary.robust._model_modes import ordinary, unwrapped
@@ -20,7 +21,6 @@ __all__ = [
     "as_target",
     "check_classification",
     "check_finite",
-    "check_generator",
     "check_layer",
     "check_loss_options",
     "check_positive",
@@ -56,11 +56,6 @@ def check_loss_options(
     for name, count in counts.items():
         check_count(name, count, optional=name == "internal_batch_size")
     check_generator(generator)
-
-
-def check_generator(generator: object) -> None:
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise BoundaryTypeError(f"generator must be a torch.Generator, but it is {type(generator).__name__}.")
 
 
 def as_target(target: Any, inputs: tuple[Tensor, ...]) -> Tensor:

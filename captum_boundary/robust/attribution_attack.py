@@ -15,11 +15,12 @@ from captum_boundary._base.bounds import Bounds, box_of
 from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._base.checks import check_count, check_inputs
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.generators import check_generator
 from captum_boundary._base.geometry import Box
 from captum_boundary.robust._attack_loop import minimize, random_move
 from captum_boundary.robust._attack_objectives import Objective, objective_of
 from captum_boundary.robust._attribution_maps import AttributionMaps
-from captum_boundary.robust._checks import check_generator, check_positive
+from captum_boundary.robust._checks import check_positive
 from captum_boundary.robust._model_modes import native_recurrence
 from captum_boundary.robust._neighbourhood import within
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.mask import Mask
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.nearest import NearestBoundary
 
-__all__ = ["points_for", "search_for"]
+__all__ = ["check_same_target", "points_for", "refuse_mask", "search_for"]
 
 
 def search_for(forward_func: Callable[..., Any], search: object) -> BoundarySearch:
@@ -41,3 +43,21 @@ def points_for(inputs: tuple[Tensor, ...], boundary: object) -> tuple[Tensor, ..
             "must where NoiseTunnel or sensitivity_max move the inputs."
         )
     return points
+
+
+def check_same_target(asked: Tensor, given: Tensor) -> None:
+    """That a boundary which was given is that of the classes ``(N,)`` that are asked for."""
+    if not torch.equal(asked, given):
+        raise BoundaryValueError(
+            f"target asks for the classes {asked.tolist()}, but the given boundary is that of the classes "
+            f"{given.tolist()}. Leave target out, or search the boundary of the classes to explain."
+        )
+
+
+def refuse_mask(mask: Mask) -> None:
+    """A mask where the boundary was given, and nothing is searched."""
+    if mask is not None:
+        raise BoundaryValueError(
+            "mask tells a search which values may move, but the boundary was given. Give the mask to the search that "
+            "finds it: search.find(inputs, mask=mask)."
+        )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from captum_boundary._base.generators import seed_of
 from captum_boundary._base.geometry import length, project_onto_hyperplane, row_dot
 from captum_boundary._base.margin import rival_scores
 from captum_boundary.search._normals import unit_normals
@@ -68,7 +69,7 @@ def neighbouring_classes(search: BoundarySearch, problem: Problem, n_classes: in
 def neighbours_in_random_directions(search: BoundarySearch, problem: Problem, n: int) -> Neighbours:
     """Points of the boundary of the target's region, near to the input, found from ``n`` points around it."""
     oracle, x = problem.oracle, problem.x
-    generator = torch.Generator("cpu").manual_seed(search._seed())
+    generator = torch.Generator("cpu").manual_seed(seed_of(search.generator))
     lines = torch.randn(n, x.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(x)
     lines = lines / length(lines, problem.norm)[:, None]
     distance = _linearised_distance(problem)

@@ -24,13 +24,14 @@ from captum_boundary._base.captum_helpers import (
     format_output,
     is_tuple,
 )
-from captum_boundary._base.checks import check_count, check_generator, check_inputs, shown
+from captum_boundary._base.checks import check_count, check_inputs, shown
 from captum_boundary._base.errors import (
     BoundaryNotFoundError,
     BoundaryNotFoundWarning,
     BoundaryTypeError,
     BoundaryValueError,
 )
+from captum_boundary._base.generators import check_generator, seed_of
 from captum_boundary._base.geometry import Box, length
 from captum_boundary._base.mask import HeldModel, Mask, box_within, movable_values
 from captum_boundary._base.oracle import MarginOracle
@@ -254,7 +255,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         rows = problem.oracle.all_rows
         groups = torch.split(rows, self.internal_batch_size or len(rows))
         total = sum(self._n_steps(len(group)) for group in groups)
-        parts, seed = [], self._seed()
+        parts, seed = [], seed_of(self.generator)
         with tqdm(total=total, desc=self._description, unit=self._unit, disable=not self.show_progress) as bar:
             for group in groups:
                 part = problem if len(groups) == 1 else problem.select(group)
@@ -278,12 +279,6 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             n_gradient=oracle.n_gradient,
             norm=self.norm,
         )
-
-    def _seed(self) -> int:
-        """A seed for this call: drawn from the user's generator, or always the same."""
-        if self.generator is None:
-            return 0
-        return int(torch.randint(2**31, (1,), generator=self.generator, device=self.generator.device))
 
     def _report(self, found: Tensor, stacklevel: int = 3) -> None:
         """Name the rows where nothing was found, in an error if the search is strict and in a warning if not."""

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.outputs import score_tensor
 
 __all__ = ["AVERAGES", "average_over_copies", "by_copies"]
 
 AVERAGES = ("scores", "probabilities")
 
 
-def by_copies(output: Any, n_copies: int, n_examples: int) -> Tensor:
+def by_copies(output: object, n_copies: int, n_examples: int) -> Tensor:
     """A model's output for the copies of some examples, ``(N, n_copies)`` or ``(N, n_copies, C)``."""
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        kind = str(output.dtype) if isinstance(output, Tensor) else type(output).__name__
+    output = score_tensor(output)
+    if not output.is_floating_point():
         raise BoundaryTypeError(
-            f"The model must return one Tensor of floating-point class scores, but it returned {kind}. Wrap it so that "
-            "it returns the scores alone, for instance lambda x: model(x)[0]."
+            f"The model must return floating-point class scores, but it returned {output.dtype}. Return logits in "
+            "place of predicted labels."
         )
     if output.ndim not in (1, 2) or len(output) != n_examples * n_copies:
         raise BoundaryValueError(

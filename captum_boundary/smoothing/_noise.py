@@ -11,14 +11,7 @@ from torch import Tensor
 from captum_boundary._base.checks import check_count
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["NoiseSource", "check_pairs", "checked_stdevs", "follow", "seed_of", "slices"]
-
-
-def seed_of(generator: torch.Generator | None) -> int:
-    """A seed drawn from the user's generator, or always the same."""
-    if generator is None:
-        return 0
-    return int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+__all__ = ["NoiseSource", "check_pairs", "checked_stdevs", "follow", "slices"]
 
 
 class NoiseSource:

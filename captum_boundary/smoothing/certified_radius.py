@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from captum_boundary._base.captum_helpers import TensorOrTupleOfTensorsGeneric, format_additional_forward_args
-from captum_boundary._base.checks import check_count, check_generator, check_inputs
+from captum_boundary._base.checks import check_count, check_inputs
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.flat import geometry_dtype
+from captum_boundary._base.generators import check_generator, seed_of
 from captum_boundary._base.margin import class_scores
-from captum_boundary.smoothing._noise import NoiseSource, seed_of, slices
+from captum_boundary.smoothing._noise import NoiseSource, slices
 from captum_boundary.smoothing.smoothed_model import SmoothedModel
 
 __all__ = ["CertifiedRadius", "certified_radius"]

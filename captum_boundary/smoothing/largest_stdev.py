@@ -13,11 +13,12 @@ from captum_boundary._base.captum_helpers import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
-    run_forward,
 )
-from captum_boundary._base.checks import check_generator, check_inputs
+from captum_boundary._base.checks import check_inputs
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.generators import check_generator
 from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target
+from captum_boundary._base.outputs import evaluate, has_one_output
 from captum_boundary.smoothing.smoothed_model import SmoothedModel
 
 __all__ = ["largest_stdev"]
@@ -95,9 +96,9 @@ def largest_stdev(
     check_generator(generator)
     same_noise = _same_noise(generator)
     with torch.no_grad():
-        output = run_forward(model, tensors, None, arguments)
+        output = evaluate(model, tensors, arguments)
         scores = class_scores(output, len(tensors[0]))
-        wanted = resolve_target(target, scores, is_binary=output.ndim == 1 or output.shape[1] == 1)
+        wanted = resolve_target(target, scores, has_one_output(output))
         stands = torch.ones_like(wanted, dtype=torch.bool)
         largest = torch.zeros(len(wanted), device=tensors[0].device, dtype=tensors[0].dtype)
         for stdev in tried:
@@ -109,7 +110,7 @@ def largest_stdev(
                 generator=same_noise(),
                 internal_batch_size=internal_batch_size,
             )
-            scores = class_scores(run_forward(smoothed, tensors, None, arguments), len(wanted))
+            scores = class_scores(evaluate(smoothed, tensors, arguments), len(wanted))
             stands &= margin_and_rival(scores, wanted)[0] > 0
             largest = torch.where(stands.to(largest.device), stdev, largest)
             if not stands.any():

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_boundary._base.checks import check_count, check_generator
+from captum_boundary._base.checks import check_count
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.generators import check_generator, seed_of
 from captum_boundary.smoothing._averages import AVERAGES, average_over_copies, by_copies
-from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, follow, seed_of, slices
+from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, follow, slices
 
 __all__ = ["SmoothedModel"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -380,3 +381,21 @@ def test_boundaries_of_other_inputs_are_refused(make, message, network, inputs):
     wrong, boundary = make(inputs, found)
     with pytest.raises((BoundaryTypeError, BoundaryValueError), match=f"boundary must (hold|be BoundaryN).*{message}"):
         normals.attribute(wrong, boundary=boundary)
+
+
+def test_a_mask_where_nothing_is_searched_is_refused(network, inputs):
+    normals = AggregatedBoundaryNormals(network)
+    _, found = normals.attribute(inputs, 2, return_boundary=True)
+    with pytest.raises(BoundaryValueError, match="mask tells a search which values may move, but the boundary was"):
+        normals.attribute(inputs, boundary=found, mask=torch.ones_like(inputs))
+
+
+def test_a_target_beside_given_boundaries_leaves_running_statistics_alone(inputs):
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(inputs.shape[1]), torch.nn.Linear(inputs.shape[1], 3)).to(inputs)
+    normals = AggregatedBoundaryNormals(model.eval())
+    _, found = normals.attribute(inputs, 1, return_boundary=True)
+    model.train()
+    before = model[0].running_mean.clone()
+    with pytest.warns(UserWarning, match="training mode"), contextlib.suppress(BoundaryValueError):
+        normals.attribute(inputs, found.target, boundary=found)
+    assert torch.equal(model[0].running_mean, before)

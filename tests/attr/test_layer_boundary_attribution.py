@@ -8,7 +8,6 @@ from typing import Any
 import captum.attr
 import pytest
 import torch
-import torch.distributed as dist
 from captum.attr import (
     DeepLift,
     FeatureAblation,
@@ -405,14 +404,6 @@ def test_the_model_is_as_before_also_after_exceptions(method, model, images):
             explainer.attribute(images)
         assert fingerprint(model) == before
     handle.remove()
-
-
-@pytest.fixture(scope="module")
-def process_group(tmp_path_factory):
-    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("kind", ["parallel", "distributed", "compiled"])

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from captum.attr import DeepLift, FeatureAblation, IntegratedGradients, LayerIntegratedGradients, NoiseTunnel, Saliency
 from captum.metrics import infidelity, sensitivity_max
@@ -568,14 +567,6 @@ def test_works_without_grad(mode, model, inputs):
 
 
 # ------------------------------------------------------------------------------------------------- wrapped models
-
-
-@pytest.fixture(scope="module")
-def process_group(tmp_path_factory):
-    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def wrapped(model: nn.Module, kind: str) -> Any:

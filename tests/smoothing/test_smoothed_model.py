@@ -18,6 +18,7 @@ from captum_boundary import (
     BoundaryValueError,
     NearestBoundary,
     SmoothedModel,
+    largest_stdev,
 )
 
 STDEV = 0.4
@@ -327,3 +328,12 @@ def test_impossible_inputs_are_refused(stdev, arguments, error, message):
 def test_impossible_outputs_are_refused(output, error, message):
     with pytest.raises(error, match=message):
         SmoothedModel(output, STDEV)(torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("wrap", [lambda scores: {"logits": scores}, lambda scores: (scores, None)])
+def test_scores_may_come_inside_of_something_else(wrap):
+    model, inputs = network(), points()
+    wrapped = SmoothedModel(lambda given: wrap(model(given)), STDEV)
+    torch.testing.assert_close(wrapped(inputs), SmoothedModel(model, STDEV)(inputs), rtol=0, atol=0)
+    stands = largest_stdev(lambda given: wrap(model(given)), inputs)
+    assert torch.equal(stands, largest_stdev(model, inputs))
