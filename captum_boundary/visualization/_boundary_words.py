@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 
-__all__ = ["NOT_FOUND", "BoundaryWords", "check_boundary"]
+__all__ = ["NOT_FOUND", "BoundaryWords", "check_boundary", "check_example"]
 
 NOT_FOUND = "no boundary\npoint found"
 
@@ -29,6 +29,17 @@ def check_boundary(boundary: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor
             "boundary of these very inputs, and choose rows of both alike: inputs[rows], boundary[rows]."
         )
     return tuple(point.detach().to(tensor.device) for point, tensor in zip(points, inputs, strict=True))
+
+
+def check_example(boundary: BoundaryPoints, example: object) -> None:
+    """Refuse a row that does not exist, or has no boundary point to be drawn."""
+    if not isinstance(example, int) or not -len(boundary) <= example < len(boundary):
+        raise BoundaryValueError(f"example must be a row of the {len(boundary)} inputs, but it is {example!r}.")
+    if not boundary.found[example]:
+        raise BoundaryValueError(
+            f"example {example} has no boundary point. Choose one where boundary.found is True, or search with wider "
+            "bounds or a larger budget."
+        )
 
 
 class BoundaryWords:

@@ -23,7 +23,7 @@ from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.margin import margin_and_rival
 from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search import BoundaryPoints
-from captum_boundary.visualization._boundary_words import BoundaryWords, check_boundary
+from captum_boundary.visualization._boundary_words import BoundaryWords, check_boundary, check_example
 from captum_boundary.visualization._plane import Plane, Scene, normal_at, plane_through, scores_in
 
 __all__ = ["plot_boundary_slice"]
@@ -146,13 +146,7 @@ def _check_numbers(boundary: BoundaryPoints, example: int, extent: float | None,
         raise BoundaryValueError(f"resolution must be at least 2, but it is {resolution}.")
     if extent is not None and not 0 < extent < math.inf:
         raise BoundaryValueError(f"extent must be a positive number, but it is {extent!r}.")
-    if not isinstance(example, int) or not -len(boundary) <= example < len(boundary):
-        raise BoundaryValueError(f"example must be a row of the {len(boundary)} inputs, but it is {example!r}.")
-    if not boundary.found[example]:
-        raise BoundaryValueError(
-            f"example {example} has no boundary point. Choose one where boundary.found is True, or search with wider "
-            "bounds or a larger budget."
-        )
+    check_example(boundary, example)
 
 
 def _draw_regions(

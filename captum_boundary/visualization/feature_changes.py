@@ -12,10 +12,9 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from captum_boundary._base.checks import check_count
-from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._categories import Groups
-from captum_boundary.visualization._boundary_words import BoundaryWords
+from captum_boundary.visualization._boundary_words import BoundaryWords, check_example
 from captum_boundary.visualization._table_changes import Change, TableChanges
 
 __all__ = ["describe_feature_changes", "plot_feature_changes"]
@@ -143,13 +142,7 @@ def plot_feature_changes(
     check_count("n_features", n_features)
     changes = TableChanges(inputs, boundary, feature_names, categories, unscale)
     words = BoundaryWords(boundary, class_names)
-    if not isinstance(example, int) or not -len(boundary) <= example < len(boundary):
-        raise BoundaryValueError(f"example must be a row of the {len(boundary)} inputs, but it is {example!r}.")
-    if not boundary.found[example]:
-        raise BoundaryValueError(
-            f"example {example} has no boundary point. Choose one where boundary.found is True, or search with wider "
-            "bounds or a larger budget."
-        )
+    check_example(boundary, example)
     every_change = changes.of(example)
     shown = every_change[:n_features]
     height = 1.4 + 0.36 * max(len(shown), 1)
