@@ -16,6 +16,7 @@ def no_windows(monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("show was called")
 
+    plt.close("all")  # whatever an example of the documentation has left open in this process
     backend = mpl.get_backend()
     plt.switch_backend("Agg")
     monkeypatch.setattr(plt, "show", refuse)
