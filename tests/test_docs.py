@@ -17,7 +17,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if not {"_build", "_generated"} & set(path.parts))
-FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>[^\n]*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<kind>[^\n]*)\n(?: *:hide:\n+)?(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
+    r"^(?P<indent> *)```(?P<kind>[^\n]*)\n(?: *:hide:\n+)?(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
 RUN = ("{testsetup}", "{testcode}", "{testcleanup}")
 # Pages on packages that the rest of the tests can do without.
 NEEDED = {"howto/trainers.md": ("accelerate", "lightning")}
@@ -48,7 +52,8 @@ def test_code_prints_what_the_page_shows(page) -> None:
     printed = ""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        for kind, body in blocks(page):
+        # As Sphinx runs them, all setup before all else. The sort is stable.
+        for kind, body in sorted(blocks(page), key=lambda block: block[0] != "{testsetup}"):
             if kind in RUN:
                 assert not printed, f"the page does not show what was printed before\n{body}"
                 with contextlib.redirect_stdout(io.StringIO()) as output:
