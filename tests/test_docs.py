@@ -20,8 +20,6 @@ PAGES = sorted(path for path in DOCS.rglob("*.md") if not {"_build", "_generated
 FENCE = re.compile(
     r"^(?P<indent> *)```(?P<kind>[^\n]*)\n(?: *:hide:\n+)?(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
 )
-    r"^(?P<indent> *)```(?P<kind>[^\n]*)\n(?: *:hide:\n+)?(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
-)
 RUN = ("{testsetup}", "{testcode}", "{testcleanup}")
 # Pages on packages that the rest of the tests can do without.
 NEEDED = {"howto/trainers.md": ("accelerate", "lightning")}
