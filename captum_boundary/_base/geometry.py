@@ -70,8 +70,8 @@ def project_onto_hyperplane(
     if not box.is_limited:
         return x - t * direction
     # What t achieves, normal . (x - y(t)), is concave and piecewise linear: Newton's method is monotone and exact.
-    reach = torch.where(direction > 0, x - box.lower, x - box.upper) / direction  # where a coordinate meets its limit
-    reach = reach.nan_to_num(nan=0.0, posinf=torch.inf)
+    limit = torch.where(direction > 0, box.lower, box.upper)
+    reach = ((x - limit) / direction).nan_to_num(nan=0.0, posinf=torch.inf)  # where a coordinate meets its limit
     for _ in range(n_steps):
         missing = drop - row_dot(torch.minimum(reach, t), gain)
         t = t + _ratio(missing, row_dot(gain, (reach > t).to(gain)))[:, None]
@@ -80,7 +80,7 @@ def project_onto_hyperplane(
 
 def _ratio(amount: Tensor, rate: Tensor) -> Tensor:
     """``amount / rate``, or zero where the rate is zero."""
-    return amount / torch.where(rate > 0, rate, torch.inf)
+    return (amount / rate).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _project_l1(x: Tensor, normal: Tensor, drop: Tensor, box: Box) -> Tensor:

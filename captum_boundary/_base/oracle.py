@@ -68,7 +68,8 @@ class MarginOracle:
         self.resolution = max(torch.finfo(tensor.dtype).eps for tensor in inputs)
         self.device = inputs[0].device
         self.on_gradient: Callable[[], None] | None = None  # called after every gradient, to show progress
-        self._one = torch.ones((), dtype=torch.long, device=self.device)
+        self._forward, self._backward = torch.eye(2, dtype=torch.long, device=self.device).unbind()
+        self._both = self._forward + self._backward
         self._begin(self.pack(self.inputs), torch.arange(self._n_inputs, device=self.device))
 
         scores = class_scores(self.scores_at(self.x), self._n_inputs)
@@ -92,8 +93,8 @@ class MarginOracle:
 
     def _begin(self, x: Tensor, owners: Tensor) -> None:
         self.x = x
-        self.n_forward = torch.zeros_like(owners)
-        self.n_gradient = torch.zeros_like(owners)
+        self._n_passes = torch.zeros(len(x), 2, dtype=torch.long, device=self.device)
+        self.n_forward, self.n_gradient = self._n_passes.unbind(dim=1)
         self._owners = owners  # which of the user's examples each row is
         self.slots = torch.arange(len(x), device=self.device)  # which entry of the counters each row has
         self.all_rows = self.slots
@@ -104,14 +105,14 @@ class MarginOracle:
         self._all_scores = scores
         self._set(
             torch.stack([target, self._owners, self.slots], dim=1),
-            torch.stack([sign.to(self.dtype), (sign * margin).to(self.dtype)], dim=1),
+            torch.stack([sign, -sign, sign * margin], dim=1).to(self.dtype),
         )
 
     def _set(self, integers: Tensor, numbers: Tensor) -> None:
         # What belongs to a row stands together, so that choosing rows is one operation.
         self._integers, self._numbers = integers, numbers
         self.target, self._owners, self.slots = integers.unbind(dim=1)
-        self.sign, self.start_depth = numbers.unbind(dim=1)
+        self.sign, self._opposite, self.start_depth = numbers.unbind(dim=1)
         self.all_rows = torch.arange(len(integers), device=self.device)
 
     def __len__(self) -> int:
@@ -149,7 +150,7 @@ class MarginOracle:
         depths, rivals = [], []
         with torch.no_grad():
             for part, part_rows in self._parts(points, rows):
-                depth, rival = self.depth_of(self._scores(part, part_rows)[0], part_rows)
+                depth, rival = self.depth_of(self._scores(part, part_rows, self._forward)[0], part_rows)
                 depths.append(depth)
                 rivals.append(rival)
         return _joined(depths), _joined(rivals)
@@ -179,29 +180,31 @@ class MarginOracle:
         for part, part_rows in self._parts(points, rows):
             here = slice(n_done, n_done + len(part))
             n_done += len(part)
-            target, sign = self._of(self.target, part_rows), self._of(self.sign, part_rows)
+            target, sign, opposite = (
+                self._of(values, part_rows)[:, None] for values in (self.target, self.sign, self._opposite)
+            )
             with torch.inference_mode(False), torch.enable_grad():
-                scores, leaves = self._scores(part, part_rows, with_grad=True)
+                scores, leaves = self._scores(part, part_rows, self._both, with_grad=True)
             with torch.no_grad():
                 known = scores.detach()
-                others = rival_scores(known, target)
-                best, strongest = others.max(dim=1)
-                depth = (sign * (known.gather(1, target[:, None]).squeeze(1) - best)).to(self.dtype)
+                sign, opposite = sign.to(known), opposite.to(known)
+                others = known.scatter(1, target, -torch.inf)
+                best, strongest = others.max(dim=1, keepdim=True)
+                depth = (sign * (known.gather(1, target) - best)).squeeze(1).to(self.dtype)
                 value = depth
                 if temperature is not None:
-                    scale = temperature[here, None].to(scores).clamp_min(torch.finfo(scores.dtype).tiny)
-                    weights = torch.softmax((others - best[:, None]) / scale, dim=1)
+                    scale = temperature[here, None].to(known).clamp_min(torch.finfo(known.dtype).tiny)
+                    weights = torch.softmax((others - best) / scale, dim=1).mul_(opposite)
                 else:
                     if rank > 0:
-                        strongest = others.topk(rank + 1, dim=1).indices[:, rank]
+                        strongest = others.topk(rank + 1, dim=1).indices[:, rank:]
                     if rival is not None:
-                        strongest = torch.where(rival[here] < 0, strongest, rival[here])
-                    weights = torch.zeros_like(known).scatter_(1, strongest[:, None], 1.0)
-                weights = weights.scatter_(1, target[:, None], -1.0).mul_(-sign.to(weights)[:, None])
+                        strongest = torch.where(rival[here, None] < 0, strongest, rival[here, None])
+                    weights = torch.zeros_like(known).scatter_(1, strongest, opposite)
+                weights.scatter_(1, target, sign)
                 if rival is not None or rank > 0:
                     value = (weights * known).sum(dim=1).to(self.dtype)
                 slope = self._slope(scores, leaves, weights)
-                self._count(self.n_gradient, self._of(self.slots, part_rows))
                 parts.append((_usable(depth), torch.nan_to_num(value, 0.0, 0.0, 0.0), slope))
         if self.on_gradient is not None:
             self.on_gradient()
@@ -210,15 +213,17 @@ class MarginOracle:
     def scores_at(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
         """Class scores ``(n, C)`` at ``points``."""
         with torch.no_grad():
-            return _joined(self._scores(part, part_rows)[0] for part, part_rows in self._parts(points, rows))
+            return _joined(
+                self._scores(part, part_rows, self._forward)[0] for part, part_rows in self._parts(points, rows)
+            )
 
     def scores(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Class scores ``(n, C)`` at ``points``, and what pulls weights of them ``(n, C)`` back to slopes."""
         with torch.inference_mode(False), torch.enable_grad():
-            scores, leaves = self._scores(points, rows, with_grad=True)
+            scores, leaves = self._scores(points, rows, self._forward, with_grad=True)
 
         def pull_back(weights: Tensor) -> Tensor:
-            self._count(self.n_gradient, self._of(self.slots, rows))
+            self._count(rows, self._backward)
             return self._slope(scores, leaves, weights)
 
         return scores.detach(), pull_back
@@ -234,20 +239,21 @@ class MarginOracle:
         return torch.nan_to_num(self.pack(gradients), 0.0, 0.0, 0.0)
 
     def _scores(
-        self, points: Tensor, rows: Tensor | None, with_grad: bool = False
+        self, points: Tensor, rows: Tensor | None, passes: Tensor, with_grad: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         leaves = tuple(tensor.requires_grad_(with_grad) for tensor in self.unpack(points.clone()))
         arguments = arguments_of(self._arguments, self._of(self._owners, rows), self._n_inputs)
         output = evaluate(self._forward_func, leaves, arguments)
-        self._count(self.n_forward, self._of(self.slots, rows))
+        self._count(rows, passes)
         scores = shaped_scores(output, len(points))
         # A model may compute in a lower precision than that of its inputs.
         self.resolution = max(self.resolution, torch.finfo(output.dtype).eps)
         self.is_binary = has_one_output(output)
         return scores, leaves
 
-    def _count(self, counter: Tensor, slots: Tensor) -> None:
-        counter.index_add_(0, slots, self._one.expand(len(slots)))
+    def _count(self, rows: Tensor | None, passes: Tensor) -> None:
+        slots = self._of(self.slots, rows)
+        self._n_passes.index_add_(0, slots, passes.expand(len(slots), 2))
 
     @staticmethod
     def _of(values: Tensor, rows: Tensor | None) -> Tensor:

@@ -12,10 +12,9 @@ from captum_boundary.search._problem import Problem
 __all__ = ["HalfSpaces", "project_onto_half_spaces"]
 
 # Linearisations kept: enough for the corners that a few pieces of the boundary make.
-_CAPACITY = 8
-# Steps towards the nearest point after linearisations were added, and more for each of them. They go on from the
-# multipliers before.
-_STEPS, _STEPS_A_PLANE = 1, 1
+_CAPACITY = 6
+# Newton steps towards the nearest point beyond a single half-space, in other norms.
+_NEWTON_STEPS = 2
 # Added to the diagonal of the linear systems, relative to it: the same piece may have been linearised twice.
 _RIDGE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
@@ -66,9 +65,8 @@ class HalfSpaces:
         x, box = problem.x, problem.box
         if problem.norm != 2:
             drop = self._drops[:, 0].clamp_min(0.0)
-            return project_onto_hyperplane(x, self._slopes[:, 0], drop, box, problem.norm, _STEPS + _STEPS_A_PLANE)
-        n_steps = _STEPS + _STEPS_A_PLANE * (self._n_added - self._n_met)
-        self._n_met = self._n_added
+            return project_onto_hyperplane(x, self._slopes[:, 0], drop, box, problem.norm, _NEWTON_STEPS)
+        n_steps, self._n_met = self._n_added - self._n_met, self._n_added  # going on from the multipliers before
         nearest, self._multipliers = project_onto_half_spaces(
             x, self._slopes, self._drops, box, self._multipliers, n_steps
         )
@@ -80,9 +78,10 @@ def project_onto_half_spaces(
 ) -> tuple[Tensor, Tensor]:
     r"""Nearest points ``y`` of ``{y in box : slopes_k . (x - y) >= drops_k for all k}``, in the l2 norm.
 
-    By Newton's method on the dual: where ``y = clamp(x - multipliers @ slopes)``, what a half-space lacks is piecewise
-    linear in the multipliers. A step solves for the half-spaces that are active on the piece at hand, and is exact
-    where no half-space or limit comes in or drops out. Half-spaces that the box does not reach are not heeded.
+    The dual is concave, and quadratic where no coordinate meets a limit or leaves one. A step takes the best of these
+    multipliers: those that solve for the half-spaces in use and the one most missed, together or without one of them;
+    and those that differ from the present ones in a single place. The first are mostly exact, the others make the
+    method converge. Half-spaces that the box does not reach are not heeded.
 
     Args:
 
@@ -98,37 +97,39 @@ def project_onto_half_spaces(
         - **nearest** (*Tensor*): The points, ``(n, D)``.
         - **multipliers** (*Tensor*): Those of the last step, ``(n, K)``.
     """
+    n_planes = slopes.shape[1]
     tiny = torch.finfo(x.dtype).tiny
-    gram = _gram(slopes)
-    identity = torch.eye(slopes.shape[1], dtype=x.dtype, device=x.device)
-    places = torch.arange(slopes.shape[1], device=x.device)
-    active = multipliers > 0
-    is_solved = torch.ones_like(active[:, :1])  # whether the active half-spaces are met with equality
+    each = torch.eye(n_planes + 1, n_planes, dtype=x.dtype, device=x.device)
+    is_kept, identity = each == 0, each[:-1]  # all but one, and all
+    gram, wanted = _gram(slopes), drops
     for _ in range(n_steps):
-        unlimited = _moved(x, multipliers, slopes)
-        nearest = box.clamp(unlimited)
-        missing = torch.baddbmm(drops[:, :, None], slopes, (x - nearest)[:, :, None], alpha=-1)
         if box.is_limited:
+            unlimited = _moved(x, multipliers, slopes)
+            nearest = box.clamp(unlimited)
             gram = _gram(slopes * (nearest == unlimited)[:, None])
-        is_reachable = gram.diagonal(dim1=1, dim2=2) > 0
-        most, worst = torch.where(is_reachable, missing[:, :, 0], 0.0).max(dim=1, keepdim=True)
-        active = (active | ((places == worst) & is_solved & (most > 0))) & is_reachable
-        system = torch.where(active[:, :, None] & active[:, None], gram, identity)
-        wanted = torch.baddbmm(missing, gram, multipliers[:, :, None])
-        solved = torch.linalg.solve_ex(system, wanted)[0].squeeze(2).nan_to_num(0.0, 0.0, 0.0) * active
-        # Go towards the solution until the first multiplier vanishes, and leave its half-space out from there on.
-        vanishes = active & (solved <= 0)
-        share = torch.where(vanishes, multipliers / (multipliers - solved).clamp_min(tiny), 1.0)
-        least = share.amin(dim=1, keepdim=True)
-        is_solved = least == 1
-        active = active & ~(vanishes & (share == least))
-        multipliers = torch.lerp(multipliers, solved, least) * active
+            missing = torch.baddbmm(drops[:, :, None], slopes, (x - nearest)[:, :, None], alpha=-1)
+            missing = missing * (gram.diagonal(dim1=1, dim2=2) > tiny)[:, :, None]
+            wanted = torch.baddbmm(missing, gram, multipliers[:, :, None]).squeeze(2)
+        else:
+            missing = torch.baddbmm(drops[:, :, None], gram, multipliers[:, :, None], alpha=-1)
+        missing = missing.squeeze(2)
+        is_active = (multipliers > 0) | (missing >= missing.amax(dim=1, keepdim=True).clamp_min(tiny))
+        is_active = is_active[:, None] & is_kept
+        system = torch.where(is_active[..., None] & is_active[..., None, :], gram[:, None], identity)
+        solved = torch.linalg.solve_ex(system, (wanted[:, None] * is_active)[..., None])[0].squeeze(3)
+        alone = torch.addcdiv(multipliers, missing, gram.diagonal(dim1=1, dim2=2))
+        moved = torch.where(is_kept[:-1], multipliers[:, None], alone[:, None])
+        candidates = torch.cat([solved, moved], dim=1).clamp_min(0.0)
+        change = candidates - multipliers[:, None]
+        rise = torch.baddbmm(missing[:, None].expand_as(change), change, gram, alpha=-0.5)
+        best = torch.linalg.vecdot(rise, change).nan_to_num(-torch.inf, -torch.inf).argmax(dim=1)[:, None, None]
+        multipliers = candidates.take_along_dim(best, dim=1).squeeze(1)
     return box.clamp(_moved(x, multipliers, slopes)), multipliers
 
 
 def _gram(slopes: Tensor) -> Tensor:
     gram = slopes @ slopes.mT
-    gram.diagonal(dim1=1, dim2=2).mul_(1 + _RIDGE[slopes.dtype])
+    gram.diagonal(dim1=1, dim2=2).mul_(1 + _RIDGE[slopes.dtype]).clamp_min_(torch.finfo(slopes.dtype).tiny)
     return gram
 
 

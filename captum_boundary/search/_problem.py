@@ -154,14 +154,14 @@ class Candidates:
 
     def or_nearer(self, points: Tensor, distance: Tensor, depth: Tensor) -> Candidates:
         """The nearer of these and of ``points``, where those lie beyond the boundary."""
-        nearer = (depth < 0) & (distance < self.distance)
-        return Candidates(
-            torch.where(nearer[:, None], points, self.points), torch.where(nearer, distance, self.distance)
-        )
+        return self.or_nearer_of(Candidates(points, torch.where(depth < 0, distance, torch.inf)))
 
     def or_nearer_of(self, others: Candidates) -> Candidates:
         """The nearer ones of these and of others."""
-        return self.or_nearer(others.points, others.distance, -torch.ones_like(others.distance))
+        nearer = others.distance < self.distance
+        return Candidates(
+            torch.where(nearer[:, None], others.points, self.points), torch.minimum(others.distance, self.distance)
+        )
 
     def select(self, rows: Tensor | slice) -> Candidates:
         return Candidates(self.points[rows], self.distance[rows])
