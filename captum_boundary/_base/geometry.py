@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Box", "length", "project_onto_ball", "project_onto_hyperplane", "row_dot"]
+__all__ = ["Box", "length", "project_onto_ball", "project_onto_hyperplane", "ratio", "row_dot"]
 
 
 class Box(NamedTuple):
@@ -66,7 +66,7 @@ def project_onto_hyperplane(
     # The nearest point is x moved along one direction and clipped, which leaves one unknown, the length t of the move.
     direction = normal if norm == 2 else normal.sign()
     gain = normal * direction
-    t = _ratio(drop, gain.sum(dim=1))[:, None]
+    t = ratio(drop, gain.sum(dim=1))[:, None]
     if not box.is_limited:
         return x - t * direction
     # What t achieves, normal . (x - y(t)), is concave and piecewise linear: Newton's method is monotone and exact.
@@ -74,11 +74,11 @@ def project_onto_hyperplane(
     reach = ((x - limit) / direction).nan_to_num(nan=0.0, posinf=torch.inf)  # where a coordinate meets its limit
     for _ in range(n_steps):
         missing = drop - row_dot(torch.minimum(reach, t), gain)
-        t = t + _ratio(missing, row_dot(gain, (reach > t).to(gain)))[:, None]
+        t = t + ratio(missing, row_dot(gain, (reach > t).to(gain)))[:, None]
     return box.clamp(x - t * direction)
 
 
-def _ratio(amount: Tensor, rate: Tensor) -> Tensor:
+def ratio(amount: Tensor, rate: Tensor) -> Tensor:
     """``amount / rate``, or zero where the rate is zero."""
     return (amount / rate).nan_to_num(0.0, 0.0, 0.0)
 
@@ -102,14 +102,12 @@ def project_onto_ball(vectors: Tensor, radius: Tensor, norm: float) -> Tensor:
         return vectors * (radius / length(vectors, 2).clamp_min(_tiny(vectors))).clamp_max(1.0)[:, None]
     if norm == math.inf:
         return vectors.clamp(-radius[:, None], radius[:, None])
-    # Soft thresholding; the threshold that gives the right l1 norm is found among the sorted magnitudes.
-    magnitude = vectors.abs()
-    ordered = magnitude.sort(dim=1, descending=True).values
-    rank = torch.arange(1, vectors.shape[1] + 1, device=vectors.device, dtype=vectors.dtype)
-    thresholds = (ordered.cumsum(dim=1) - radius[:, None]) / rank
-    n_kept = (ordered > thresholds).sum(dim=1, keepdim=True).clamp_min(1)
-    threshold = thresholds.gather(1, n_kept - 1).clamp_min(0.0)
-    return vectors.sign() * (magnitude - threshold).clamp_min(0.0)
+    # Soft thresholding. The threshold is the largest of those that would be right if the k largest values were kept.
+    ordered = vectors.abs().sort(dim=1, descending=True).values
+    n_kept = torch.arange(1, vectors.shape[1] + 1, device=vectors.device, dtype=vectors.dtype)
+    thresholds = (ordered.cumsum(dim=1) - radius[:, None]) / n_kept
+    threshold = thresholds.amax(dim=1, keepdim=True).clamp_min(0.0)
+    return vectors - vectors.clamp(-threshold, threshold)
 
 
 def _tiny(tensor: Tensor) -> float:

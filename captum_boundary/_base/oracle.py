@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_boundary._base.captum_helpers import TargetType, format_additional_forward_args
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.flat import geometry_dtype, pack, unpack
-from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target, rival_scores, shaped_scores
+from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target, shaped_scores
 from captum_boundary._base.model_scores import arguments_of, differentiable
 from captum_boundary._base.outputs import evaluate, has_one_output
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import Box, length, project_onto_ball
-from captum_boundary._base.oracle import Linearization
+from captum_boundary._base.geometry import Box, length, project_onto_ball, ratio
 from captum_boundary.search._approach import SMOOTHING, newton_step
 from captum_boundary.search._landing import pull_back
 from captum_boundary.search._problem import Candidates, Problem
@@ -25,12 +24,12 @@ class _Schedule(NamedTuple):
     first_step: float = 1.0
     last_step: float = 0.01
 
-    def at(self, progress: Tensor) -> tuple[Tensor, Tensor]:
-        """Rates and steps at a progress between 0 and 1."""
+    def at(self, progress: Tensor) -> Tensor:
+        """Rates and steps ``(2, ...)`` at a progress between 0 and 1."""
         rate = self.first_rate * (self.last_rate / self.first_rate) ** progress
         wave = torch.cos(math.pi * progress)
         middle, swing = (self.first_step + self.last_step) / 2, (self.first_step - self.last_step) / 2
-        return rate, middle + swing * wave
+        return torch.stack([rate, middle + swing * wave])
 
 
 # In l1 the descent begins far out, at a point that is near in l2.
@@ -38,8 +37,8 @@ _FROM_THE_BOUNDARY = {2: _Schedule(0.05, 0.005), math.inf: _Schedule(0.05, 0.005
 _FROM_AFAR = _Schedule(0.3, 0.02, last_step=0.05)
 # How much of its descent an example is held in the range of its input's own values.
 _HELD_SHARE = 0.5
-# After this many steps on one and the same side of the boundary, the rate doubles with every further one.
-_PATIENCE = 3
+# After three steps on one and the same side of the boundary, the rate doubles with every further one.
+_PATIENT = 0.25
 _FASTEST_RATE = 0.3
 
 
@@ -63,12 +62,16 @@ def descend(problem: Problem, known: Candidates, n_steps: Tensor, is_held: Tenso
     """
     # In the order of their steps, examples that are done stand at the end and leave without being looked for.
     n_steps, order = n_steps.sort(descending=True, stable=True)
-    start = known.select(order)
-    is_held = None if is_held is None else is_held[order]
-    schedule = _FROM_THE_BOUNDARY[problem.norm]
-    found = _follow_spheres(problem.select(order), start.points, start, n_steps, schedule, is_held=is_held)
-    back = order.argsort()
-    return pull_back(problem, found.points[back])
+    here, start = problem.select(order), known.select(order)
+    steps_of = n_steps.tolist()
+    progress = _steps(here, max(steps_of, default=0)) / n_steps.clamp_min(1)
+    limits = None
+    if is_held is not None:
+        own, held = here.in_own_range().box, progress < _HELD_SHARE * is_held[order].to(progress)
+        limits = torch.stack([torch.where(held, own.lower.T, -torch.inf), torch.where(held, own.upper.T, torch.inf)])
+    paces = _FROM_THE_BOUNDARY[problem.norm].at(progress)
+    found = _follow_spheres(here, start.points, start, steps_of, paces, limits)
+    return pull_back(problem, found.points[order.argsort()])
 
 
 def dive(problem: Problem, starts: Tensor, n_steps: int) -> Candidates:
@@ -84,55 +87,77 @@ def dive(problem: Problem, starts: Tensor, n_steps: int) -> Candidates:
 
         - **candidates** (*Candidates*): Points beyond the boundary.
     """
-    all_alike = torch.full_like(problem.oracle.all_rows, n_steps)
-    return _follow_spheres(problem, starts, Candidates.none(problem), all_alike, _FROM_AFAR, from_afar=True)
+    steps = _steps(problem, n_steps)
+    n_approaching = steps.new_tensor(range(n_steps + 1))
+    progress = (steps - n_approaching) / (n_steps - n_approaching).clamp_min(1)
+    paces = _FROM_AFAR.at(progress.clamp_min(0))
+    steps_of = [n_steps] * len(problem)
+    return _follow_spheres(problem, starts, Candidates.none(problem), steps_of, paces, from_afar=True)
+
+
+def _steps(problem: Problem, n_steps: int) -> Tensor:
+    """All steps, below one another."""
+    return torch.arange(n_steps, dtype=problem.x.dtype, device=problem.x.device)[:, None]
 
 
 def _follow_spheres(
     problem: Problem,
     points: Tensor,
     best: Candidates,
-    n_steps: Tensor,
-    schedule: _Schedule,
+    steps_of: list[int],
+    paces: Tensor,
+    limits: Tensor | None = None,
     from_afar: bool = False,
-    is_held: Tensor | None = None,
 ) -> Candidates:
-    """Descend from ``points``; ``n_steps`` falls from the first example to the last."""
+    """Descend from ``points``.
+
+    Args:
+
+        problem (Problem): The search.
+        points (Tensor): Where to start, ``(n, D)``.
+        best (Candidates): What is known.
+        steps_of (list): Gradient evaluations of each example, falling from the first to the last.
+        paces (Tensor): Rates and steps ``(2, n_steps, n)`` or, from afar, ``(2, n_steps, n_steps + 1)``, by the number
+            of steps before an example crosses its boundary for the first time.
+        limits (Tensor, optional): Lower and upper limits of all coordinates, ``(2, n_steps, n)``.
+        from_afar (bool): Whether examples take Newton steps before they cross their boundary.
+    """
     here = problem
     radius = here.distance(points)
     temperature = SMOOTHING * here.scale
-    held = torch.zeros_like(radius) if is_held is None else _HELD_SHARE * is_held.to(radius)
-    n_approaching = torch.zeros_like(radius)  # steps before an example crosses its boundary for the first time
-    run = torch.zeros_like(radius)  # steps in a row beyond the boundary, or, if negative, on the near side of it
-    total = n_steps.to(radius)
+    hurry = torch.full_like(radius, _PATIENT / 2)  # a rate may grow by this, if it is more than 1
+    was_beyond = torch.zeros_like(radius, dtype=torch.bool)
+    n_approaching = torch.zeros_like(was_beyond, dtype=torch.long)
     last_points, found = [], []
-    steps_of = n_steps.tolist()
-    for step in range(steps_of[0] if steps_of else 0):
+    for step in range(paces.shape[1]):
         n_going = sum(n > step for n in steps_of[: len(here)])
         if n_going < len(here):
             going, done = slice(0, n_going), slice(n_going, None)
             last_points.append(points[done])
             found.append(best.select(done))
             here, best, points = here.select(going), best.select(going), points[going]
-            radius, temperature, n_approaching, run, total, held = (
-                values[going] for values in (radius, temperature, n_approaching, run, total, held)
+            radius, temperature, hurry, was_beyond = (
+                values[going] for values in (radius, temperature, hurry, was_beyond)
             )
         plane = here.linearize(points, temperature=temperature)
-        best = best.or_nearer(points, here.distance(points), plane.depth)
+        move = points - here.x
+        distance = length(move, here.norm)
+        best = best.or_nearer(points, distance, plane.depth)
 
         if from_afar:
             has_crossed = torch.isfinite(best.distance)
             n_approaching = n_approaching + ~has_crossed
-        progress = (step - n_approaching) / (total - n_approaching).clamp_min(1)
-        rate, stride = schedule.at(progress)
+            rate, stride = paces[:, step, n_approaching].unbind()
+        else:
+            rate, stride = paces[:, step, :n_going].unbind()
         beyond = plane.depth < 0
-        side = torch.where(beyond, 1.0, -1.0).to(run)
-        run = torch.where(run * side > 0, run, 0.0) + side
-        hurried = rate * torch.exp2((run.abs() - _PATIENCE).clamp(0, 16))
-        rate = torch.maximum(rate, hurried.clamp_max(_FASTEST_RATE))
-        radius = torch.where(beyond, torch.minimum(radius, best.distance), radius) * (1 - side * rate)
-        box = here.box if is_held is None else here.in_own_range(progress < held).box
-        moved = _sphere_step(here, points, plane, radius, stride, box)
+        hurry = torch.where(beyond == was_beyond, 2 * hurry, _PATIENT)
+        was_beyond = beyond
+        rate = torch.maximum(rate, (rate * hurry).clamp_max(_FASTEST_RATE))
+        radius = torch.where(beyond, torch.minimum(radius, best.distance), radius)
+        radius = torch.addcmul(radius, radius, rate.copysign(plane.depth))
+        box = here.box if limits is None else Box(*limits[:, step, :n_going, None])
+        moved = box.clamp(here.x + _sphere_step(move, distance, plane.slope, radius, stride, here.norm))
         if from_afar:
             approached = newton_step(here, points, plane)
             moved = torch.where(has_crossed[:, None], moved, approached)
@@ -144,21 +169,15 @@ def _follow_spheres(
     return best.or_nearer(points, problem.distance(points), problem.depth(points))
 
 
-def _sphere_step(
-    problem: Problem, points: Tensor, plane: Linearization, radius: Tensor, stride: Tensor, box: Box
-) -> Tensor:
-    """Turn the way from the inputs to ``points`` against the normals and make its length that of the ``radius``."""
-    move = points - problem.x
+def _sphere_step(move: Tensor, distance: Tensor, slope: Tensor, radius: Tensor, stride: Tensor, norm: float) -> Tensor:
+    """Turn ``move`` ``(n, D)``, of length ``distance``, against the slopes and make its length that of the radius."""
     # Steps suit the norm: in linf every coordinate counts alike, in l1 the steepest one says how far a step may go.
-    direction = plane.slope.sign() if problem.norm == math.inf else plane.slope
-    measure = math.inf if problem.norm == 1 else 2
-    width = length(direction, measure)
-    step = stride * length(move, measure) / torch.where(width > 0, width, torch.inf)
+    direction = slope.sign() if norm == math.inf else slope
+    measure = math.inf if norm == 1 else 2
+    size = distance if norm == measure else length(move, measure)
+    step = ratio(stride * size, length(direction, measure))
     move = torch.addcmul(move, step[:, None], direction, value=-1)
-    reach = length(move, problem.norm)
-    growth = radius / torch.where(reach > 0, reach, torch.inf)
-    if problem.norm == 2:
-        move = move * growth[:, None]
-    else:
-        move = project_onto_ball(move * growth.clamp_min(1.0)[:, None], radius, problem.norm)
-    return box.clamp(problem.x + move)
+    growth = ratio(radius, length(move, norm))[:, None]
+    if norm == 2:
+        return move * growth
+    return project_onto_ball(move * growth.clamp_min(1.0), radius, norm)

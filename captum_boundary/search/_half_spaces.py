@@ -12,9 +12,11 @@ from captum_boundary.search._problem import Problem
 __all__ = ["HalfSpaces", "project_onto_half_spaces"]
 
 # Linearisations kept: enough for the corners that a few pieces of the boundary make.
-_CAPACITY = 6
+_CAPACITY = 7
 # Newton steps towards the nearest point beyond a single half-space, in other norms.
 _NEWTON_STEPS = 2
+# The drop of a half-space that is no longer heeded.
+_MET_EVERYWHERE = -1e30
 # Added to the diagonal of the linear systems, relative to it: the same piece may have been linearised twice.
 _RIDGE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
@@ -52,9 +54,8 @@ class HalfSpaces:
         if self._drops.shape[1] > 1 and self._n_added > 0:
             promised = torch.baddbmm(self._drops[:, :, None], self._slopes, moves[:, :, None], alpha=-1)
             holds = promised <= (plane.depth + problem.slack)[:, None, None]
-            self._drops = self._drops * holds[:, :, 0]
+            self._drops = torch.where(holds[:, :, 0], self._drops, _MET_EVERYWHERE)
             self._multipliers = self._multipliers * holds[:, :, 0]
-            self._slopes = self._slopes * holds
         self._slopes[:, slot] = plane.slope
         self._drops[:, slot] = plane.value + problem.overshoot + row_dot(plane.slope, moves)
         self._multipliers[:, slot] = 0.0
@@ -66,7 +67,8 @@ class HalfSpaces:
         if problem.norm != 2:
             drop = self._drops[:, 0].clamp_min(0.0)
             return project_onto_hyperplane(x, self._slopes[:, 0], drop, box, problem.norm, _NEWTON_STEPS)
-        n_steps, self._n_met = self._n_added - self._n_met, self._n_added  # going on from the multipliers before
+        # They go on from the multipliers before. Another step meets the limits that come in with a new half-space.
+        n_steps, self._n_met = self._n_added - self._n_met + box.is_limited, self._n_added
         nearest, self._multipliers = project_onto_half_spaces(
             x, self._slopes, self._drops, box, self._multipliers, n_steps
         )

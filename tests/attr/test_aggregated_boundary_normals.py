@@ -85,9 +85,14 @@ def test_linear_models_have_the_closed_form(weighting, multiply_by_inputs, dtype
 @pytest.mark.parametrize("sampling", ["classes", "random"])
 def test_one_boundary_is_boundary_saliency_of_unit_length(sampling, network, inputs):
     for target in (None, 2):
-        saliency = BoundarySaliency(network, score="margin").attribute(inputs, target)
+        boundary = NearestBoundary(network).find(inputs, target)
+        saliency = BoundarySaliency(network, score="margin").attribute(inputs, target, boundary=boundary)
         normals = AggregatedBoundaryNormals(network).attribute(inputs, target, n_boundaries=1, sampling=sampling)
-        close(normals, saliency / saliency.norm(dim=1, keepdim=True), 1e-4)
+        # In a corner, where three classes meet, a normal heeds two boundaries.
+        highest = network(boundary.points).topk(3, dim=1).values
+        is_side = highest[:, 1] - highest[:, 2] > 1e-3
+        assert is_side.sum() >= 5
+        close(normals[is_side], (saliency / saliency.norm(dim=1, keepdim=True))[is_side], 1e-4)
 
 
 @pytest.mark.parametrize("sampling", ["classes", "random"])
