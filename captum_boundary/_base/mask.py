@@ -11,6 +11,7 @@ from torch import Tensor
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.flat import pack
 from captum_boundary._base.geometry import Box
+from captum_boundary._base.outputs import config_of
 
 __all__ = ["HeldModel", "Mask", "box_within", "movable_values"]
 
@@ -69,6 +70,7 @@ class HeldModel:
 
     def __init__(self, forward_func: Callable[..., Any], n_inputs: int) -> None:
         self._forward_func = forward_func
+        self.config = config_of(forward_func)
         self._n_inputs = n_inputs
 
     def __call__(self, *arguments: Any) -> Any:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten
 
 from captum_boundary._base.captum_helpers import format_additional_forward_args
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.outputs import config_of
 from captum_boundary._base.training_mode import watched_training_mode
 from captum_boundary.layers._plan import Plan, plan_of
 from captum_boundary.layers._recording import record
@@ -88,6 +89,7 @@ class ModelFromLayer(nn.Module):
                     f"{name} was scripted, so that no part of it can be left out. Give the module that was scripted."
                 )
         self.forward_func = _unwrapped(forward_func)
+        self.config = config_of(self.forward_func)
         if isinstance(self.forward_func, nn.Module):
             if all(module is not layer for module in self.forward_func.modules()):
                 raise BoundaryValueError(
