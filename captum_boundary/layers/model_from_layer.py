@@ -13,6 +13,7 @@ from captum_boundary._base.captum_helpers import format_additional_forward_args
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.outputs import config_of
 from captum_boundary._base.training_mode import watched_training_mode
+from captum_boundary.layers._origins import Origins
 from captum_boundary.layers._plan import Plan, plan_of
 from captum_boundary.layers._recording import record
 from captum_boundary.layers._replay import Readings, as_written, replay
@@ -152,7 +153,7 @@ class ModelFromLayer(nn.Module):
             few_args = tuple(map(of_few, tensors)), further and tuple(map(of_few, further))
             full_pass = record(function, layer, *all_args)
             is_fixed = not first_is_over()
-            few_pass = record(function, layer, *few_args)
+            few_pass = record(function, layer, *few_args, Origins() if at_input else None)
             own = (*all_args[0], *(all_args[1] or ())), (*few_args[0], *(few_args[1] or ()))
             plan, rows = plan_of(full_pass, few_pass, own, (n_examples, len(few)), layer, at_input)
             if is_fixed:
@@ -169,12 +170,12 @@ class ModelFromLayer(nn.Module):
     def _verified(
         self, plan: Plan, rows: tuple[Tensor, ...], few: Tensor, expected: Any, expected_of_few: Any
     ) -> tuple[Plan, tuple[Tensor, ...]]:
-        """The plan without what is not needed, after a look at whether it reproduces the model."""
+        """The plan without what the rest of the model does not read, once it is seen to reproduce the model."""
         readings = Readings()
         with readings:
             output = replay(plan, self.forward_func, self.layer, rows, readings)
         self._require_same(output, expected)
-        slim_plan, slim_rows = plan.without(set(range(plan.n_rows)) - readings.places, rows)
+        slim_plan, slim_rows = plan.reduced(readings.places, readings.returned(output), rows)
         try:
             self._require_same(self._replayed(slim_plan, slim_rows, few), expected_of_few)
         except Exception:  # the model looks at values in a way that was not seen: keep them all

@@ -274,6 +274,24 @@ def test_tuples_in_and_out_and_a_batch_as_one_by_one(images):
 
 
 @every_method
+def test_a_recurrent_layer_whose_state_nothing_reads(method):
+    class Recurrent(Texts):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.act = nn.LSTM(5, 8, batch_first=True), nn.Tanh()
+
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            outputs, _ = self.lstm(self.tokens(ids))
+            return self.last(self.act((outputs * mask[..., None]).sum(1)))
+
+    model = built(Recurrent)
+    explainer = LayerBoundaryAttribution(model, model.lstm, method, quick(model), score="margin")
+    maps = explainer.attribute(IDS, None, REAL, mask=REAL[..., None])
+    assert maps.shape == (N, 4, 8) if method is not LayerGradCam else (N, 1, 8)
+    assert maps.isfinite().all()
+
+
+@every_method
 def test_a_batch_is_explained_as_one_by_one(method, model, images):
     if method is LayerGradientShap:
         pytest.skip("draws random numbers")
