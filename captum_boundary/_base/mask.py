@@ -47,9 +47,11 @@ def _movable(mask: Any, tensor: Tensor, index: int, n_inputs: int) -> Tensor:
     try:
         return movable.broadcast_to(tensor.shape).contiguous()
     except RuntimeError:
+        several = " Where there are several inputs, give a tuple: torch.zeros(1) holds one, None lets it move."
         raise BoundaryValueError(
             f"{name} of shape {tuple(mask.shape)} does not broadcast to {of} of shape {tuple(tensor.shape)}. A mask of "
             "tokens (N, L) for their embeddings (N, L, E) has shape (N, L, 1): mask[..., None]."
+            f"{several if n_inputs > 1 else ''}"
         ) from None
 
 

@@ -51,8 +51,8 @@ def build_layer_method(method: Callable[..., Any], from_layer: ModelFromLayer, s
     built = build_method(method, from_layer, score)
     if isinstance(core_of(built), LRP):
         raise BoundaryTypeError(
-            "LRP has no rule for a model that is evaluated from a layer on. LayerDeepLift with its default rules is "
-            "the nearest to it."
+            "LRP has no rule for a model that is evaluated from a layer on. Write what follows the layer as a model of "
+            "its own, for BoundaryAttribution(upper, LRP), or use LayerDeepLift, which is the nearest to it."
         )
     if hooks_modules(built) and not isinstance(from_layer.forward_func, nn.Module):
         raise BoundaryTypeError(
@@ -110,6 +110,8 @@ def hookable_from_layer(from_layer: ModelFromLayer, method: Attribution, inputs:
 
 class _Marked(nn.Module):
     """A layer with a module of its own before and after it, which keep their names when others are rewritten."""
+
+    is_marker = True
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from captum_boundary._base.captum_helpers import format_additional_forward_args
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.outputs import config_of
 from captum_boundary._base.training_mode import watched_training_mode
 from captum_boundary.layers._origins import Origins
@@ -127,8 +127,8 @@ class ModelFromLayer(nn.Module):
         Raises:
 
             BoundaryTypeError: For inputs that are no tensors, and activations that are not floating point.
-            BoundaryValueError: If the layer is not called, or several times; if its activations cannot be divided among
-                the examples; and if the model from the layer on does not reproduce the model.
+            BoundaryValueError: If the layer is not called, or several times; if inputs or its activations cannot be
+                divided among the examples; and if the model from the layer on does not reproduce the model.
         """
         tensors = _checked(inputs)
         further = format_additional_forward_args(additional_forward_args)
@@ -153,7 +153,12 @@ class ModelFromLayer(nn.Module):
             few_args = tuple(map(of_few, tensors)), further and tuple(map(of_few, further))
             full_pass = record(function, layer, *all_args)
             is_fixed = not first_is_over()
-            few_pass = record(function, layer, *few_args, Origins() if at_input else None)
+            try:
+                few_pass = record(function, layer, *few_args, Origins() if at_input else None)
+            except (IndexError, RuntimeError, ValueError) as error:
+                if isinstance(error, BoundaryError | torch.cuda.OutOfMemoryError):
+                    raise
+                raise BoundaryValueError(_not_for_few(n_examples, len(few), error)) from error
             own = (*all_args[0], *(all_args[1] or ())), (*few_args[0], *(few_args[1] or ()))
             plan, rows = plan_of(full_pass, few_pass, own, (n_examples, len(few)), layer, at_input)
             if is_fixed:
@@ -188,13 +193,22 @@ class ModelFromLayer(nn.Module):
 
     def _require_same(self, output: Any, expected: Any) -> None:
         pairs = zip(tree_flatten(output)[0], tree_flatten(expected)[0], strict=True)
-        for one, other in pairs:
+        for pair in pairs:
+            one, other = (getattr(leaf, "logits", leaf) for leaf in pair)
             if isinstance(other, Tensor) and other.is_floating_point() and not _is_reproduced(one, other):
                 raise BoundaryValueError(
                     f"The model from the layer, {type(self.layer).__name__}, on does not reproduce the model's output "
                     "at the layer's own activations. Its forward may be random or keep a state, or make a difference "
                     "between batches: choose another layer, or write what lies after it as a model of its own."
                 )
+
+
+def _not_for_few(n_examples: int, n_few: int, error: Exception) -> str:
+    return (
+        f"The model was evaluated, but cannot be evaluated for {n_few} of the {n_examples} examples: {error}. Dimension 0 "
+        "of inputs, and of arguments of the same length, must be that of the examples. Wrap it in a function of such "
+        "inputs, for token ids (N, L) of a bag with offsets: lambda ids: model(ids.flatten(), offsets_of(ids))."
+    )
 
 
 def _unwrapped(function: Any) -> Any:

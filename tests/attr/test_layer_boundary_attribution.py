@@ -234,6 +234,19 @@ def test_deep_lift_in_containers_activations_and_models_that_cannot_be_traced(im
             close(delta, torch.zeros(N).double())
 
 
+def test_activations_that_cannot_be_separated_are_named_without_what_marks_the_layer(images):
+    class Untraceable(Classifier):
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            x = self.act(self.third(self.first(x)))
+            return self.last(torch.tanh(x.flatten(1)) if x.sum() > -1 else x)
+
+    model = built(Untraceable)
+    explainer = LayerBoundaryAttribution(model, model.third, LayerDeepLift, quick(model))
+    with pytest.raises(BoundaryValueError, match=r"module '' \(Untraceable\) calls the function tanh") as caught:
+        explainer.attribute(images)
+    assert "Marked" not in str(caught.value)
+
+
 def test_convergence_delta_falls_with_the_number_of_steps(model, images):
     explainer = LayerBoundaryAttribution(model, model.second, search=quick(model))
     boundary = explainer.attribute(images, return_boundary=True)[1]

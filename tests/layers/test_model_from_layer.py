@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -491,7 +492,7 @@ def test_a_layer_that_is_called_twice_or_never_is_refused(inputs):
     with pytest.raises(BoundaryValueError, match="The layer, Tanh, is called several times in one pass"):
         ModelFromLayer(model, model.act).at(inputs)
     idle = nn.ModuleDict({"used": nn.Linear(6, 3), "idle": nn.Linear(6, 3)}).double()
-    with pytest.raises(BoundaryValueError, match="The layer, Linear, was not called when the model was evaluated"):
+    with pytest.raises(BoundaryValueError, match="The layer, Linear, was not called .*, the one that is called"):
         ModelFromLayer(lambda x: idle["used"](x), idle["idle"]).at(inputs)
 
 
@@ -768,7 +769,33 @@ def test_activations_must_be_floating_point():
         ModelFromLayer(model, model.layer, attribute_to_layer_input=True).at(torch.ones(2, 6))
 
 
-def test_models_that_are_not_reproduced_are_refused(inputs):
+def test_inputs_that_hold_no_examples_in_their_first_dimension_are_refused():
+    class Bag(nn.Module):
+        """As of the tutorials of PyTorch: the tokens of all texts in one row, and where each text begins."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.last = nn.EmbeddingBag(20, 6), nn.Linear(6, 3)
+
+        def forward(self, tokens: Tensor, offsets: Tensor) -> Tensor:
+            return self.last(self.bag(tokens, offsets))
+
+    model = Bag().double().eval()
+    offsets = torch.arange(N) * 4
+    with pytest.raises(BoundaryValueError, match=r"be evaluated for 2 of the 16 examples: .*Wrap it .*offsets"):
+        ModelFromLayer(model, model.bag).at(IDS.flatten(), offsets)
+
+    def of_texts(ids: Tensor) -> Tensor:
+        return model(ids.flatten(), torch.arange(len(ids)) * ids.shape[1])
+
+    from_layer = ModelFromLayer(of_texts, model.bag)
+    activations, arguments = from_layer.at(IDS)
+    assert activations.shape == (N, 6)
+    close(from_layer(activations, *arguments), model(IDS.flatten(), offsets))
+
+
+@pytest.mark.parametrize("wrap", [lambda scores: scores, lambda scores: SimpleNamespace(logits=scores)])
+def test_models_that_are_not_reproduced_are_refused(wrap, inputs):
     class Stateful(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -776,7 +803,7 @@ def test_models_that_are_not_reproduced_are_refused(inputs):
 
         def forward(self, x: Tensor) -> Tensor:
             self.n_calls += 1
-            return self.layer(x) * self.n_calls
+            return wrap(self.layer(x) * self.n_calls)
 
     model = Stateful().double()
     with pytest.raises(BoundaryValueError, match="does not reproduce the model's output"):

@@ -674,7 +674,7 @@ BAD_INPUTS = {
     "empty batch": (INPUTS[:0], BoundaryValueError, r"at least one example, but its shape is \(0, 4\)"),
     "no dimension": (torch.tensor(1.0), BoundaryValueError, r"at least one example, but its shape is \(\)"),
     "empty tuple": ((), BoundaryValueError, "at least one Tensor, but it is an empty tuple"),
-    "integers": (INPUTS.long(), BoundaryTypeError, r"dtype is torch\.int64\. Convert it with \.float\(\)"),
+    "integers": (INPUTS.long(), BoundaryTypeError, r"dtype is torch\.int64\. Convert .*LayerBoundaryAttribution"),
     "list": ([INPUTS], BoundaryTypeError, "a Tensor or a tuple of Tensors, but it is list"),
     "array": (INPUTS.numpy(), BoundaryTypeError, "a Tensor or a tuple of Tensors, but it is ndarray"),
     "list in a tuple": ((INPUTS, [1]), BoundaryTypeError, r"inputs\[1\] must be a Tensor"),
