@@ -96,8 +96,8 @@ def record(
     if happened.layer_inputs is None:
         raise BoundaryValueError(
             f"The layer, {type(layer).__name__}, was not called when the model was evaluated. Give a module that takes "
-            "part in the forward pass, of this very model: not of a copy of it, and not of one that was scripted. Where "
-            "several modules share a weight, as embeddings of encoders and decoders do, the one that is called."
+            "part in the forward pass, of this very model: not of a copy of it, and not of one that was scripted. "
+            "Where several modules share a weight, as embeddings of encoders and decoders do, the one that is called."
         )
     return happened
 

@@ -492,7 +492,7 @@ def test_a_layer_that_is_called_twice_or_never_is_refused(inputs):
     with pytest.raises(BoundaryValueError, match="The layer, Tanh, is called several times in one pass"):
         ModelFromLayer(model, model.act).at(inputs)
     idle = nn.ModuleDict({"used": nn.Linear(6, 3), "idle": nn.Linear(6, 3)}).double()
-    with pytest.raises(BoundaryValueError, match="The layer, Linear, was not called .*, the one that is called"):
+    with pytest.raises(BoundaryValueError, match=r"The layer, Linear, was not called .*, the one that is called"):
         ModelFromLayer(lambda x: idle["used"](x), idle["idle"]).at(inputs)
 
 
