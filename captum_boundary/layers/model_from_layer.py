@@ -207,7 +207,8 @@ def _not_for_few(n_examples: int, n_few: int, error: Exception) -> str:
     return (
         f"The model was evaluated, but cannot be evaluated for {n_few} of the {n_examples} examples: {error}. "
         "Dimension 0 of inputs, and of arguments of the same length, must be that of the examples. Wrap it in a "
-        "function of such inputs, for token ids (N, L) of a bag with offsets: lambda ids: model(ids.flatten(), offsets_of(ids))."
+        "function of such inputs, for token ids (N, L) of a bag with offsets: lambda ids: model(ids.flatten(), "
+        "offsets_of(ids))."
     )
 
 
