@@ -751,6 +751,11 @@ BAD_BOUNDS = {
     "NaN": ((math.nan, 1.0), BoundaryValueError, "lower <= upper everywhere"),
     "shape": ((torch.zeros(5), torch.ones(5)), BoundaryValueError, r"shape \(5,\) does not broadcast.*\(3, 4\)"),
     "too many pairs": (((0, 1), (0, 1)), BoundaryValueError, r"2 pair\(s\) for 1 input\(s\)"),
+    "a column outside": (
+        (-9.0, torch.tensor([9.0, 9.0, 9.0, -1.0])),
+        BoundaryValueError,
+        r"row 0 has values from 0 to 0 where bounds allow -9 to -1",
+    ),
     "inputs outside": ((0.5, 1.0), BoundaryValueError, r"row 0 has values from 0 to 0 where bounds allow 0\.5 to 1"),
 }
 
