@@ -49,8 +49,9 @@ class ModelFromLayer(nn.Module):
 
         forward_func (Callable): The model, or any function around it, whose first arguments are the inputs.
         layer (nn.Module): A module of the model, that is called once in a pass.
-        attribute_to_layer_input (bool, optional): Begin with the layer's input, its positional arguments, in place of
-            its output. Default: False
+        attribute_to_layer_input (bool, optional): Begin with the layer's input in place of its output: the positional
+            arguments in which inputs or parameters of the model have a part, so that attention masks are kept.
+            Default: False
 
     Raises:
 
@@ -121,7 +122,8 @@ class ModelFromLayer(nn.Module):
         Returns:
 
             - **activations** (*Tensor* or *tuple[Tensor, ...]*): The floating-point tensors of the layer's output (or
-              input), a tuple if there are several. Examples come first, ``(N, ...)``, wherever the layer has them.
+              input) that the rest of the model reads, a tuple if there are several. Examples come first, ``(N, ...)``,
+              wherever the layer has them.
             - **arguments** (*tuple*): Additional forward arguments of this function for these inputs.
 
         Raises:

@@ -468,6 +468,8 @@ def test_bad_arguments_say_how_to_mend_them(model, images):
         LayerBoundaryAttribution(model, model.third, LayerLRP)
     with pytest.raises(BoundaryTypeError, match="FeaturePermutation shuffles features"):
         LayerBoundaryAttribution(model, model.third, captum.attr.LayerFeaturePermutation)
+    with pytest.raises(BoundaryTypeError, match="one output is the neuron's less a threshold"):
+        LayerBoundaryAttribution(model, model.third, captum.attr.NeuronGradient)
     with pytest.raises(BoundaryTypeError, match="hooks the layers of a model, so that forward_func must be"):
         LayerBoundaryAttribution(lambda x: model(x), model.third, LayerDeepLift)
     with pytest.raises(BoundaryTypeError, match="search must be a BoundarySearch"):
