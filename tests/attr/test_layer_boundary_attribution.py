@@ -505,3 +505,41 @@ def test_methods_that_hook_modules_are_not_given_a_model_from_a_layer_on(model, 
         BoundaryAttribution(model, functools.partial(LayerIntegratedGradients, layer=model.third))
     plain = BoundaryAttribution(from_layer, GradientShap, quick(from_layer))
     assert plain.attribute(activations, additional_forward_args=arguments).isfinite().all()
+
+
+@pytest.mark.parametrize("traces", [True, False])
+def test_deep_lift_in_a_layer_with_two_names(traces, images):
+    class TwoNames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+            self.called, self.act, self.last = self.layer, nn.ReLU(), nn.Linear(32, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.called(x)
+            if not traces and hidden.isnan().any():
+                raise ValueError
+            return self.last(self.act(hidden - 0.3).flatten(1))
+
+    model = built(TwoNames)
+    explainer = LayerBoundaryAttribution(model, model.layer, LayerDeepLift, quick(model))
+    maps, delta = explainer.attribute(images, return_convergence_delta=True)
+    assert maps.shape == (N, 2, 4, 4)
+    close(delta, torch.zeros(N).double())
+
+
+def test_a_layer_that_is_lost_in_the_copy_that_is_hooked(images):
+    class Reached(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.beside = (self.third,)
+
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            if x.isnan().any():
+                raise ValueError
+            return self.last(self.beside[0](self.first(x)).flatten(1))
+
+    model = built(Reached)
+    assert LayerBoundaryAttribution(model, model.third, search=quick(model)).attribute(images).isfinite().all()
+    with pytest.raises(BoundaryValueError, match="The layer, Conv2d, cannot be found in the copy of the model"):
+        LayerBoundaryAttribution(model, model.third, LayerDeepLift, quick(model)).attribute(images)

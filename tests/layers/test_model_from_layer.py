@@ -820,3 +820,20 @@ def test_models_that_are_not_reproduced_are_refused(wrap, inputs):
     model = Branching().double()
     with pytest.raises(BoundaryValueError, match="calls other modules for another number of examples"):
         ModelFromLayer(model, model.layer).at(inputs)
+
+
+def test_another_way_to_the_layer_is_noticed_when_it_is_taken(inputs):
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other, self.layer = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer((self.one if len(x) > 1 else self.other)(x))
+
+    model = Alone().double()
+    from_layer = ModelFromLayer(model, model.layer)
+    activations, arguments = from_layer.at(inputs)
+    first = torch.tensor([0])
+    with pytest.raises(BoundaryValueError, match="The model took another way to the layer, Linear, than at the inputs"):
+        from_layer(activations[first], *rows_of(arguments, first))
