@@ -41,6 +41,14 @@ def test_sentences_become_tokens(benchmark):
     assert tokens == ["it", "isn't", "good", "really", "is", "it", "?", "!"]
 
 
+def test_it_says_how_to_get_the_reviews(benchmark, monkeypatch, tmp_path):
+    monkeypatch.setenv("CAPTUM_BOUNDARY_DATA", str(tmp_path))
+    with pytest.raises(
+        benchmark.text_data.DataNotSetError, match=r"pip download .* vaderSentiment==3\.3\.2 --dest .*text$"
+    ):
+        benchmark.text_data.load_reviews()
+
+
 def test_the_reviews(benchmark):
     try:
         reviews = benchmark.text_data.load_reviews()

@@ -103,10 +103,14 @@ class _Sides(NamedTuple):
         return torch.minimum(lower, self.values), torch.maximum(upper, self.values)
 
     def outside_message(self) -> str:
-        row = int(self._is_outside(self._excess()).any(dim=1).nonzero()[0])
+        is_outside = self._is_outside(self._excess())
+        row = int(is_outside.any(dim=1).nonzero()[0])
+        values, lower, upper = (
+            side.expand_as(self.values)[row][is_outside[row]] for side in (self.values, self.lower, self.upper)
+        )
         return (
-            f"{self.name} must lie inside bounds, but row {row} has values from {self.values[row].min():.4g} to "
-            f"{self.values[row].max():.4g} where bounds allow {self.lower.min():.4g} to {self.upper.max():.4g}. Clip "
+            f"{self.name} must lie inside bounds, but row {row} has values from {values.min():.4g} to "
+            f"{values.max():.4g} where bounds allow {lower.min():.4g} to {upper.max():.4g}. Clip "
             "inputs that were moved (sensitivity_max takes a perturb_func that does). For normalised inputs, give "
             "bounds in normalised units: ((0 - mean) / std, (1 - mean) / std)."
         )

@@ -24,7 +24,8 @@ def check_inputs(inputs: object) -> tuple[Tensor, ...]:
         if not tensor.is_floating_point():
             raise BoundaryTypeError(
                 f"{name} must be floating point to be moved towards a boundary, but its dtype is {tensor.dtype}. "
-                "Convert it with .float(); for token indices, search in the space of embeddings."
+                "Convert it with .float(); for token indices, search in the layer of embeddings, with ModelFromLayer "
+                "or LayerBoundaryAttribution."
             )
         if tensor.ndim == 0 or tensor.shape[0] == 0:
             raise BoundaryValueError(f"{name} must hold at least one example, but its shape is {tuple(tensor.shape)}.")

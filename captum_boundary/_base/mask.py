@@ -11,6 +11,7 @@ from torch import Tensor
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.flat import pack
 from captum_boundary._base.geometry import Box
+from captum_boundary._base.outputs import config_of
 
 __all__ = ["HeldModel", "Mask", "box_within", "movable_values"]
 
@@ -46,9 +47,11 @@ def _movable(mask: Any, tensor: Tensor, index: int, n_inputs: int) -> Tensor:
     try:
         return movable.broadcast_to(tensor.shape).contiguous()
     except RuntimeError:
+        several = " Where there are several inputs, give a tuple: torch.zeros(1) holds one, None lets it move."
         raise BoundaryValueError(
             f"{name} of shape {tuple(mask.shape)} does not broadcast to {of} of shape {tuple(tensor.shape)}. A mask of "
             "tokens (N, L) for their embeddings (N, L, E) has shape (N, L, 1): mask[..., None]."
+            f"{several if n_inputs > 1 else ''}"
         ) from None
 
 
@@ -69,6 +72,7 @@ class HeldModel:
 
     def __init__(self, forward_func: Callable[..., Any], n_inputs: int) -> None:
         self._forward_func = forward_func
+        self.config = config_of(forward_func)
         self._n_inputs = n_inputs
 
     def __call__(self, *arguments: Any) -> Any:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_boundary._base.captum_helpers import run_forward
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["evaluate", "has_one_output", "output_of", "score_tensor"]
+__all__ = ["config_of", "evaluate", "has_one_output", "output_of", "score_tensor"]
 
 _NEEDED = "The model must return one Tensor of class scores, but"
 _WRAP = "Wrap it so that it returns the scores alone, for instance"
@@ -48,7 +48,7 @@ def output_of(
     forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], arguments: tuple[Any, ...] | None
 ) -> object:
     """What the model returns, as it is, unless the model says of itself that these are no scores of classes."""
-    problem = getattr(getattr(forward_func, "config", None), "problem_type", None)
+    problem = getattr(config_of(forward_func), "problem_type", None)
     if isinstance(problem, str) and problem in _OTHER_PROBLEMS:
         raise BoundaryValueError(
             f'The model, whose config.problem_type is "{problem}", {_OTHER_PROBLEMS[problem]} If its outputs are '
@@ -56,6 +56,13 @@ def output_of(
         )
     output: object = run_forward(forward_func, inputs, None, arguments)
     return output
+
+
+def config_of(forward_func: Any) -> Any:
+    """What a Hugging Face model says of itself, also within a parallel wrapper; None for other functions."""
+    while isinstance(forward_func, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        forward_func = forward_func.module
+    return getattr(forward_func, "config", None)
 
 
 def score_tensor(output: object) -> Tensor:

@@ -76,7 +76,11 @@ def _separated_copy(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] |
     untraceable: dict[nn.Module, str] = {}
     separated = _separate(copy_sharing_tensors(model), () if example_inputs is None else inputs, untraceable, set())
     separated = prepare_for_hooks(separated)
-    reasons = "; ".join(f"{type(module).__name__}: {reason}" for module, reason in untraceable.items())
+    reasons = "; ".join(
+        f"{type(module).__name__}: {reason}"
+        for module, reason in untraceable.items()
+        if not getattr(module, "is_marker", False)  # of ours, around a layer
+    )
     if example_inputs is not None:
         verify(model, separated, inputs, reasons)
     elif untraceable:

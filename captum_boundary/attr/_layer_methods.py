@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from captum.attr import LRP, Attribution
 from torch import Tensor, nn
 
+from captum_boundary._base.captum_helpers import format_additional_forward_args
 from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.attr._activations import copy_sharing_tensors
 from captum_boundary.attr._methods import build_method, core_of, hookable_copy, hooks_modules
@@ -51,8 +53,8 @@ def build_layer_method(method: Callable[..., Any], from_layer: ModelFromLayer, s
     built = build_method(method, from_layer, score)
     if isinstance(core_of(built), LRP):
         raise BoundaryTypeError(
-            "LRP has no rule for a model that is evaluated from a layer on. LayerDeepLift with its default rules is "
-            "the nearest to it."
+            "LRP has no rule for a model that is evaluated from a layer on. Write what follows the layer as a model of "
+            "its own, for BoundaryAttribution(upper, LRP), or use LayerDeepLift, which is the nearest to it."
         )
     if hooks_modules(built) and not isinstance(from_layer.forward_func, nn.Module):
         raise BoundaryTypeError(
@@ -86,30 +88,39 @@ class HookableFromLayer(ModelFromLayer):
     """A model from a layer on whose modules may be hooked: a copy that was made for it."""
 
 
-def hookable_from_layer(from_layer: ModelFromLayer, method: Attribution, inputs: tuple[Any, ...]) -> HookableFromLayer:
-    """The same in a copy of the model, in which the layer can be told although other modules are rewritten."""
+def hookable_from_layer(
+    from_layer: ModelFromLayer, method: Attribution, inputs: Any, additional_forward_args: object
+) -> tuple[HookableFromLayer, tuple[Any, ...]]:
+    """The same in a copy of the model, in which the layer can be told although other modules are rewritten.
+
+    Its arguments at the inputs come with it.
+    """
     model, layer = from_layer.forward_func, from_layer.layer
-    path = next(name for name, module in model.named_modules() if module is layer)
+    paths = [name for name, module in model.named_modules(remove_duplicate=False) if module is layer]
     marked = copy_sharing_tensors(model)
-    if path:
+    own = _Marked(marked.get_submodule(paths[0]))
+    for path in filter(None, paths):
         parent, _, name = path.rpartition(".")
-        marked.get_submodule(parent)._modules[name] = _Marked(marked.get_submodule(path))
-    else:
-        marked = _Marked(marked)
-    copied = hookable_copy(marked, method, inputs)
-    marker = ".".join(filter(None, (path, "before" if from_layer.attribute_to_layer_input else "after")))
-    try:
-        return HookableFromLayer(copied, copied.get_submodule(marker))
-    except AttributeError:
-        raise BoundaryValueError(
-            f"The layer, {type(layer).__name__}, cannot be found in the copy of the model that {type(method).__name__} "
-            "hooks. Choose a layer that the model calls itself, or a method that needs no hooks, such as "
-            "LayerIntegratedGradients."
-        ) from None
+        marked.get_submodule(parent)._modules[name] = own
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    further = format_additional_forward_args(additional_forward_args)
+    copied = hookable_copy(marked if paths[0] else own, method, (*tensors, *(further or ())))
+    for path in paths:  # by any of which the model may call the layer
+        marker = ".".join(filter(None, (path, "before" if from_layer.attribute_to_layer_input else "after")))
+        with suppress(AttributeError, BoundaryValueError):
+            hookable = HookableFromLayer(copied, copied.get_submodule(marker))
+            return hookable, hookable.at(inputs, additional_forward_args)[1]
+    raise BoundaryValueError(
+        f"The layer, {type(layer).__name__}, cannot be found in the copy of the model that {type(method).__name__} "
+        "hooks. Choose a layer that the model calls itself, or a method that needs no hooks, such as "
+        "LayerIntegratedGradients."
+    )
 
 
 class _Marked(nn.Module):
     """A layer with a module of its own before and after it, which keep their names when others are rewritten."""
+
+    is_marker = True
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

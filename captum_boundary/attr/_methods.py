@@ -48,6 +48,8 @@ def build_method(method: Callable[..., Any], forward_func: Callable[..., Any], s
             "method must be a callable that builds a Captum attribution from a forward function, such as the class "
             f"IntegratedGradients, but it is a {type(method).__name__}. Pass the class, not an instance of it."
         )
+    if inspect.isclass(method):
+        _refuse_layers_and_neurons(method, forward_func)
     try:
         built = method(forward_func)
     except Exception as error:
@@ -60,13 +62,7 @@ def build_method(method: Callable[..., Any], forward_func: Callable[..., Any], s
             f"method must build a captum.attr.Attribution, but {_name(method)} returned {type(built).__name__}."
         )
     core = core_of(built)
-    is_of_layer = isinstance(core, LayerAttribution) and not isinstance(forward_func, ModelFromLayer)
-    if is_of_layer or isinstance(core, NeuronAttribution):
-        raise BoundaryTypeError(
-            f"{_name(core)} explains a layer or a neuron, whereas a boundary point is an input of the whole model. "
-            "Use the method for inputs of the same name, or LayerBoundaryAttribution, whose boundary points lie in the "
-            "layer."
-        )
+    _refuse_layers_and_neurons(type(core), forward_func)
     if isinstance(core, FeaturePermutation):
         raise BoundaryTypeError(
             "FeaturePermutation shuffles features between the examples of a batch and has no use for boundary points. "
@@ -90,6 +86,19 @@ def build_method(method: Callable[..., Any], forward_func: Callable[..., Any], s
             f"but it is {type(forward_func).__name__}."
         )
     return built
+
+
+def _refuse_layers_and_neurons(kind: type, forward_func: Callable[..., Any]) -> None:
+    if issubclass(kind, NeuronAttribution):
+        raise BoundaryTypeError(
+            f"{kind.__name__} explains a neuron, whereas a boundary is that of the model's decision. Use the method "
+            "for inputs of the same name, with a forward function whose one output is the neuron's less a threshold."
+        )
+    if issubclass(kind, LayerAttribution) and not isinstance(forward_func, ModelFromLayer):
+        raise BoundaryTypeError(
+            f"{kind.__name__} explains a layer, whereas a boundary point is an input of the whole model. Use the "
+            "method for inputs of the same name, or LayerBoundaryAttribution, whose boundary points lie in the layer."
+        )
 
 
 def core_of(method: Attribution) -> Attribution:

@@ -9,7 +9,7 @@ from captum.attr import LayerAttribution, LayerIntegratedGradients
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_boundary._base.captum_helpers import TargetType, format_additional_forward_args
+from captum_boundary._base.captum_helpers import TargetType
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.mask import Mask
 from captum_boundary.attr._layer_methods import build_layer_method, for_activations, hookable_from_layer
@@ -151,10 +151,7 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
             boundary = self.search._of(from_layer).find(activations, target, arguments, mask=mask)
             target = mask = None  # what they mean is known from here on
         if hooks_modules(self._prototype):
-            tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-            further = format_additional_forward_args(additional_forward_args)
-            from_layer = hookable_from_layer(from_layer, self._prototype, (*tensors, *(further or ())))
-            _, arguments = from_layer.at(inputs, additional_forward_args)
+            from_layer, arguments = hookable_from_layer(from_layer, self._prototype, inputs, additional_forward_args)
         return BoundaryAttribution(from_layer, self._build, score=self.score).attribute(
             activations,
             target,

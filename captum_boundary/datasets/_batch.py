@@ -16,6 +16,7 @@ from captum_boundary._base.errors import BoundaryNotFoundWarning, BoundaryTypeEr
 from captum_boundary._base.margin import class_scores, margin_and_rival
 from captum_boundary._base.outputs import evaluate, has_one_output
 from captum_boundary.attr import BoundaryAttribution, BoundaryNormals
+from captum_boundary.attr._methods import core_of
 from captum_boundary.datasets._describe import generators_of
 from captum_boundary.datasets._examples import Example
 from captum_boundary.datasets._seeds import kept_randomness, seed_everything
@@ -58,6 +59,7 @@ class BatchExplainer:
         self.save_points = save_points
         self.generators = generators_of(explainer)
         parameters = _check_options(explainer, options)
+        self.knows_sides = _is_ours(core_of(explainer))
         self.gives_boundary = "return_boundary" in parameters
         self.gives_delta = "return_convergence_delta" in parameters and bool(explainer.has_convergence_delta())
         if save_points and not self.gives_boundary:
@@ -90,9 +92,10 @@ class BatchExplainer:
     def _explain(self, examples: Sequence[Example], inputs: tuple[Tensor, ...], as_tuple: bool) -> Explained:
         scores, has_one_output = self.scores(inputs, as_tuple)
         prediction = scores.argmax(dim=1)
-        target = prediction if has_one_output else self._targets(examples, prediction)
+        target = self._targets(examples, prediction, has_one_output)
         margin, _ = margin_and_rival(scores, target)
-        attributions, delta, boundary = self._ask(inputs, as_tuple, None if has_one_output else target)
+        is_plain = has_one_output and (not self.knows_sides or torch.equal(target, prediction))
+        attributions, delta, boundary = self._ask(inputs, as_tuple, None if is_plain else target)
         columns: dict[str, list[Any]] = {
             "index": [example.index for example in examples],
             "label": [example.label for example in examples],
@@ -108,15 +111,22 @@ class BatchExplainer:
         points = _tensors(boundary.points) if self.save_points else ()
         return Explained(columns, _tensors(attributions), points)
 
-    def _targets(self, examples: Sequence[Example], prediction: Tensor) -> Tensor:
-        if self.target is None:
+    def _targets(self, examples: Sequence[Example], prediction: Tensor, has_one_output: bool) -> Tensor:
+        if self.target is None or (has_one_output and self.target == 0):  # Captum's index of the only output
             return prediction
         if self.target != "label":
             return torch.full_like(prediction, int(self.target))
         labels = [example.label for example in examples]
         if None in labels:
             raise BoundaryValueError('target="label" needs a data set with labels, but this example has none.')
-        return prediction.new_tensor(labels)
+        target = prediction.new_tensor(labels)
+        if has_one_output and ((target == 0) & (prediction == 1)).any():
+            raise BoundaryValueError(
+                "A model with one output cannot be asked for the negative side of an example on the positive one, "
+                "whose label is 0. Make two outputs of one: lambda x: torch.stack([0 * model(x).flatten(), "
+                "model(x).flatten()], dim=1)."
+            )
+        return target
 
     def _ask(self, inputs: tuple[Tensor, ...], as_tuple: bool, target: Tensor | None) -> tuple[Any, Any, Any]:
         """Attributions, and the convergence delta and the boundary where the explainer gives them."""
@@ -183,6 +193,11 @@ def _boundary_columns(boundary: Any) -> dict[str, list[Any]]:
         "found": found.tolist(),
         "evaluations": (boundary.n_forward + boundary.n_gradient).tolist(),
     }
+
+
+def _is_ours(explainer: Attribution) -> bool:
+    """Whether a target of a model with one output is one of its two sides, as it is not for Captum's methods."""
+    return any(kind.__module__.startswith("captum_boundary.") for kind in type(explainer).__mro__)
 
 
 def _tensors(values: Any) -> tuple[Tensor, ...]:

@@ -64,7 +64,8 @@ def explain_dataset(
         out (str or PathLike): Folder for the results. Made if it does not exist.
         batch_size (int): Examples explained at once, and stored in one file.
         target (int or str, optional): Class to explain: a number, ``"label"`` for the label of each example, or None
-            for its predicted class. For a model with one output it does not matter. Default: None
+            for its predicted class. For a model with one output, 0 means the side of each example, and 1 the positive
+            side, as for :meth:`BoundarySearch.find`. Default: None
         options (Mapping, optional): Arguments of the explainer's ``attribute`` for every batch, such as
             ``{"n_steps": 20}``. Default: None
         dtype (torch.dtype, optional): ``torch.float32``, or ``torch.float16`` for files of half the size, in which

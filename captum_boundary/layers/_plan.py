@@ -44,16 +44,21 @@ class Plan:
     def __deepcopy__(self, memo: object) -> Plan:
         return self  # of the very modules of the model; sensitivity_max copies all arguments
 
-    def without(self, unread: set[int], rows: tuple[Tensor, ...]) -> tuple[Plan, tuple[Tensor, ...]]:
-        """The plan and its rows with stand-ins for ``unread`` ones, which take no memory."""
-        kept = [place for place in range(self.n_rows) if place < self.n_activations or place not in unread]
+    def reduced(self, read: set[int], returned: set[int], rows: tuple[Tensor, ...]) -> tuple[Plan, tuple[Tensor, ...]]:
+        """The plan and its rows, where only activations that are ``read`` are moved.
+
+        Rows that are neither read nor ``returned`` get stand-ins, which take no memory.
+        """
+        moved = [place for place in range(self.n_activations) if place in read] or list(range(self.n_activations))
+        kept = moved + [place for place in range(self.n_rows) if place in read | returned and place not in moved]
         number = {place: index for index, place in enumerate(kept)}
 
         def slimmed(place: Place) -> Place:
             if not isinstance(place, Row):
                 return place
             if place.place in number:
-                return replace(place, place=number[place.place])
+                kind = Activation if isinstance(place, Activation) and place.place in moved else Row
+                return kind(number[place.place], place.dimension)
             row = rows[place.place].movedim(0, place.dimension)
             return StandIn(row.new_zeros(()), tuple(row.shape), place.dimension)
 
@@ -62,6 +67,7 @@ class Plan:
             arguments=self.arguments.replaced(slimmed),
             calls=tuple((module, tree and tree.replaced(slimmed)) for module, tree in self.calls),
             layer=self.layer.replaced(slimmed),
+            n_activations=len(moved),
             n_rows=len(kept),
         )
         return plan, tuple(rows[place] for place in kept)
@@ -94,6 +100,13 @@ def plan_of(
         for place in tree.places[:n_positional]
         if isinstance(place, Row) and entries[place.place].is_floating_point()
     ]
+    if at_input:
+        computed = [
+            place.place
+            for place, own in zip(tree.places, few.is_computed, strict=False)
+            if own and isinstance(place, Row)
+        ]
+        movable = [place for place in movable if place in computed] or movable  # neither masks nor states of zeros
     if not movable:
         raise BoundaryTypeError(_nothing_to_move(name, at_input, entries))
     order = movable + [place for place in range(len(entries)) if place not in movable]

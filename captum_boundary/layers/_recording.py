@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from captum_boundary._base.captum_helpers import run_forward
 from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary.layers._origins import Origins
 
 __all__ = ["Call", "Pass", "forward_replaced", "record"]
 
@@ -35,14 +36,20 @@ class Pass:
 
     before: list[Call] = field(default_factory=list)
     layer_inputs: Any = None  # positional and keyword ones
+    is_computed: tuple[bool, ...] = ()  # the positional ones, if origins were asked for: by the model, of its inputs
     layer_output: Any = None
     output: Any = None
 
 
 def record(
-    forward_func: Callable[..., Any], layer: nn.Module, inputs: tuple[Tensor, ...], arguments: tuple[Any, ...] | None
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    inputs: tuple[Tensor, ...],
+    arguments: tuple[Any, ...] | None,
+    origins: Origins | None = None,
 ) -> Pass:
     """Evaluate the model once. Tensors are copied, since a model may change them later on in the same pass."""
+    inputs, arguments = _copied((inputs, arguments))
     happened = Pass()
     root = Call(nn.Identity())
     running = [root]
@@ -57,6 +64,8 @@ def record(
         while (call := running.pop()).module is not module:  # one that ended in an exception, which the model caught
             pass
         if happened.layer_inputs is None:
+            if origins is not None and isinstance(module, torch.jit.ScriptModule):
+                origins.add(output)  # what happens within is not seen
             call.output = _copied(output)
 
     def in_layer(*args: Any, **kwargs: Any) -> Any:
@@ -66,6 +75,8 @@ def record(
                 "to begin from. Use a module of its own for each call, or the layer before or after it."
             )
         happened.before = [call for parent in running for call in parent.calls if call not in running]
+        if origins is not None:
+            happened.is_computed = tuple(leaf in origins for leaf in tree_flatten(args)[0])
         happened.layer_inputs = _copied((args, kwargs))
         output = layer_forward(*args, **kwargs)
         happened.layer_output = _copied(output)
@@ -78,11 +89,15 @@ def record(
         ):
             stack.callback(handle.remove)
         stack.enter_context(forward_replaced(layer, in_layer))
-        happened.output = _copied(run_forward(forward_func, *_copied((inputs, None, arguments))))
+        if origins is not None:
+            origins.add(inputs)
+            stack.enter_context(origins)
+        happened.output = _copied(run_forward(forward_func, inputs, None, arguments))
     if happened.layer_inputs is None:
         raise BoundaryValueError(
             f"The layer, {type(layer).__name__}, was not called when the model was evaluated. Give a module that takes "
-            "part in the forward pass, of this very model: not of a copy of it, and not of one that was scripted."
+            "part in the forward pass, of this very model: not of a copy of it, and not of one that was scripted. "
+            "Where several modules share a weight, as embeddings of encoders and decoders do, the one that is called."
         )
     return happened
 

@@ -89,6 +89,11 @@ class Readings(TorchFunctionMode):
             if isinstance(place, Row):
                 self._watched[id(leaf)] = leaf, place.place  # the tensor too, lest its id be given away
 
+    def returned(self, output: Any) -> set[int]:
+        """The rows that are part of the output, as they are."""
+        leaves = tree_flatten(output)[0]
+        return {self._watched[id(leaf)][1] for leaf in leaves if id(leaf) in self._watched}
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

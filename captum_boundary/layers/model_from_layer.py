@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from captum_boundary._base.captum_helpers import format_additional_forward_args
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
+from captum_boundary._base.outputs import config_of
 from captum_boundary._base.training_mode import watched_training_mode
+from captum_boundary.layers._origins import Origins
 from captum_boundary.layers._plan import Plan, plan_of
 from captum_boundary.layers._recording import record
 from captum_boundary.layers._replay import Readings, as_written, replay
@@ -47,8 +49,9 @@ class ModelFromLayer(nn.Module):
 
         forward_func (Callable): The model, or any function around it, whose first arguments are the inputs.
         layer (nn.Module): A module of the model, that is called once in a pass.
-        attribute_to_layer_input (bool, optional): Begin with the layer's input, its positional arguments, in place of
-            its output. Default: False
+        attribute_to_layer_input (bool, optional): Begin with the layer's input in place of its output: the positional
+            arguments in which inputs or parameters of the model have a part, so that attention masks are kept.
+            Default: False
 
     Raises:
 
@@ -88,6 +91,7 @@ class ModelFromLayer(nn.Module):
                     f"{name} was scripted, so that no part of it can be left out. Give the module that was scripted."
                 )
         self.forward_func = _unwrapped(forward_func)
+        self.config = config_of(self.forward_func)
         if isinstance(self.forward_func, nn.Module):
             if all(module is not layer for module in self.forward_func.modules()):
                 raise BoundaryValueError(
@@ -118,14 +122,15 @@ class ModelFromLayer(nn.Module):
         Returns:
 
             - **activations** (*Tensor* or *tuple[Tensor, ...]*): The floating-point tensors of the layer's output (or
-              input), a tuple if there are several. Examples come first, ``(N, ...)``, wherever the layer has them.
+              input) that the rest of the model reads, a tuple if there are several. Examples come first, ``(N, ...)``,
+              wherever the layer has them.
             - **arguments** (*tuple*): Additional forward arguments of this function for these inputs.
 
         Raises:
 
             BoundaryTypeError: For inputs that are no tensors, and activations that are not floating point.
-            BoundaryValueError: If the layer is not called, or several times; if its activations cannot be divided among
-                the examples; and if the model from the layer on does not reproduce the model.
+            BoundaryValueError: If the layer is not called, or several times; if inputs or its activations cannot be
+                divided among the examples; and if the model from the layer on does not reproduce the model.
         """
         tensors = _checked(inputs)
         further = format_additional_forward_args(additional_forward_args)
@@ -150,7 +155,12 @@ class ModelFromLayer(nn.Module):
             few_args = tuple(map(of_few, tensors)), further and tuple(map(of_few, further))
             full_pass = record(function, layer, *all_args)
             is_fixed = not first_is_over()
-            few_pass = record(function, layer, *few_args)
+            try:
+                few_pass = record(function, layer, *few_args, Origins() if at_input else None)
+            except (IndexError, RuntimeError, ValueError) as error:
+                if isinstance(error, BoundaryError | torch.cuda.OutOfMemoryError):
+                    raise
+                raise BoundaryValueError(_not_for_few(n_examples, len(few), error)) from error
             own = (*all_args[0], *(all_args[1] or ())), (*few_args[0], *(few_args[1] or ()))
             plan, rows = plan_of(full_pass, few_pass, own, (n_examples, len(few)), layer, at_input)
             if is_fixed:
@@ -167,12 +177,12 @@ class ModelFromLayer(nn.Module):
     def _verified(
         self, plan: Plan, rows: tuple[Tensor, ...], few: Tensor, expected: Any, expected_of_few: Any
     ) -> tuple[Plan, tuple[Tensor, ...]]:
-        """The plan without what is not needed, after a look at whether it reproduces the model."""
+        """The plan without what the rest of the model does not read, once it is seen to reproduce the model."""
         readings = Readings()
         with readings:
             output = replay(plan, self.forward_func, self.layer, rows, readings)
         self._require_same(output, expected)
-        slim_plan, slim_rows = plan.without(set(range(plan.n_rows)) - readings.places, rows)
+        slim_plan, slim_rows = plan.reduced(readings.places, readings.returned(output), rows)
         try:
             self._require_same(self._replayed(slim_plan, slim_rows, few), expected_of_few)
         except Exception:  # the model looks at values in a way that was not seen: keep them all
@@ -185,13 +195,23 @@ class ModelFromLayer(nn.Module):
 
     def _require_same(self, output: Any, expected: Any) -> None:
         pairs = zip(tree_flatten(output)[0], tree_flatten(expected)[0], strict=True)
-        for one, other in pairs:
+        for pair in pairs:
+            one, other = (getattr(leaf, "logits", leaf) for leaf in pair)
             if isinstance(other, Tensor) and other.is_floating_point() and not _is_reproduced(one, other):
                 raise BoundaryValueError(
                     f"The model from the layer, {type(self.layer).__name__}, on does not reproduce the model's output "
                     "at the layer's own activations. Its forward may be random or keep a state, or make a difference "
                     "between batches: choose another layer, or write what lies after it as a model of its own."
                 )
+
+
+def _not_for_few(n_examples: int, n_few: int, error: Exception) -> str:
+    return (
+        f"The model was evaluated, but cannot be evaluated for {n_few} of the {n_examples} examples: {error}. "
+        "Dimension 0 of inputs, and of arguments of the same length, must be that of the examples. Wrap it in a "
+        "function of such inputs, for token ids (N, L) of a bag with offsets: lambda ids: model(ids.flatten(), "
+        "offsets_of(ids))."
+    )
 
 
 def _unwrapped(function: Any) -> Any:

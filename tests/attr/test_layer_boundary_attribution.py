@@ -234,6 +234,19 @@ def test_deep_lift_in_containers_activations_and_models_that_cannot_be_traced(im
             close(delta, torch.zeros(N).double())
 
 
+def test_activations_that_cannot_be_separated_are_named_without_what_marks_the_layer(images):
+    class Untraceable(Classifier):
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            x = self.act(self.third(self.first(x)))
+            return self.last(torch.tanh(x.flatten(1)) if x.sum() > -1 else x)
+
+    model = built(Untraceable)
+    explainer = LayerBoundaryAttribution(model, model.third, LayerDeepLift, quick(model))
+    with pytest.raises(BoundaryValueError, match=r"module '' \(Untraceable\) calls the function tanh") as caught:
+        explainer.attribute(images)
+    assert "Marked" not in str(caught.value)
+
+
 def test_convergence_delta_falls_with_the_number_of_steps(model, images):
     explainer = LayerBoundaryAttribution(model, model.second, search=quick(model))
     boundary = explainer.attribute(images, return_boundary=True)[1]
@@ -271,6 +284,24 @@ def test_tuples_in_and_out_and_a_batch_as_one_by_one(images):
         assert isinstance(boundary.points, tuple)
         for row in range(N):
             close(explainer.attribute(images[[row]]), tuple(part[[row]] for part in maps), 1e-6)
+
+
+@every_method
+def test_a_recurrent_layer_whose_state_nothing_reads(method):
+    class Recurrent(Texts):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.act = nn.LSTM(5, 8, batch_first=True), nn.Tanh()
+
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            outputs, _ = self.lstm(self.tokens(ids))
+            return self.last(self.act((outputs * mask[..., None]).sum(1)))
+
+    model = built(Recurrent)
+    explainer = LayerBoundaryAttribution(model, model.lstm, method, quick(model), score="margin")
+    maps = explainer.attribute(IDS, None, REAL, mask=REAL[..., None])
+    assert maps.shape == (N, 4, 8) if method is not LayerGradCam else (N, 1, 8)
+    assert maps.isfinite().all()
 
 
 @every_method
@@ -437,6 +468,8 @@ def test_bad_arguments_say_how_to_mend_them(model, images):
         LayerBoundaryAttribution(model, model.third, LayerLRP)
     with pytest.raises(BoundaryTypeError, match="FeaturePermutation shuffles features"):
         LayerBoundaryAttribution(model, model.third, captum.attr.LayerFeaturePermutation)
+    with pytest.raises(BoundaryTypeError, match="one output is the neuron's less a threshold"):
+        LayerBoundaryAttribution(model, model.third, captum.attr.NeuronGradient)
     with pytest.raises(BoundaryTypeError, match="hooks the layers of a model, so that forward_func must be"):
         LayerBoundaryAttribution(lambda x: model(x), model.third, LayerDeepLift)
     with pytest.raises(BoundaryTypeError, match="search must be a BoundarySearch"):
@@ -472,3 +505,41 @@ def test_methods_that_hook_modules_are_not_given_a_model_from_a_layer_on(model, 
         BoundaryAttribution(model, functools.partial(LayerIntegratedGradients, layer=model.third))
     plain = BoundaryAttribution(from_layer, GradientShap, quick(from_layer))
     assert plain.attribute(activations, additional_forward_args=arguments).isfinite().all()
+
+
+@pytest.mark.parametrize("traces", [True, False])
+def test_deep_lift_in_a_layer_with_two_names(traces, images):
+    class TwoNames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+            self.called, self.act, self.last = self.layer, nn.ReLU(), nn.Linear(32, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.called(x)
+            if not traces and hidden.isnan().any():
+                raise ValueError
+            return self.last(self.act(hidden - 0.3).flatten(1))
+
+    model = built(TwoNames)
+    explainer = LayerBoundaryAttribution(model, model.layer, LayerDeepLift, quick(model))
+    maps, delta = explainer.attribute(images, return_convergence_delta=True)
+    assert maps.shape == (N, 2, 4, 4)
+    close(delta, torch.zeros(N).double())
+
+
+def test_a_layer_that_is_lost_in_the_copy_that_is_hooked(images):
+    class Reached(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.beside = (self.third,)
+
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            if x.isnan().any():
+                raise ValueError
+            return self.last(self.beside[0](self.first(x)).flatten(1))
+
+    model = built(Reached)
+    assert LayerBoundaryAttribution(model, model.third, search=quick(model)).attribute(images).isfinite().all()
+    with pytest.raises(BoundaryValueError, match="The layer, Conv2d, cannot be found in the copy of the model"):
+        LayerBoundaryAttribution(model, model.third, LayerDeepLift, quick(model)).attribute(images)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError
+from captum_boundary import BoundaryTypeError, BoundaryValueError, ModelFromLayer, NearestBoundary
 from captum_boundary._base.margin import class_scores
 from captum_boundary._base.outputs import evaluate, has_one_output, score_tensor
 
@@ -129,9 +129,10 @@ class HuggingFaceLike(nn.Module):
     def __init__(self, problem_type: str | None) -> None:
         super().__init__()
         self.config = SimpleNamespace(problem_type=problem_type)
+        self.layer = nn.Identity()
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"logits": x}
+        return {"logits": self.layer(x)}
 
 
 @pytest.mark.parametrize(
@@ -146,6 +147,18 @@ def test_a_model_that_says_it_solves_another_problem_is_refused(problem, message
         evaluate(HuggingFaceLike(problem), (SCORES,), None)
     model = HuggingFaceLike(problem)
     assert torch.equal(evaluate(lambda x: model(x)["logits"][:, 1], (SCORES,), None), SCORES[:, 1])
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: ModelFromLayer(model, model.layer)])
+def test_it_is_refused_within_other_models_and_with_a_mask(wrap):
+    model = HuggingFaceLike("multi_label_classification")
+    from_layer = ModelFromLayer(model, model.layer)
+    inputs, arguments = from_layer.at(SCORES)
+    wrapped = wrap(model)
+    further = arguments if isinstance(wrapped, ModelFromLayer) else None
+    for mask in (None, torch.tensor([1, 1, 0])):
+        with pytest.raises(BoundaryValueError, match=r"labels that do not exclude each other.*logits\[:, label\]"):
+            NearestBoundary(wrapped).find(inputs, None, further, mask=mask)
 
 
 @pytest.mark.parametrize("problem", [None, "single_label_classification"])

@@ -218,6 +218,8 @@ def main() -> None:
     names = options.models.split(";") if options.models else known
     if unknown := set(names) - set(known):
         sys.exit(f"--models takes {'; '.join(known)}, but not {'; '.join(unknown)}")
+    if "transformer" not in known:
+        print("Without the transformer, which needs: pip install captum-boundary[text]")
     path = options.output / ("text-quick.json" if options.quick else "text.json")
     try:
         reviews = load_reviews()

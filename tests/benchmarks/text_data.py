@@ -23,6 +23,8 @@ ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
 INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
+DOWNLOAD = "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2"
+
 PADDING, UNKNOWN = 0, 1
 LEAST_RATING = 1.0  # in size; sentences that people do not agree upon, or find neutral, are left out
 LENGTHS = (6, 40)  # words
@@ -42,7 +44,7 @@ def snippets() -> list[tuple[str, float]]:
     """All sentences with their ratings."""
     archive = data_folder() / "text" / ARCHIVE
     if not archive.exists():
-        raise DataNotSetError(f"There is no {archive}. The documentation of text_data.py says where it comes from.")
+        raise DataNotSetError(f"There is no {archive}. To have it: {DOWNLOAD} --dest {archive.parent}")
     text = _extract(_extract(archive.read_bytes(), INNER), FILE).decode("utf-8", errors="replace")
     rows = (line.split("\t", 2) for line in text.splitlines() if line.count("\t") >= 2)
     return [(sentence, float(rating)) for _, rating, sentence in rows]

@@ -122,6 +122,45 @@ def test_binary_models(tmp_path, n_outputs):
         assert explanation.margin > 0
 
 
+@pytest.mark.parametrize("build", [BoundarySaliency, Saliency, AggregatedBoundaryNormals])
+def test_the_positive_side_of_one_output(tmp_path, build):
+    model, rows = small_model(n_outputs=1), Rows(6)
+    options = {"abs": False} if build is Saliency else {"n_boundaries": 1} if build is AggregatedBoundaryNormals else {}
+    explanations = explain_dataset(build(model), list(rows.inputs), tmp_path, batch_size=4, target=1, options=options)
+    assert set(column(explanations, "prediction")) == {0, 1}
+    assert column(explanations, "target") == [1] * 6
+    margins = torch.tensor(column(explanations, "margin"))
+    torch.testing.assert_close(margins, model(rows.inputs).flatten().detach())
+    if build is not Saliency:
+        assert column(explanations, "adversarial") == [0] * 6
+        expected = build(model).attribute(rows.inputs, 1, **options)
+        torch.testing.assert_close(torch.stack([each.attributions for each in explanations]), expected)
+
+
+def test_labels_of_one_output(tmp_path):
+    model = small_model(n_outputs=1)
+    side = (model(Rows(6).inputs).flatten() > 0).long()
+    labels = side.clone()
+    labels[side == 0] = torch.tensor([1] + [0] * (int((side == 0).sum()) - 1))  # one is approached from outside
+    rows = TensorDataset(Rows(6).inputs, labels)
+    explainer = BoundarySaliency(model)
+    explanations = explain_dataset(explainer, rows, tmp_path / "labels", batch_size=4, target="label")
+    assert column(explanations, "target") == labels.tolist()
+    assert column(explanations, "adversarial") == (1 - labels).tolist()
+    signs = torch.tensor(column(explanations, "margin")).sign()
+    assert torch.equal(signs > 0, labels == side)
+    predicted = explain_dataset(explainer, rows, tmp_path / "index", batch_size=4, target=0)
+    assert column(predicted, "target") == column(predicted, "prediction") == side.tolist()
+
+    wrong = int((side == 1).nonzero()[0])
+    labels[wrong] = 0
+    explanations = explain_dataset(explainer, rows, tmp_path / "wrong", batch_size=4, target="label")
+    told = column(explanations, "error")
+    assert [row for row, error in enumerate(told) if error] == [wrong]
+    assert "cannot be asked for the negative side of an example on the positive one" in told[wrong]
+    assert "torch.stack([0 * model(x).flatten()" in told[wrong]
+
+
 def test_several_inputs_and_further_arguments(tmp_path):
     class Joined(nn.Module):
         def __init__(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from captum_boundary import (
     AggregatedBoundaryNormals,
     BoundaryIntegratedGradients,
+    BoundaryNotFoundWarning,
     BoundarySaliency,
     BoundaryTypeError,
     BoundaryValueError,
@@ -24,6 +26,7 @@ from captum_boundary import (
     NearestBoundary,
     metrics,
 )
+from captum_boundary._base.outputs import score_tensor
 
 N = 4
 
@@ -223,12 +226,12 @@ def test_token_ids_masks_and_a_batch_as_large_as_a_text_is_long(name):
     model = built(Tagger)
     from_layer = ModelFromLayer(model, getattr(model, name))
     activations, arguments = from_layer.at(IDS, REAL)
-    shapes = {"tokens": [(N, 4, 6)], "lstm": [(N, 4, 5), (N, 1, 5), (N, 1, 5)]}  # examples first
+    shapes = {"tokens": [(N, 4, 6)], "lstm": [(N, 4, 5), (N, 1, 5)]}  # examples first, and no state that nothing reads
     assert [tuple(part.shape) for part in as_tuple(activations)] == shapes[name]
     rows = torch.tensor([1, 3])
     parts = as_tuple(activations)
     close(from_layer(*(part[rows] for part in parts), *rows_of(arguments, rows)), model(IDS[rows], REAL[rows]))
-    mask = REAL[..., None] if name == "tokens" else (REAL[..., None], None, torch.zeros(1))
+    mask = REAL[..., None] if name == "tokens" else (REAL[..., None], torch.zeros(1))
     boundary = NearestBoundary(from_layer).find(activations, additional_forward_args=arguments, mask=mask)
     assert boundary.found.all()
     assert torch.equal(as_tuple(boundary.points)[0][REAL == 0], parts[0][REAL == 0])
@@ -286,6 +289,126 @@ def test_tuples_keep_their_other_entries(inputs):
             for row in range(N)
         ]
         close(boundary.distance, torch.cat([one.distance for one in alone]), 1e-6)
+
+
+class Recurrent(nn.Module):
+    """An LSTM of whose three tensors some are read, as may be its state, and another that is only returned."""
+
+    def __init__(self, reads_state: bool = False, returns_state: bool = False) -> None:
+        super().__init__()
+        self.tokens, self.lstm, self.last = nn.Embedding(20, 6), nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 3)
+        self.reads_state, self.returns_state = reads_state, returns_state
+
+    def forward(self, ids: Tensor) -> Any:
+        outputs, (hidden, state) = self.lstm(self.tokens(ids))
+        scores = self.last(torch.tanh(outputs.mean(1) + (hidden[0] if self.reads_state else 0)))
+        return (scores, {"state": state}) if self.returns_state else scores
+
+
+@pytest.mark.parametrize("returns_state", [False, True])
+@pytest.mark.parametrize("reads_state", [False, True])
+def test_what_the_rest_of_the_model_does_not_read_is_no_activation(reads_state, returns_state):
+    model = built(lambda: Recurrent(reads_state, returns_state))
+    from_layer = ModelFromLayer(model, model.lstm)
+    activations, arguments = from_layer.at(IDS)
+    shapes = [(N, 4, 5), (N, 1, 5)] if reads_state else [(N, 4, 5)]
+    assert [tuple(part.shape) for part in as_tuple(activations)] == shapes
+    close(from_layer(*as_tuple(activations), *arguments), model(IDS))  # the state that is returned as well
+    boundary = NearestBoundary(from_layer).find(activations, additional_forward_args=arguments)
+    assert boundary.found.all()
+    moved = tuple(part.clone().requires_grad_() for part in as_tuple(activations))
+    scores = score_tensor(from_layer(*moved, *arguments))
+    assert all((part != 0).any() for part in torch.autograd.grad(scores[:, 0].sum(), moved))
+
+
+def test_a_layer_that_nothing_reads_is_told_of_by_the_search(inputs):
+    class Ignored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.last = nn.Linear(6, 4), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.layer(x)
+            return self.last(x)
+
+    model = built(Ignored)
+    from_layer = ModelFromLayer(model, model.layer)
+    activations, arguments = from_layer.at(inputs)
+    assert activations.shape == (N, 4)
+    with pytest.warns(BoundaryNotFoundWarning, match="4 of 4 examples.*The model may be constant there"):
+        NearestBoundary(from_layer).find(activations, additional_forward_args=arguments)
+
+
+class Masked(nn.Module):
+    """A layer that is given a mask, of some kind, and a state of zeros by position."""
+
+    def __init__(self, mask_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.tokens, self.block, self.last = nn.Embedding(20, 6), Attention(), nn.Linear(6, 3)
+        self.mask_of = mask_of
+
+    def forward(self, ids: Tensor, real: Tensor) -> Tensor:
+        hidden = self.tokens(ids)
+        mask = self.mask_of(ids, real, hidden)
+        return self.last(self.block(hidden, mask, hidden.new_zeros(len(ids), 6)).mean(1))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = nn.Linear(6, 6)
+
+    def forward(self, hidden: Tensor, mask: Tensor, state: Tensor) -> Tensor:
+        weights = (hidden @ self.keys(hidden).mT + mask[:, None]).softmax(-1)
+        return torch.tanh(weights @ hidden + state[:, None])
+
+
+MASKS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "argument": lambda ids, real, hidden: real - 1,
+    "additive": lambda ids, real, hidden: (1 - real) * torch.finfo(real.dtype).min,
+    "of the ids": lambda ids, real, hidden: torch.where(ids > 0, 0.0, -1e4).to(hidden),
+    "filled": lambda ids, real, hidden: torch.zeros_like(hidden[..., 0]).masked_fill(ids == 0, -1e4),
+    "cast": lambda ids, real, hidden: (real.long() - 1).type_as(hidden) * 1e4,
+}
+
+
+@pytest.mark.parametrize("mask_of", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_masks_at_the_input_of_a_layer_are_kept(mask_of, is_frozen):
+    model = built(lambda: Masked(mask_of)).requires_grad_(not is_frozen)
+    from_layer = ModelFromLayer(model, model.block, attribute_to_layer_input=True)
+    activations, arguments = from_layer.at(IDS, REAL)
+    assert isinstance(activations, Tensor)
+    assert torch.equal(activations, model.tokens(IDS))
+    close(from_layer(activations, *arguments), model(IDS, REAL))
+    boundary = NearestBoundary(from_layer).find(activations, None, arguments, mask=REAL[..., None])
+    assert boundary.found.all()
+
+
+@pytest.mark.parametrize(
+    "bias_of",
+    [
+        lambda model, ids, hidden: model.bias(ids).squeeze(-1),
+        lambda model, ids, hidden: hidden.sum(-1),
+        lambda model, ids, hidden: _written_into(hidden),
+    ],
+    ids=["module", "function", "in-place"],
+)
+def test_what_the_model_has_computed_is_moved_at_the_input_of_a_layer(bias_of):
+    class Biased(Masked):
+        def __init__(self) -> None:
+            super().__init__(lambda ids, _, hidden: bias_of(self, ids, hidden))
+            self.bias = nn.Embedding(20, 1)
+
+    model = built(Biased)
+    activations, _ = ModelFromLayer(model, model.block, attribute_to_layer_input=True).at(IDS, REAL)
+    assert [tuple(part.shape) for part in activations] == [(N, 4, 6), (N, 4)]
+
+
+def _written_into(hidden: Tensor) -> Tensor:
+    sums = hidden.new_zeros(hidden.shape[:2])
+    sums[:, 0] = hidden[:, 0].sum(-1)
+    return sums
 
 
 class Impatient(nn.Module):
@@ -369,7 +492,7 @@ def test_a_layer_that_is_called_twice_or_never_is_refused(inputs):
     with pytest.raises(BoundaryValueError, match="The layer, Tanh, is called several times in one pass"):
         ModelFromLayer(model, model.act).at(inputs)
     idle = nn.ModuleDict({"used": nn.Linear(6, 3), "idle": nn.Linear(6, 3)}).double()
-    with pytest.raises(BoundaryValueError, match="The layer, Linear, was not called when the model was evaluated"):
+    with pytest.raises(BoundaryValueError, match=r"The layer, Linear, was not called .*, the one that is called"):
         ModelFromLayer(lambda x: idle["used"](x), idle["idle"]).at(inputs)
 
 
@@ -646,7 +769,33 @@ def test_activations_must_be_floating_point():
         ModelFromLayer(model, model.layer, attribute_to_layer_input=True).at(torch.ones(2, 6))
 
 
-def test_models_that_are_not_reproduced_are_refused(inputs):
+def test_inputs_that_hold_no_examples_in_their_first_dimension_are_refused():
+    class Bag(nn.Module):
+        """As of the tutorials of PyTorch: the tokens of all texts in one row, and where each text begins."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.last = nn.EmbeddingBag(20, 6), nn.Linear(6, 3)
+
+        def forward(self, tokens: Tensor, offsets: Tensor) -> Tensor:
+            return self.last(self.bag(tokens, offsets))
+
+    model = Bag().double().eval()
+    offsets = torch.arange(N) * 4
+    with pytest.raises(BoundaryValueError, match=r"be evaluated for 2 of the 16 examples: .*Wrap it .*offsets"):
+        ModelFromLayer(model, model.bag).at(IDS.flatten(), offsets)
+
+    def of_texts(ids: Tensor) -> Tensor:
+        return model(ids.flatten(), torch.arange(len(ids)) * ids.shape[1])
+
+    from_layer = ModelFromLayer(of_texts, model.bag)
+    activations, arguments = from_layer.at(IDS)
+    assert activations.shape == (N, 6)
+    close(from_layer(activations, *arguments), model(IDS.flatten(), offsets))
+
+
+@pytest.mark.parametrize("wrap", [lambda scores: scores, lambda scores: SimpleNamespace(logits=scores)])
+def test_models_that_are_not_reproduced_are_refused(wrap, inputs):
     class Stateful(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -654,7 +803,7 @@ def test_models_that_are_not_reproduced_are_refused(inputs):
 
         def forward(self, x: Tensor) -> Tensor:
             self.n_calls += 1
-            return self.layer(x) * self.n_calls
+            return wrap(self.layer(x) * self.n_calls)
 
     model = Stateful().double()
     with pytest.raises(BoundaryValueError, match="does not reproduce the model's output"):
@@ -671,3 +820,20 @@ def test_models_that_are_not_reproduced_are_refused(inputs):
     model = Branching().double()
     with pytest.raises(BoundaryValueError, match="calls other modules for another number of examples"):
         ModelFromLayer(model, model.layer).at(inputs)
+
+
+def test_another_way_to_the_layer_is_noticed_when_it_is_taken(inputs):
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other, self.layer = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer((self.one if len(x) > 1 else self.other)(x))
+
+    model = Alone().double()
+    from_layer = ModelFromLayer(model, model.layer)
+    activations, arguments = from_layer.at(inputs)
+    first = torch.tensor([0])
+    with pytest.raises(BoundaryValueError, match="The model took another way to the layer, Linear, than at the inputs"):
+        from_layer(activations[first], *rows_of(arguments, first))

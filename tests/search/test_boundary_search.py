@@ -674,7 +674,7 @@ BAD_INPUTS = {
     "empty batch": (INPUTS[:0], BoundaryValueError, r"at least one example, but its shape is \(0, 4\)"),
     "no dimension": (torch.tensor(1.0), BoundaryValueError, r"at least one example, but its shape is \(\)"),
     "empty tuple": ((), BoundaryValueError, "at least one Tensor, but it is an empty tuple"),
-    "integers": (INPUTS.long(), BoundaryTypeError, r"dtype is torch\.int64\. Convert it with \.float\(\)"),
+    "integers": (INPUTS.long(), BoundaryTypeError, r"dtype is torch\.int64\. Convert .*LayerBoundaryAttribution"),
     "list": ([INPUTS], BoundaryTypeError, "a Tensor or a tuple of Tensors, but it is list"),
     "array": (INPUTS.numpy(), BoundaryTypeError, "a Tensor or a tuple of Tensors, but it is ndarray"),
     "list in a tuple": ((INPUTS, [1]), BoundaryTypeError, r"inputs\[1\] must be a Tensor"),
@@ -751,6 +751,11 @@ BAD_BOUNDS = {
     "NaN": ((math.nan, 1.0), BoundaryValueError, "lower <= upper everywhere"),
     "shape": ((torch.zeros(5), torch.ones(5)), BoundaryValueError, r"shape \(5,\) does not broadcast.*\(3, 4\)"),
     "too many pairs": (((0, 1), (0, 1)), BoundaryValueError, r"2 pair\(s\) for 1 input\(s\)"),
+    "a column outside": (
+        (-9.0, torch.tensor([9.0, 9.0, 9.0, -1.0])),
+        BoundaryValueError,
+        r"row 0 has values from 0 to 0 where bounds allow -9 to -1",
+    ),
     "inputs outside": ((0.5, 1.0), BoundaryValueError, r"row 0 has values from 0 to 0 where bounds allow 0\.5 to 1"),
 }
 

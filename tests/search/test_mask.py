@@ -201,6 +201,10 @@ def test_bad_masks_say_how_to_mend_them(network, inputs):
         search.find(inputs, mask=torch.ones(6))
     with pytest.raises(BoundaryValueError, match=r"mask holds 2 mask\(s\) for 1 input\(s\)"):
         search.find(inputs, mask=(torch.ones(8), torch.ones(8)))
+    with pytest.raises(
+        BoundaryValueError, match=r"mask\[1\] .*inputs\[1\] of shape \(6, 3\).*torch.zeros\(1\) holds one"
+    ):
+        nearest(lambda x, y: network(x)).find((inputs, inputs[:, :3]), mask=torch.ones(8))
     boundary = search.find(inputs)
     with pytest.raises(BoundaryValueError, match=r"the boundary was given\. Give the mask to the search"):
         BoundaryIntegratedGradients(network).attribute(inputs, boundary=boundary, mask=torch.ones(8))
