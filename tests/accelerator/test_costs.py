@@ -29,7 +29,7 @@ from captum_boundary import (
 )
 
 # A step is a forward pass of the model, with a backward pass or without.
-SEARCH = Cost(operations=75, synchronisations=2, copies=1)
+SEARCH = Cost(operations=68, synchronisations=2, copies=1)
 CURVE = Cost(operations=14, synchronisations=1, copies=1)
 ATTACK = Cost(operations=110, synchronisations=1, copies=1)
 TRAINING = Cost(operations=25, synchronisations=1, copies=2)
@@ -50,6 +50,14 @@ def images(device: str) -> tuple[nn.Module, Tensor]:
         torch.manual_seed(0)
         layers = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10)
         return nn.Sequential(*layers).eval().to(device), torch.rand(6, 1, 8, 8).to(device)
+
+
+def large_images(device: str) -> tuple[nn.Module, Tensor]:
+    """A convolutional network of 3072 inputs, where the search descends along the boundary."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(512, 10)
+        return nn.Sequential(*layers).eval().to(device), torch.rand(6, 3, 32, 32).to(device)
 
 
 def plane(device: str) -> tuple[nn.Module, Tensor]:
@@ -79,7 +87,7 @@ SEARCHES: dict[str, Callable[[nn.Module], Any]] = {
 SEARCHES["PGD"] = partial(PGDBoundary, epsilons=(0.1, 0.5, 2.0), n_steps=10)
 
 
-@pytest.mark.parametrize("problem", [images, plane])
+@pytest.mark.parametrize("problem", [images, large_images, plane])
 @pytest.mark.parametrize("name", SEARCHES)
 def test_searches(name: str, problem: Callable[[str], tuple[nn.Module, Tensor]], pretended: str) -> None:
     model, inputs = problem(pretended)
