@@ -109,8 +109,8 @@ def measure_group(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def finish(group: Group, source: str, data: Data, options: argparse.Namespace) -> dict[str, Values]:
     """The measures of one network, or what is left of them."""
     settings = {"source": source, "epsilon": group.epsilon, "n_images": options.images, "budget": options.budget}
-    file = options.output / f"{group.dataset}-{source.replace('/', '-').replace(' ', '_')}"
-    measured = Checkpoint(file.with_suffix(".measures.pt"), settings)
+    file = "".join(letter if letter.isalnum() else "-" for letter in f"{group.dataset} {source}")
+    measured = Checkpoint(options.output / f"{file}.measures.pt", settings)
     columns = measured.load()
     if columns is None:
         network = get(source, group.dataset, data, options)
