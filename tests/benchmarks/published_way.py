@@ -5,15 +5,19 @@
 On the straight way from each image to its boundary point, the gradient of the margin (of the class and the one beyond
 the boundary) is compared with that at the boundary, whose direction is the normal.
 
-* length: its norm relative to that at the boundary, at shares of the way; 0 is the image.
+* length: its norm relative to that at the boundary, as a power of 2, at shares of the way; 0 is the image.
 * cosine: with the normal, at the same shares.
 * cosine, d before: the same at an l2 distance of d from the boundary, where the image is at least as far.
+* on the object: cosine at the image over the pixels that are not black; off the object: the share of a squared norm
+  that lies on black pixels (MNIST and Fashion-MNIST alone).
 * smoothed: cosine at the image for the network smoothed by Gaussian noise, and that network's own boundary.
 
-Two explanations of a cosine that falls with robustness make opposite predictions. *Distance alone*: robust boundaries
-are merely farther away, so that at an equal distance from the boundary a robust network is no less normal than a
-standard one. *Plateau and cliff*: the score is flat around the image and falls at the boundary, so that the gradient at
-the image is less than half as long as that at the boundary, and at an equal distance it is less normal too.
+Explanations of a cosine that falls with robustness make different predictions. *Distance alone*: robust boundaries are
+merely farther away, so that at an equal distance from the boundary a robust network is no less normal than a standard
+one. *Plateau and cliff*: the score is flat around the image and falls at the boundary, so that the gradient at the
+image is less than half as long as that at the boundary, and at an equal distance it is less normal too. *Blind on
+black*: a robust network does not react to small changes of black pixels, through which the way to its boundary leads;
+then at least half of what its cosine lacks to the standard one is there again on the object.
 """
 
 from __future__ import annotations
@@ -44,8 +48,9 @@ BOUNDS = (0.0, 1.0)
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
 BEFORE = {"mnist": (0.25, 0.5, 1.0), "fashion_mnist": (0.1, 0.25, 0.5), "cifar10": (0.05, 0.1, 0.25)}
 STDEVS = {"mnist": (0.1, 0.2, 0.4), "fashion_mnist": (0.05, 0.1, 0.2), "cifar10": (0.02, 0.05, 0.1)}
+BLACK_GROUND = ("mnist", "fashion_mnist")
 N_SAMPLES, SMOOTHED_BUDGET = 64, 40
-FLAT = 0.5
+FLAT, MAX_POWER = -1.0, 10.0  # powers of 2
 
 
 def main() -> None:
@@ -107,9 +112,12 @@ def measure(model: nn.Module, images: Tensor, labels: Tensor, dataset: str, budg
     way = images - boundary.points
     normal = margin_gradient(model, boundary.points, boundary)
     columns = {"distance": boundary.distance}
+    if dataset in BLACK_GROUND:
+        columns |= on_and_off(margin_gradient(model, images, boundary), normal, images > 0)
     for share in SHARES:
         gradient = margin_gradient(model, images - share * way, boundary)
-        columns[f"length, {share}"] = gradient.flatten(1).norm(dim=1) / normal.flatten(1).norm(dim=1)
+        ratio = gradient.flatten(1).norm(dim=1) / normal.flatten(1).norm(dim=1)
+        columns[f"length, {share}"] = ratio.log2().clamp(-MAX_POWER, MAX_POWER)
         columns[f"cosine, {share}"] = cosine_similarity(gradient, normal)
     for distance in BEFORE[dataset]:
         share_left = (distance / boundary.distance).view(-1, 1, 1, 1)
@@ -119,6 +127,15 @@ def measure(model: nn.Module, images: Tensor, labels: Tensor, dataset: str, budg
         smoothed = SmoothedModel(model, stdev=stdev, n_samples=N_SAMPLES)
         columns[f"smoothed, {stdev}"] = smoothed_alignment(smoothed, images, labels)
     return columns
+
+
+def on_and_off(gradient: Tensor, normal: Tensor, on_object: Tensor) -> dict[str, Tensor]:
+    """Columns ``(N,)`` of what lies on the object, and what on the black ground."""
+    off = {
+        f"{name} off the object": 1 - cosine_similarity(map_, map_ * on_object).square()
+        for name, map_ in (("gradient", gradient), ("normal", normal))
+    }
+    return {"cosine on the object": cosine_similarity(gradient * on_object, normal * on_object), **off}
 
 
 def margin_gradient(model: nn.Module, points: Tensor, boundary: BoundaryPoints) -> Tensor:
@@ -140,7 +157,7 @@ def smoothed_alignment(smoothed: SmoothedModel, images: Tensor, labels: Tensor) 
 
 
 def predictions(found: Mapping[str, Any], to_standard: Mapping[str, Any], distances: tuple[float, ...]) -> list[Claim]:
-    """Of both explanations, for every robust network whose cosine is surely below that of the standard one."""
+    """Of the explanations, for every robust network whose cosine is surely below that of the standard one."""
     claims = []
     for name, columns in to_standard.items():
         if sign(columns["cosine, 0.0"]) != -1:
@@ -152,8 +169,12 @@ def predictions(found: Mapping[str, Any], to_standard: Mapping[str, Any], distan
             text = f"{name}: distance alone: no less normal {distance} before the boundary, by"
             claims.append(Claim(text, column["mean"] or 0.0, sign(column) != -1))
         length = found[name]["length, 0.0"]
-        text = f"{name}: plateau and cliff: gradient at the image less than {FLAT} as long as at the boundary"
+        text = f"{name}: plateau and cliff: gradient at the image less than half as long as at the boundary"
         claims.append(Claim(text, length["mean"], length["high"] < FLAT))
+        if "cosine on the object" in columns:
+            left = columns["cosine on the object"]["mean"] / columns["cosine, 0.0"]["mean"]
+            text = f"{name}: blind on black: of what the cosine lacks, at most half is lacking on the object"
+            claims.append(Claim(text, left, left <= 0.5))
     return claims
 
 
