@@ -25,7 +25,7 @@ from normality_measures import evaluate
 from normality_summary import STANDARD, claims, differences, means
 from normality_tables import show
 from published_networks import NetworkNotFoundError, images_of, load_published
-from rar_checkpoint import Checkpoint, CheckpointError
+from rar_checkpoint import Checkpoint, CheckpointError, plain
 from rar_data import Data, DataNotReachableError, pixels
 from rar_settings import Evaluation, Training
 from rar_training import Run, train
@@ -109,8 +109,7 @@ def measure_group(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def finish(group: Group, source: str, data: Data, options: argparse.Namespace) -> dict[str, Values]:
     """The measures of one network, or what is left of them."""
     settings = {"source": source, "epsilon": group.epsilon, "n_images": options.images, "budget": options.budget}
-    file = "".join(letter if letter.isalnum() else "-" for letter in f"{group.dataset} {source}")
-    measured = Checkpoint(options.output / f"{file}.measures.pt", settings)
+    measured = Checkpoint(options.output / f"{plain(f'{group.dataset} {source}')}.measures.pt", settings)
     columns = measured.load()
     if columns is None:
         network = get(source, group.dataset, data, options)

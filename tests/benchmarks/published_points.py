@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from measures import distances
 from published_networks import PUBLISHED, NetworkNotFoundError, images_of, load_published
-from rar_checkpoint import Checkpoint, CheckpointError
+from rar_checkpoint import Checkpoint, CheckpointError, plain
 from rar_data import DataNotReachableError, pixels
 from report import Claim, print_claims, print_table, save
 from rivals import ATTACKS, run_minimization
@@ -53,8 +53,7 @@ def main() -> None:
 
 
 def finish(name: str, options: argparse.Namespace) -> dict[str, float]:
-    file = "".join(letter if letter.isalnum() else "-" for letter in name)
-    kept = Checkpoint(options.output / f"{file}.points.pt", {"name": name, "images": options.images})
+    kept = Checkpoint(options.output / f"{plain(name)}.points.pt", {"name": name, "images": options.images})
     row = kept.load()
     if row is None:
         data = images_of(PUBLISHED[name].dataset)

@@ -34,7 +34,7 @@ from normality_published import GROUPS, get
 from normality_summary import STANDARD, differences, means, sign
 from normality_tables import show
 from published_networks import NetworkNotFoundError, images_of
-from rar_checkpoint import Checkpoint, CheckpointError
+from rar_checkpoint import Checkpoint, CheckpointError, plain
 from rar_data import DataNotReachableError, pixels
 from report import Claim, save
 from torch import Tensor, nn
@@ -73,9 +73,8 @@ def examine(name: str, options: argparse.Namespace) -> dict[str, Any]:
     per_seed: dict[str, list[dict[str, Values]]] = {}
     sources = [(network, source) for network, seeds in group.networks.items() for source in seeds]
     for network, source in tqdm(sources, name, unit="network"):
-        file = "".join(letter if letter.isalnum() else "-" for letter in f"{group.dataset} {source}")
         settings = {"source": source, "images": options.images, "budget": options.budget}
-        kept = Checkpoint(options.output / f"{file}.way.pt", settings)
+        kept = Checkpoint(options.output / f"{plain(f'{group.dataset} {source}')}.way.pt", settings)
         columns = kept.load()
         if columns is None:
             model = get(source, group.dataset, data, options)
