@@ -72,16 +72,35 @@ def cell(mean: float) -> dict[str, object]:
 
 def test_predictions_by_hand(benchmark: SimpleNamespace) -> None:
     """One network is no less normal at an equal distance; one is, for its gradient is short; one is more normal."""
+    lacking = {"cosine, 0.0": cell(-0.4), "score": cell(-0.4)}
     differences = {
-        "far": {"cosine, 0.0": cell(-0.4), "cosine, 0.5 before": cell(0.0), "cosine on the object": cell(-0.1)},
-        "flat": {"cosine, 0.0": cell(-0.4), "cosine, 0.5 before": cell(-0.3), "cosine on the object": cell(-0.3)},
-        "normal": {"cosine, 0.0": cell(0.2)},
+        "far": {**lacking, "cosine, 0.5 before": cell(0), "cosine on the object": cell(-0.1), "centred score": cell(0)},
+        "flat": {
+            **lacking,
+            "cosine, 0.5 before": cell(-0.3),
+            "cosine on the object": cell(-0.3),
+            "centred score": cell(-0.3),
+        },
+        "normal": {"cosine, 0.0": cell(0.2), "score": cell(0.2)},
     }
     means = {"far": {"length, 0.0": cell(-0.5)}, "flat": {"length, 0.0": cell(-2.0)}}
     found = benchmark.published_way.predictions(means, differences, (0.5,))
-    holds = [claim.holds for claim in found]
-    assert holds == [True, False, True, False, True, False, False]
-    assert "normal: cosine at the image is surely below" in found[-1].text
+    of = {name: [claim.holds for claim in found if claim.text.startswith(name)] for name in differences}
+    assert of == {"far": [True, True, False, True], "flat": [False, False, True, False], "normal": []}
+
+
+def test_what_all_scores_share_is_taken_away(benchmark: SimpleNamespace, linear: SimpleNamespace) -> None:
+    shared = torch.randn(25, generator=torch.Generator().manual_seed(1)) * 10
+
+    class Shifted(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return linear.network(images) + (images.flatten(1) @ shared)[:, None]
+
+    plain = benchmark.published_way.measure(linear.network, linear.images, linear.labels, "cifar10", budget=20)
+    shifted = benchmark.published_way.measure(Shifted(), linear.images, linear.labels, "cifar10", budget=20)
+    for name in ("centred score", "cosine, 0.0", "distance"):
+        torch.testing.assert_close(shifted[name], plain[name], atol=1e-3, rtol=1e-3)
+    assert shifted["score"].abs().mean() < 0.5 < plain["score"].mean()
 
 
 def test_files_of_all_networks_are_told_apart(benchmark: SimpleNamespace) -> None:

@@ -10,6 +10,8 @@ the boundary) is compared with that at the boundary, whose direction is the norm
 * cosine, d before: the same at an l2 distance of d from the boundary, where the image is at least as far.
 * on the object: cosine at the image over the pixels that are not black; off the object: the share of a squared norm
   that lies on black pixels (MNIST and Fashion-MNIST alone).
+* score, centred score: cosine at the image for the class's score in place of the margin, and for what is left of it
+  after the mean of all scores was taken away, which changes no decision and no probability.
 * smoothed: cosine at the image for the network smoothed by Gaussian noise, and that network's own boundary.
 
 Explanations of a cosine that falls with robustness make different predictions. *Distance alone*: robust boundaries are
@@ -17,7 +19,9 @@ merely farther away, so that at an equal distance from the boundary a robust net
 one. *Plateau and cliff*: the score is flat around the image and falls at the boundary, so that the gradient at the
 image is less than half as long as that at the boundary, and at an equal distance it is less normal too. *Blind on
 black*: a robust network does not react to small changes of black pixels, through which the way to its boundary leads;
-then at least half of what its cosine lacks to the standard one is there again on the object.
+then at least half of what its cosine lacks to the standard one is there again on the object. *Shared by all classes*:
+the gradient of a score has a part that all scores share and no boundary knows of; then at least half of what the
+score's cosine lacks to the standard one is there again for centred scores.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ BEFORE = {"mnist": (0.25, 0.5, 1.0), "fashion_mnist": (0.1, 0.25, 0.5), "cifar10
 STDEVS = {"mnist": (0.1, 0.2, 0.4), "fashion_mnist": (0.05, 0.1, 0.2), "cifar10": (0.02, 0.05, 0.1)}
 BLACK_GROUND = ("mnist", "fashion_mnist")
 N_SAMPLES, SMOOTHED_BUDGET = 64, 40
+AT_IMAGE = "cosine, 0.0"
 FLAT, MAX_POWER = -1.0, 10.0  # powers of 2
 
 
@@ -113,6 +118,8 @@ def measure(model: nn.Module, images: Tensor, labels: Tensor, dataset: str, budg
     columns = {"distance": boundary.distance}
     if dataset in BLACK_GROUND:
         columns |= on_and_off(margin_gradient(model, images, boundary), normal, images > 0)
+    for name, scores in (("score", model), ("centred score", Centred(model))):
+        columns[name] = normal_alignment(scores, images, labels, boundary)
     for share in SHARES:
         gradient = margin_gradient(model, images - share * way, boundary)
         ratio = gradient.flatten(1).norm(dim=1) / normal.flatten(1).norm(dim=1)
@@ -126,6 +133,18 @@ def measure(model: nn.Module, images: Tensor, labels: Tensor, dataset: str, budg
         smoothed = SmoothedModel(model, stdev=stdev, n_samples=N_SAMPLES)
         columns[f"smoothed, {stdev}"] = smoothed_alignment(smoothed, images, labels)
     return columns
+
+
+class Centred(nn.Module):
+    """Scores less their mean over all classes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.model(images)
+        return scores - scores.mean(dim=1, keepdim=True)
 
 
 def on_and_off(gradient: Tensor, normal: Tensor, on_object: Tensor) -> dict[str, Tensor]:
@@ -159,9 +178,10 @@ def predictions(found: Mapping[str, Any], to_standard: Mapping[str, Any], distan
     """Of the explanations, for every robust network whose cosine is surely below that of the standard one."""
     claims = []
     for name, columns in to_standard.items():
-        if sign(columns["cosine, 0.0"]) != -1:
-            text = f"{name}: cosine at the image is surely below the standard one, by"
-            claims.append(Claim(text, columns["cosine, 0.0"]["mean"], False))
+        if sign(columns["score"]) == -1:
+            text = f"{name}: shared by all classes: of what the score's cosine lacks, at most half is lacking centred"
+            claims.append(share_left(text, columns, "centred score", "score"))
+        if sign(columns[AT_IMAGE]) != -1:
             continue
         for distance in distances:
             column = columns[f"cosine, {distance} before"]
@@ -171,10 +191,15 @@ def predictions(found: Mapping[str, Any], to_standard: Mapping[str, Any], distan
         text = f"{name}: plateau and cliff: gradient at the image less than half as long as at the boundary"
         claims.append(Claim(text, length["mean"], length["high"] < FLAT))
         if "cosine on the object" in columns:
-            left = columns["cosine on the object"]["mean"] / columns["cosine, 0.0"]["mean"]
             text = f"{name}: blind on black: of what the cosine lacks, at most half is lacking on the object"
-            claims.append(Claim(text, left, left <= 0.5))
+            claims.append(share_left(text, columns, "cosine on the object", AT_IMAGE))
     return claims
+
+
+def share_left(text: str, differences: Mapping[str, Any], column: str, whole: str) -> Claim:
+    """That a difference to the standard network is at most half of another one."""
+    share = differences[column]["mean"] / differences[whole]["mean"]
+    return Claim(text, share, share <= 0.5)
 
 
 def parse() -> argparse.Namespace:
