@@ -43,7 +43,7 @@ class NetworkNotFoundError(RuntimeError):
 
 @dataclass(frozen=True)
 class Published:
-    """A network and its source; ``epsilon`` is that of its training or, where unknown, of its source's tests."""
+    """A network and its source; where that does not tell the epsilon of the training, it is that of its tests."""
 
     dataset: str
     training: str
@@ -128,7 +128,7 @@ PUBLISHED: Mapping[str, Published] = {
         "cifar10", "adversarial", 2 / 255, _CROWN, f"{_MODELS}/sdp/cifar_cnn_a_adv.model", _COLOUR, _OF_PIXELS
     ),
     "CNN-A-Adv-4": Published(
-        "cifar10", "adversarial", 8 / 255, _CROWN, f"{_MODELS}/sdp/cifar_cnn_a_adv4.model", _COLOUR, _OF_PIXELS
+        "cifar10", "adversarial", 2 / 255, _CROWN, f"{_MODELS}/sdp/cifar_cnn_a_adv4.model", _COLOUR, _OF_PIXELS
     ),
     "provable 2/255": Published(
         "cifar10", "provable", 2 / 255, _CROWN, f"{_MODELS}/oval/cifar_wide.pth", _COLOUR, _UNIFORM

@@ -40,7 +40,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = {}
     try:
-        for name in tqdm(PUBLISHED, unit="network"):
+        for name in tqdm(options.only, unit="network"):
             rows[name] = finish(name, options)
     except (CheckpointError, DataNotReachableError, DataNotSetError, NetworkNotFoundError) as error:
         sys.exit(str(error))
@@ -108,6 +108,7 @@ def claims(rows: dict[str, dict[str, float]]) -> list[Claim]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     here = Path(__file__).parent
+    parser.add_argument("--only", nargs="+", choices=list(PUBLISHED), default=list(PUBLISHED))
     parser.add_argument("--images", type=int, default=30, help="correctly classified ones (default: %(default)s)")
     parser.add_argument("--networks", type=Path, help="folder of the clones (default: that of published_networks.py)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
