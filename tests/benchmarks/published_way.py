@@ -11,7 +11,8 @@ the boundary) is compared with that at the boundary, whose direction is the norm
 * on the object: cosine at the image over the pixels that are not black; off the object: the share of a squared norm
   that lies on black pixels (MNIST and Fashion-MNIST alone).
 * score, centred score: cosine at the image for the class's score in place of the margin, and for what is left of it
-  after the mean of all scores was taken away, which changes no decision and no probability.
+  after the mean of all scores was taken away, which changes no decision and no probability. PP of BIG is the share of
+  the map of that score which is positive.
 * smoothed: cosine at the image for the network smoothed by Gaussian noise, and that network's own boundary.
 
 Explanations of a cosine that falls with robustness make different predictions. *Distance alone*: robust boundaries are
@@ -45,8 +46,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from zoo import DataNotSetError
 
-from captum_boundary import BoundaryPoints, NearestBoundary, SmoothedModel
-from captum_boundary.metrics import cosine_similarity, normal_alignment
+from captum_boundary import BoundaryIntegratedGradients, BoundaryPoints, NearestBoundary, SmoothedModel
+from captum_boundary.metrics import cosine_similarity, normal_alignment, positive_percentage
 
 BOUNDS = (0.0, 1.0)
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
@@ -120,6 +121,8 @@ def measure(model: nn.Module, images: Tensor, labels: Tensor, dataset: str, budg
         columns |= on_and_off(margin_gradient(model, images, boundary), normal, images > 0)
     for name, scores in (("score", model), ("centred score", Centred(model))):
         columns[name] = normal_alignment(scores, images, labels, boundary)
+        big = BoundaryIntegratedGradients(scores).attribute(images, labels, boundary=boundary)
+        columns[f"PP of BIG, {name}"] = positive_percentage(big, torch.ones_like(images[:, 0], dtype=torch.bool))
     for share in SHARES:
         gradient = margin_gradient(model, images - share * way, boundary)
         ratio = gradient.flatten(1).norm(dim=1) / normal.flatten(1).norm(dim=1)
