@@ -10,6 +10,7 @@ The folder holds state dictionaries (``torch.load(..., weights_only=True)``) and
 * ``imagenet_sample50.npz``: 50 ImageNet pictures, ``images`` (N, 224, 224, 3) uint8 and ``labels`` (N,).
 * ``imagenet_val50_boxes.npz``: 50 ImageNet validation images of 227 x 227 pixels, likewise, with ``boxes`` (N, 4) of
   x0, y0, x1, y1 in pixels around the one object of the class.
+* ``robust``: a folder of clones with robust networks, see published_networks.py.
 """
 
 from __future__ import annotations
