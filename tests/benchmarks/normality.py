@@ -30,7 +30,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,13 @@ import torch
 from intervals import Values
 from normality_measures import evaluate
 from normality_picture import draw
-from normality_summary import STANDARD, claims, differences, means, sign
+from normality_summary import STANDARD, claims, differences, means
+from normality_tables import show
 from rar_checkpoint import Checkpoint, CheckpointError
 from rar_data import Data, DataNotReachableError, load, pixels
 from rar_settings import Training, evaluation, training
 from rar_training import Run, train
-from report import print_claims, print_table, save
+from report import save
 from tqdm.auto import tqdm
 
 N_CLASSIFIED = 1000  # test images of the accuracies
@@ -83,7 +84,7 @@ def main() -> None:
         result = collected(per_seed[dataset], options) | summary(per_seed[dataset])
         save(section(dataset, options), result, path)
         print(f"\n{section(dataset, options)}\n")
-        show(result)
+        show(result, (STANDARD, STRONGEST))
         shown[section(dataset, options)] = result["means"]
     picture = options.output / "normality.png"
     draw(shown, picture)
@@ -144,30 +145,6 @@ def summary(per_seed: Mapping[str, list[dict[str, Values]]]) -> dict[str, Any]:
         f"differences to {STRONGEST}": differences(per_seed, STRONGEST),
         "claims": claims(to_standard),
     }
-
-
-def show(result: Mapping[str, Any]) -> None:
-    by_column = result["means"]
-    print_table(transposed(by_column, lambda cell: f"{cell['mean']:.3g} [{cell['low']:.3g}, {cell['high']:.3g}]"))
-    print("\nEach seed\n")
-    print_table(transposed(by_column, lambda cell: "  ".join(f"{mean:.3g}" for mean in cell["seeds"])))
-    for reference in (STANDARD, STRONGEST):
-        print(f"\nDifferences to {reference}; + or - where the intervals of all seeds lie on that side of zero\n")
-        print_table(transposed(result[f"differences to {reference}"], difference_in_words))
-    print()
-    print_claims(result["claims"])
-
-
-def transposed(cells: Mapping[str, Mapping[str, Any]], text: Callable[[Any], str]) -> dict[str, dict[str, str]]:
-    """A row for each column of numbers, with a column for each network."""
-    rows = next(iter(cells.values()), {})
-    return {
-        row: {name: text(columns[row]) if columns[row]["n"] else "-" for name, columns in cells.items()} for row in rows
-    }
-
-
-def difference_in_words(cell: Mapping[str, Any]) -> str:
-    return f"{cell['mean']:+.3g} [{cell['low']:.3g}, {cell['high']:.3g}] {' +-'[sign(cell)]}"
 
 
 def parse() -> argparse.Namespace:

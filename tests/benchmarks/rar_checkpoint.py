@@ -16,6 +16,11 @@ class CheckpointError(RuntimeError):
     """A file is there, but it is damaged or belongs to other settings."""
 
 
+def plain(name: str) -> str:
+    """``name`` for a file: dots would be taken for the beginning of an ending, slashes for folders."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
 class Checkpoint:
     """One file ``path`` for the state of one piece of work, of which ``settings`` are the plain numbers and names."""
 

@@ -10,11 +10,13 @@ The folder holds state dictionaries (``torch.load(..., weights_only=True)``) and
 * ``imagenet_sample50.npz``: 50 ImageNet pictures, ``images`` (N, 224, 224, 3) uint8 and ``labels`` (N,).
 * ``imagenet_val50_boxes.npz``: 50 ImageNet validation images of 227 x 227 pixels, likewise, with ``boxes`` (N, 4) of
   x0, y0, x1, y1 in pixels around the one object of the class.
+* ``robust``: a folder of clones with robust networks, see published_networks.py.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -83,12 +85,14 @@ def _pretrained(network: nn.Module, weights: str) -> nn.Module:
 
 
 class Normalization(nn.Module):
-    """Standardises the channels of RGB images in [0, 1] as torchvision's models expect them."""
+    """Standardises the channels of images in [0, 1], of RGB images as torchvision's models expect them."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[float] = (0.229, 0.224, 0.225)
+    ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
