@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from captum_boundary._base.captum_helpers import (
     TargetType,
@@ -37,6 +38,7 @@ def largest_stdev(
     average: str = "scores",
     generator: torch.Generator | None = None,
     internal_batch_size: int | None = None,
+    show_progress: bool = False,
 ) -> Tensor:
     r"""The largest noise under which the smoothed model still decides for the target.
 
@@ -63,6 +65,7 @@ def largest_stdev(
         average (str, optional): ``"scores"`` or ``"probabilities"``. Default: ``"scores"``
         generator (torch.Generator, optional): Source of the noise. Default: None, that of other models without one.
         internal_batch_size (int, optional): Copies that pass through the model at once. Default: None, all of them.
+        show_progress (bool, optional): Show a progress bar, in standard deviations. Default: False
 
     Returns:
 
@@ -101,7 +104,7 @@ def largest_stdev(
         wanted = resolve_target(target, scores, has_one_output(output))
         stands = torch.ones_like(wanted, dtype=torch.bool)
         largest = torch.zeros(len(wanted), device=tensors[0].device, dtype=tensors[0].dtype)
-        for stdev in tried:
+        for stdev in tqdm(tried, desc="Largest stdev", unit="stdev", disable=not show_progress):
             smoothed = SmoothedModel(
                 model,
                 (stdev,) * len(tensors),

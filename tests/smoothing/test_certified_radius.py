@@ -200,6 +200,14 @@ def test_precision_and_random_states():
     assert not certificate.radius.requires_grad
 
 
+def test_progress_is_shown_in_votes_if_wanted(capsys):
+    smoothed = SmoothedModel(line, 0.5)
+    certified_radius(smoothed, at_distance(0.5), 70, n_selection=20)
+    assert capsys.readouterr().err == ""
+    certified_radius(smoothed, at_distance(0.5), 70, n_selection=20, show_progress=True)
+    assert "90/90" in capsys.readouterr().err
+
+
 def test_votes_are_new_ones():
     """Neither those of the smoothed model, nor of an earlier call with the same generator."""
     seen = []

@@ -50,6 +50,14 @@ def test_a_decision_that_comes_back_is_not_counted():
     assert largest_stdev(islands, x, stdevs=(2.0, 0.1, 0.8), n_samples=2000).tolist() == [0.1]
 
 
+def test_progress_is_shown_in_standard_deviations_if_wanted(capsys):
+    x = torch.zeros(2, 1)
+    largest_stdev(cosine, x, stdevs=STDEVS[:4])
+    assert capsys.readouterr().err == ""
+    largest_stdev(cosine, x, stdevs=STDEVS[:4], show_progress=True)
+    assert "4/4" in capsys.readouterr().err
+
+
 def test_zero_where_another_class_wins_from_the_start():
     x = torch.zeros(2, 3)
     model = nn.Linear(3, 3)
