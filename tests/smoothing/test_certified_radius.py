@@ -144,16 +144,33 @@ def test_a_radius_is_below_the_distance_found_with_many_copies():
         assert (certificate.radius <= boundary.distance * 1.02).all()
 
 
-def test_an_image_classifier_is_bracketed(zoo):
-    model = zoo.cifar_resnet20()
-    images, _ = zoo.first_correct(model, *zoo.load_images("cifar10_test500"), 3)
-    smoothed = SmoothedModel(model, 0.03, 16, average="probabilities", internal_batch_size=64)
+def bracketed(model, images, stdev):
+    """How many distances are known from both ends, when none of the lower ends is above the upper one."""
+    smoothed = SmoothedModel(model, stdev, 16, average="probabilities", internal_batch_size=64)
     certificate = certified_radius(smoothed, images, 100, decision="probabilities")
-    assert (~certificate.abstained).any()
     boundary = NearestBoundary(smoothed, budget=5).find(images, certificate.target)
     ends = far_end(smoothed, images, certificate, boundary, "probabilities", n_samples=100, n_selection=20)
     assert (certificate.radius < ends).all()
-    assert ends.isfinite().any()
+    return int((ends.isfinite() & ~certificate.abstained).sum())
+
+
+def test_an_image_classifier_is_bracketed(zoo):
+    model = zoo.cifar_resnet20()
+    images, _ = zoo.first_correct(model, *zoo.load_images("cifar10_test500"), 3)
+    assert bracketed(model, images, 0.03) > 0
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")
+@pytest.mark.parametrize(
+    ("network", "data", "n_images", "stdev"),
+    [("cifar_resnet20", "cifar10_test500", 100, 0.03), ("imagenet_squeezenet", "imagenet_sample50", 4, 0.05)],
+)
+def test_many_images_are_bracketed(zoo, network, data, n_images, stdev):
+    model = getattr(zoo, network)()
+    images, _ = zoo.first_correct(model, *zoo.load_images(data), n_images)
+    n_bracketed = sum(bracketed(model, part, stdev) for part in images.split(20))
+    assert n_bracketed > n_images / 4
 
 
 def test_results_do_not_depend_on_the_batch_or_its_parts():
