@@ -19,6 +19,7 @@ from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.flat import geometry_dtype
 from captum_boundary._base.generators import check_generator, seed_of
 from captum_boundary._base.margin import class_scores
+from captum_boundary._base.training_mode import watched_training_mode
 from captum_boundary.smoothing._noise import NoiseSource, slices
 from captum_boundary.smoothing.smoothed_model import SmoothedModel
 
@@ -128,10 +129,12 @@ def certified_radius(
     source = NoiseSource(seed_of(generator) ^ _OWN_STREAM)
     with (
         torch.no_grad(),
+        watched_training_mode(smoothed.model, stacklevel=3) as first_evaluation_is_over,
         tqdm(total=n_selection + n_samples, desc="Certified radius", unit="vote", disable=not show_progress) as bar,
     ):
         voters = _Voters(smoothed, tensors, additional_forward_args, decision, on_votes=bar.update)
         target = voters.count(n_selection, source).argmax(dim=1)
+        first_evaluation_is_over()
         for_target = voters.count(n_samples, source).gather(1, target[:, None]).squeeze(1).numpy()
     lower = beta.ppf(alpha, for_target, n_samples - for_target + 1)  # NaN without any vote
     p_lower = torch.from_numpy(lower).nan_to_num(0.0)

@@ -20,6 +20,7 @@ from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.generators import check_generator
 from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target
 from captum_boundary._base.outputs import evaluate, has_one_output
+from captum_boundary._base.training_mode import watched_training_mode
 from captum_boundary.smoothing.smoothed_model import SmoothedModel
 
 __all__ = ["largest_stdev"]
@@ -98,8 +99,9 @@ def largest_stdev(
     arguments = format_additional_forward_args(additional_forward_args)
     check_generator(generator)
     same_noise = _same_noise(generator)
-    with torch.no_grad():
+    with torch.no_grad(), watched_training_mode(model, stacklevel=3) as first_evaluation_is_over:
         output = evaluate(model, tensors, arguments)
+        first_evaluation_is_over()
         scores = class_scores(output, len(tensors[0]))
         wanted = resolve_target(target, scores, has_one_output(output))
         stands = torch.ones_like(wanted, dtype=torch.bool)

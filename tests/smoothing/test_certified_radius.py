@@ -217,6 +217,16 @@ def test_precision_and_random_states():
     assert not certificate.radius.requires_grad
 
 
+def test_training_mode_is_warned_of_and_leaves_no_trace():
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.warns(UserWarning, match="training mode") as shown:
+        certified_radius(SmoothedModel(model, 0.3), torch.ones(3, 2), 70)
+    assert [warning.filename for warning in shown] == [__file__]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    certified_radius(SmoothedModel(model.eval(), 0.3), torch.ones(3, 2), 70)
+
+
 def test_progress_is_shown_in_votes_if_wanted(capsys):
     smoothed = SmoothedModel(line, 0.5)
     certified_radius(smoothed, at_distance(0.5), 70, n_selection=20)

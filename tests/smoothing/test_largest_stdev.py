@@ -50,6 +50,16 @@ def test_a_decision_that_comes_back_is_not_counted():
     assert largest_stdev(islands, x, stdevs=(2.0, 0.1, 0.8), n_samples=2000).tolist() == [0.1]
 
 
+def test_training_mode_is_warned_of_and_leaves_no_trace():
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.warns(UserWarning, match="training mode") as shown:
+        largest_stdev(model, torch.ones(3, 2))
+    assert [warning.filename for warning in shown] == [__file__]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    largest_stdev(model.eval(), torch.ones(3, 2))
+
+
 def test_progress_is_shown_in_standard_deviations_if_wanted(capsys):
     x = torch.zeros(2, 1)
     largest_stdev(cosine, x, stdevs=STDEVS[:4])
