@@ -45,8 +45,9 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
     among them. Common energy is the more concentrated, and more of it lies on the object; total energy tells better
     which pixels raise the score. The benchmarks have the numbers.
 
-    Copies are antithetic pairs, and all examples share their noise: a result does not depend on the batch. Cost: two
-    gradients a copy, ``2 * n_samples`` for each example, and one forward pass more.
+    Copies are antithetic pairs, and all examples share their noise: a result does not depend on the batch. As in
+    :class:`SmoothedModel`, neither they nor their boundaries are held within the range of the data. Cost: two gradients
+    a copy, ``2 * n_samples`` for each example, and one forward pass more.
 
     Args:
 

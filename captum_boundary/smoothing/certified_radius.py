@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -111,8 +112,9 @@ def certified_radius(
     Raises:
 
         BoundaryTypeError: If ``smoothed`` is no :class:`SmoothedModel`, and for inputs or outputs of the wrong type.
-        BoundaryValueError: For counts that are not positive, ``alpha`` outside of (0, 1), an unknown ``decision``,
-            unequal ``stdev``, and for inputs or outputs of the wrong shape or value.
+        BoundaryValueError: For counts that are not positive, ``alpha`` outside of (0, 1), too few ``n_samples`` to
+            certify anything, an unknown ``decision``, unequal ``stdev``, and for inputs or outputs of the wrong shape
+            or value.
 
     Examples::
 
@@ -214,6 +216,12 @@ def _check(
     check_count("n_selection", n_selection)
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < 1:
         raise BoundaryValueError(f"alpha must be a number between 0 and 1, exclusive, but it is {alpha!r}.")
+    fewest = math.floor(-math.log2(alpha)) + 1
+    if n_samples < fewest:
+        raise BoundaryValueError(
+            f"n_samples must be at least {fewest} to certify anything at alpha={alpha!r}, but it is {n_samples}: so "
+            "few votes abstain even where all are for one class."
+        )
     if decision not in _DECISIONS:
         raise BoundaryValueError(f"decision must be {' or '.join(map(repr, _DECISIONS))}, but it is {decision!r}.")
     check_generator(generator)

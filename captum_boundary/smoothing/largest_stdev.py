@@ -91,9 +91,12 @@ def largest_stdev(
         >>> smoothed = SmoothedModel(model, stdev=0.02)
     """
     tensors = check_inputs(inputs)
-    if not isinstance(stdevs, Sequence):
+    if not isinstance(stdevs, Sequence) or isinstance(stdevs, str):
         raise BoundaryTypeError(f"stdevs must be a sequence of numbers, but it is {type(stdevs).__name__}.")
-    tried = sorted(float(stdev) for stdev in stdevs)
+    for stdev in stdevs:
+        if isinstance(stdev, bool) or not isinstance(stdev, (int, float)):
+            raise BoundaryTypeError(f"stdevs must be numbers, but they contain {type(stdev).__name__}.")
+    tried = sorted(map(float, stdevs))
     if not tried or not all(0 < stdev < math.inf for stdev in tried):
         raise BoundaryValueError(f"stdevs must be one or more positive numbers, but they are {stdevs!r}.")
     arguments = format_additional_forward_args(additional_forward_args)

@@ -86,6 +86,14 @@ def test_a_certain_model_has_the_largest_radius_that_votes_can_give():
     assert certificate.radius[0] < 0.5 * 2.47
 
 
+@pytest.mark.parametrize(("alpha", "n_samples"), [(0.001, 10), (0.5, 2), (0.25, 3), (0.9, 1)])
+def test_the_fewest_votes_that_are_accepted_can_certify(alpha, n_samples):
+    certificate = certified_radius(
+        SmoothedModel(lambda x: x.sum(dim=1) * 0 + 1, 0.5), torch.zeros(1, 3), n_samples, alpha
+    )
+    assert certificate.radius.item() > 0
+
+
 def test_it_abstains_on_the_boundary_and_where_no_class_has_half_of_the_votes():
     on_the_line = certified_radius(SmoothedModel(line, 0.5), at_distance(0.0))
     assert on_the_line.abstained.tolist() == [True]
@@ -256,6 +264,8 @@ def test_votes_are_new_ones():
     [
         ({"smoothed": line}, BoundaryTypeError, r"smoothed must be a SmoothedModel, .* Wrap the model"),
         ({"n_samples": 0}, BoundaryValueError, "n_samples must be a positive integer"),
+        ({"n_samples": 9}, BoundaryValueError, "n_samples must be at least 10 .* alpha=0.001, but it is 9"),
+        ({"n_samples": 1, "alpha": 0.5}, BoundaryValueError, "n_samples must be at least 2 "),
         ({"n_selection": 2.5}, BoundaryValueError, "n_selection must be a positive integer"),
         ({"alpha": 0}, BoundaryValueError, "alpha must be a number between 0 and 1, exclusive, but it is 0"),
         ({"alpha": 1.0}, BoundaryValueError, "alpha must be"),
