@@ -43,7 +43,8 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
 
     By ``E[g^2] = (E g)^2 + Var g``, the *total* energy is what all copies share, the *common* one, and what differs
     among them. Common energy is the more concentrated, and more of it lies on the object; total energy tells better
-    which pixels raise the score. The benchmarks have the numbers.
+    which pixels raise the score. Either gains by a product with Grad-CAM of the last layer that has positions. The
+    benchmarks have the numbers.
 
     Copies are antithetic pairs, and all examples share their noise: a result does not depend on the batch. As in
     :class:`SmoothedModel`, neither they nor their boundaries are held within the range of the data. Cost: two gradients

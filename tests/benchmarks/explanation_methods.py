@@ -38,7 +38,7 @@ from captum_boundary import (
 )
 
 REFERENCE = "IG, black"
-LEADER = "BoundaryEnergy, total"
+LEADER = "BoundaryEnergy, total x Grad-CAM"
 
 AFTER_RELU = (0.0, math.inf)  # what the last features of both networks can be
 N_GRADIENTS = 50  # of methods that take any number
