@@ -172,13 +172,13 @@ def test_an_image_classifier_is_bracketed(zoo):
 @pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")
 @pytest.mark.parametrize(
     ("network", "data", "n_images", "stdev"),
-    [("cifar_resnet20", "cifar10_test500", 100, 0.03), ("imagenet_squeezenet", "imagenet_sample50", 4, 0.05)],
+    [("cifar_resnet20", "cifar10_test500", 100, 0.03), ("imagenet_squeezenet", "imagenet_sample50", 4, 0.02)],
 )
 def test_many_images_are_bracketed(zoo, network, data, n_images, stdev):
     model = getattr(zoo, network)()
     images, _ = zoo.first_correct(model, *zoo.load_images(data), n_images)
     n_bracketed = sum(bracketed(model, part, stdev) for part in images.split(20))
-    assert n_bracketed > n_images / 4
+    assert n_bracketed >= n_images / 4
 
 
 def test_results_do_not_depend_on_the_batch_or_its_parts():
