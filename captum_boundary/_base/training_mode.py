@@ -40,12 +40,12 @@ class TrainingMode:
 
 
 @contextmanager
-def watched_training_mode(forward_func: Callable[..., Any]) -> Iterator[Callable[[], bool]]:
+def watched_training_mode(forward_func: Callable[..., Any], stacklevel: int = 6) -> Iterator[Callable[[], bool]]:
     """Leave running statistics as they are in the end.
 
     Yields what is to be called after the first evaluation of ``forward_func``: it warns of such modules, and says
     whether there are any. Modules of a plain function, also of one that a module holds, cannot be listed, only seen at
-    work, by a hook until then.
+    work, by a hook until then. The warning names the place ``stacklevel`` calls above, the user's.
     """
     found = TrainingMode()
     modules = list(forward_func.modules()) if isinstance(forward_func, nn.Module) else []
@@ -61,7 +61,7 @@ def watched_training_mode(forward_func: Callable[..., Any]) -> Iterator[Callable
                 "The model has dropout or batch normalisation in training mode, so its decisions change from one "
                 "evaluation to the next. Call model.eval() before searching for its boundary.",
                 UserWarning,
-                stacklevel=6,
+                stacklevel=stacklevel,
             )
         return found.was_found
 

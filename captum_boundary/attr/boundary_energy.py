@@ -10,6 +10,7 @@ import torch
 from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._base.checks import check_count, check_inputs
@@ -42,10 +43,12 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
 
     By ``E[g^2] = (E g)^2 + Var g``, the *total* energy is what all copies share, the *common* one, and what differs
     among them. Common energy is the more concentrated, and more of it lies on the object; total energy tells better
-    which pixels raise the score. The benchmarks have the numbers.
+    which pixels raise the score. Either gains by a product with Grad-CAM of the last layer that has positions. The
+    benchmarks have the numbers.
 
-    Copies are antithetic pairs, and all examples share their noise: a result does not depend on the batch. Cost: two
-    gradients a copy, ``2 * n_samples`` for each example, and one forward pass more.
+    Copies are antithetic pairs, and all examples share their noise: a result does not depend on the batch. As in
+    :class:`SmoothedModel`, neither they nor their boundaries are held within the range of the data. Cost: two gradients
+    a copy, ``2 * n_samples`` for each example, and one forward pass more.
 
     Args:
 
@@ -104,6 +107,7 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         n_samples: int = 24,
         energy: str = "total",
         width: float = 0.0,
+        show_progress: bool = False,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Energy of every feature of every example.
 
@@ -125,6 +129,7 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
             width (float, optional): Standard deviation, in pixels, of a Gaussian window that averages energy over
                 neighbouring positions of images ``(N, C, H, W)``. What a network heeds is larger than a pixel, and so
                 the mean over neighbours has less noise; about a hundredth of the side of an image. Default: 0, none
+            show_progress (bool, optional): Show a progress bar, in copies of all examples. Default: False
 
         Returns:
 
@@ -144,7 +149,9 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
                     self.forward_func, tensors, target, additional_forward_args, self.internal_batch_size
                 )
                 first_evaluation_is_over()
-                maps = oracle.unpack(self._energies(oracle, n_samples, energy))
+                total = len(oracle) * n_samples
+                with tqdm(total=total, desc="Boundary energy", unit="copy", disable=not show_progress) as bar:
+                    maps = oracle.unpack(self._energies(oracle, n_samples, energy, bar.update))
             maps = tuple(local_average(part, width) for part in maps) if width > 0 else maps
         return format_output(is_tuple(inputs), maps)
 
@@ -156,7 +163,9 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         r"""Energies do not add up to a difference of outputs: always False."""
         return False
 
-    def _energies(self, oracle: MarginOracle, n_samples: int, energy: str) -> Tensor:
+    def _energies(
+        self, oracle: MarginOracle, n_samples: int, energy: str, on_copies: Callable[[int], object]
+    ) -> Tensor:
         """Energies ``(N, D)``."""
         halves = oracle.pack(NoiseSource(self._seed).normal(n_samples // 2, oracle.inputs, self._stdevs))
         rows_at_once = max(2, self.internal_batch_size or len(oracle) * n_samples)
@@ -173,6 +182,7 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
                 parts = gradients if energy == "total" else gradients.mean(dim=1)
                 for total, part in zip(sums, (parts, parts.square()), strict=True):
                     total += part.flatten(1, -2).sum(dim=1)
+                on_copies(len(copies))
             of_examples.append(_total(sums[1], n_samples) if energy == "total" else _common(*sums, len(halves)))
         return torch.cat(of_examples)
 

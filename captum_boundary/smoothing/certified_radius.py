@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from scipy.special import ndtri
 from scipy.stats import beta
 from torch import Tensor
 from torch.nn import functional
+from tqdm.auto import tqdm
 
 from captum_boundary._base.captum_helpers import TensorOrTupleOfTensorsGeneric, format_additional_forward_args
 from captum_boundary._base.checks import check_count, check_inputs
@@ -18,6 +20,7 @@ from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.flat import geometry_dtype
 from captum_boundary._base.generators import check_generator, seed_of
 from captum_boundary._base.margin import class_scores
+from captum_boundary._base.training_mode import watched_training_mode
 from captum_boundary.smoothing._noise import NoiseSource, slices
 from captum_boundary.smoothing.smoothed_model import SmoothedModel
 
@@ -58,6 +61,7 @@ def certified_radius(
     decision: str = "votes",
     n_selection: int = 100,
     generator: torch.Generator | None = None,
+    show_progress: bool = False,
 ) -> CertifiedRadius:
     r"""The distance within which the smoothed decision cannot change, with probability ``1 - alpha``.
 
@@ -99,6 +103,7 @@ def certified_radius(
         n_selection (int, optional): Votes that select the class. Default: 100
         generator (torch.Generator, optional): Source of the noise, asked for one number. Default: None, the same noise
             on every call.
+        show_progress (bool, optional): Show a progress bar, in votes of an example. Default: False
 
     Returns:
 
@@ -107,8 +112,9 @@ def certified_radius(
     Raises:
 
         BoundaryTypeError: If ``smoothed`` is no :class:`SmoothedModel`, and for inputs or outputs of the wrong type.
-        BoundaryValueError: For counts that are not positive, ``alpha`` outside of (0, 1), an unknown ``decision``,
-            unequal ``stdev``, and for inputs or outputs of the wrong shape or value.
+        BoundaryValueError: For counts that are not positive, ``alpha`` outside of (0, 1), too few ``n_samples`` to
+            certify anything, an unknown ``decision``, unequal ``stdev``, and for inputs or outputs of the wrong shape
+            or value.
 
     Examples::
 
@@ -123,9 +129,14 @@ def certified_radius(
     tensors = check_inputs(inputs)
     stdev = _check(smoothed, len(tensors), n_samples, alpha, decision, n_selection, generator)
     source = NoiseSource(seed_of(generator) ^ _OWN_STREAM)
-    voters = _Voters(smoothed, tensors, additional_forward_args, decision)
-    with torch.no_grad():
+    with (
+        torch.no_grad(),
+        watched_training_mode(smoothed.model, stacklevel=3) as first_evaluation_is_over,
+        tqdm(total=n_selection + n_samples, desc="Certified radius", unit="vote", disable=not show_progress) as bar,
+    ):
+        voters = _Voters(smoothed, tensors, additional_forward_args, decision, on_votes=bar.update)
         target = voters.count(n_selection, source).argmax(dim=1)
+        first_evaluation_is_over()
         for_target = voters.count(n_samples, source).gather(1, target[:, None]).squeeze(1).numpy()
     lower = beta.ppf(alpha, for_target, n_samples - for_target + 1)  # NaN without any vote
     p_lower = torch.from_numpy(lower).nan_to_num(0.0)
@@ -141,12 +152,18 @@ class _Voters:
     """Noisy copies of the inputs, which the model makes vote for classes."""
 
     def __init__(
-        self, smoothed: SmoothedModel, inputs: tuple[Tensor, ...], additional_forward_args: object, decision: str
+        self,
+        smoothed: SmoothedModel,
+        inputs: tuple[Tensor, ...],
+        additional_forward_args: object,
+        decision: str,
+        on_votes: Callable[[int], object],
     ) -> None:
         self._smoothed = smoothed
         self._inputs = inputs
         self._arguments = format_additional_forward_args(additional_forward_args) or ()
         self._draws = decision == "probabilities"
+        self._on_votes = on_votes
 
     def count(self, n_samples: int, source: NoiseSource) -> Tensor:
         """Votes ``(N, C)`` for each class, on the CPU."""
@@ -159,12 +176,14 @@ class _Voters:
         draws = source.uniform(n_copies)
         rows_at_once = self._smoothed.internal_batch_size or n_examples * self._smoothed.n_samples
         copies_at_once = min(rows_at_once, n_copies)
-        return torch.cat(
+        votes = torch.cat(
             [
                 _total(self._votes(noise, draws, examples, copies) for copies in slices(n_copies, copies_at_once))
                 for examples in slices(n_examples, rows_at_once // copies_at_once)
             ]
         )
+        self._on_votes(n_copies)
+        return votes
 
     def _votes(self, noise: tuple[Tensor, ...], draws: Tensor, examples: slice, copies: slice) -> Tensor:
         """Votes ``(n, C)`` of some copies of n examples."""
@@ -197,6 +216,12 @@ def _check(
     check_count("n_selection", n_selection)
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < 1:
         raise BoundaryValueError(f"alpha must be a number between 0 and 1, exclusive, but it is {alpha!r}.")
+    fewest = math.floor(-math.log2(alpha)) + 1
+    if n_samples < fewest:
+        raise BoundaryValueError(
+            f"n_samples must be at least {fewest} to certify anything at alpha={alpha!r}, but it is {n_samples}: so "
+            "few votes abstain even where all are for one class."
+        )
     if decision not in _DECISIONS:
         raise BoundaryValueError(f"decision must be {' or '.join(map(repr, _DECISIONS))}, but it is {decision!r}.")
     check_generator(generator)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from captum_boundary._base.captum_helpers import (
     TargetType,
@@ -19,6 +20,7 @@ from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary._base.generators import check_generator
 from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target
 from captum_boundary._base.outputs import evaluate, has_one_output
+from captum_boundary._base.training_mode import watched_training_mode
 from captum_boundary.smoothing.smoothed_model import SmoothedModel
 
 __all__ = ["largest_stdev"]
@@ -37,6 +39,7 @@ def largest_stdev(
     average: str = "scores",
     generator: torch.Generator | None = None,
     internal_batch_size: int | None = None,
+    show_progress: bool = False,
 ) -> Tensor:
     r"""The largest noise under which the smoothed model still decides for the target.
 
@@ -63,6 +66,7 @@ def largest_stdev(
         average (str, optional): ``"scores"`` or ``"probabilities"``. Default: ``"scores"``
         generator (torch.Generator, optional): Source of the noise. Default: None, that of other models without one.
         internal_batch_size (int, optional): Copies that pass through the model at once. Default: None, all of them.
+        show_progress (bool, optional): Show a progress bar, in standard deviations. Default: False
 
     Returns:
 
@@ -87,21 +91,25 @@ def largest_stdev(
         >>> smoothed = SmoothedModel(model, stdev=0.02)
     """
     tensors = check_inputs(inputs)
-    if not isinstance(stdevs, Sequence):
+    if not isinstance(stdevs, Sequence) or isinstance(stdevs, str):
         raise BoundaryTypeError(f"stdevs must be a sequence of numbers, but it is {type(stdevs).__name__}.")
-    tried = sorted(float(stdev) for stdev in stdevs)
+    for stdev in stdevs:
+        if isinstance(stdev, bool) or not isinstance(stdev, (int, float)):
+            raise BoundaryTypeError(f"stdevs must be numbers, but they contain {type(stdev).__name__}.")
+    tried = sorted(map(float, stdevs))
     if not tried or not all(0 < stdev < math.inf for stdev in tried):
         raise BoundaryValueError(f"stdevs must be one or more positive numbers, but they are {stdevs!r}.")
     arguments = format_additional_forward_args(additional_forward_args)
     check_generator(generator)
     same_noise = _same_noise(generator)
-    with torch.no_grad():
+    with torch.no_grad(), watched_training_mode(model, stacklevel=3) as first_evaluation_is_over:
         output = evaluate(model, tensors, arguments)
+        first_evaluation_is_over()
         scores = class_scores(output, len(tensors[0]))
         wanted = resolve_target(target, scores, has_one_output(output))
         stands = torch.ones_like(wanted, dtype=torch.bool)
         largest = torch.zeros(len(wanted), device=tensors[0].device, dtype=tensors[0].dtype)
-        for stdev in tried:
+        for stdev in tqdm(tried, desc="Largest stdev", unit="stdev", disable=not show_progress):
             smoothed = SmoothedModel(
                 model,
                 (stdev,) * len(tensors),

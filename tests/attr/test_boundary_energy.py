@@ -121,6 +121,15 @@ def test_results_depend_neither_on_the_batch_nor_on_its_parts(energy, size):
     assert max(rows) <= max(size, 2)
 
 
+@pytest.mark.parametrize("energy", ["total", "common"])
+def test_progress_is_shown_in_copies_if_wanted(capsys, energy):
+    method = BoundaryEnergy(network(), STDEV, internal_batch_size=7)
+    method.attribute(points(), n_samples=6, energy=energy)
+    assert capsys.readouterr().err == ""
+    method.attribute(points(), n_samples=6, energy=energy, show_progress=True)
+    assert "30/30" in capsys.readouterr().err
+
+
 def test_two_gradients_a_copy():
     model, count = network(), []
 

@@ -38,12 +38,18 @@ from captum_boundary import (
 )
 
 REFERENCE = "IG, black"
-LEADER = "BoundaryEnergy, total"
+LEADER = "BoundaryEnergy, total x Grad-CAM"
 
 AFTER_RELU = (0.0, math.inf)  # what the last features of both networks can be
 N_GRADIENTS = 50  # of methods that take any number
 NOISES = (0.08, 0.15)  # standard deviations of the noise of SmoothGrad and its kin
 AT_ONCE = 20  # images that pass through a network at once
+WITH_GRAD_CAM = (  # energies whose product with Grad-CAM is a row too
+    "BoundaryEnergy, total",
+    "BoundaryEnergy, common",
+    "SmoothGrad squared, 0.1, window",
+    "square of SmoothGrad, 0.1, window",
+)
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ def explainers(mean_colour: Tensor, backgrounds: Tensor, n_gradients: int) -> di
         ),
         **mean_normals,
     }
+    energies = {name: _plain(explain) for name, explain in smoothed_methods(n_gradients).items()}
     return {
         REFERENCE: integrated(black),
         "IG, blurred": integrated(blurred),
@@ -124,7 +131,8 @@ def explainers(mean_colour: Tensor, backgrounds: Tensor, n_gradients: int) -> di
         "MFABA": _plain(boundary_path_attribution),
         **boundary,
         **{f"{name}, squared": _squared(boundary[name]) for name in ("BSM", "BIG", "mean of 5 normals")},
-        **{name: _plain(explain) for name, explain in smoothed_methods(n_gradients).items()},
+        **energies,
+        **{f"{name} x Grad-CAM": _times_grad_cam(energies[name]) for name in WITH_GRAD_CAM},
         # Two maps that know nothing of the network: what a measure says of these it may say of any.
         "random signs and sizes": _plain(lambda model, images, target: torch.randn_like(images)),
         "the same everywhere": _plain(lambda model, images, target: torch.ones_like(images)),
@@ -139,6 +147,13 @@ def _plain(explain: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Explainer:
 def _squared(explainer: Explainer) -> Explainer:
     """The squares of a map, feature by feature: its energy, in place of its signs."""
     return replace(explainer, explain=lambda *arguments: explainer.explain(*arguments).square())
+
+
+def _times_grad_cam(energy: Explainer) -> Explainer:
+    """What both a pixel's energy and the evidence in the last layer say: for one gradient more."""
+    return _plain(
+        lambda model, images, target: energy.explain(model, images, target, None) * _grad_cam(model, images, target)
+    )
 
 
 def _noise(n_samples: int, noise: float) -> dict[str, Any]:

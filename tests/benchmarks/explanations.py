@@ -1,7 +1,7 @@
 """Benchmark of explanations on pretrained networks: prints tables and claims, saves JSON after every row.
 
     CAPTUM_BOUNDARY_DATA=FOLDER python tests/benchmarks/explanations.py [--quick] [--data imagenet|cifar10]
-        [--n-gradients 50]
+        [--n-gradients 50] [--skip 12]
 
 Every method explains the predicted class of the first images that the network classifies correctly, as in the boundary
 attribution paper (https://arxiv.org/abs/2103.11257). All boundary methods share the boundary points of one search,
@@ -56,6 +56,7 @@ def load(data: str) -> tuple[nn.Module, Tensor, Tensor, Tensor | None]:
 def run(
     data: str,
     n_images: int,
+    n_skipped: int,
     n_gradients: int,
     settings: Settings,
     names: list[str] | None,
@@ -70,15 +71,17 @@ def run(
     unknown = set(names or ()) - set(methods)
     if unknown:
         sys.exit(f"--only takes {'; '.join(methods)}, but not {'; '.join(unknown)}")
-    chosen = is_correct.nonzero().flatten()[:n_images]
+    chosen = is_correct.nonzero().flatten()[n_skipped:][:n_images]
     result: dict[str, Any] = {
         "images": len(chosen),
         "of which correct, of all": [int(is_correct.sum()), len(labels)],
+        "skipped": n_skipped,
         "settings": asdict(settings) | {"n_gradients": n_gradients},
         "per image": {},
         "claims": [],
     }
     section = data if n_gradients == N_GRADIENTS else f"{data}, {n_gradients} gradients"
+    section += f", without the first {n_skipped}" * (n_skipped > 0)
     if resume:
         result["per image"] = finished_rows(section, result, path)
 
@@ -120,7 +123,7 @@ def measured(
 def finished_rows(section: str, result: Mapping[str, Any], path: Path) -> dict[str, dict[str, Values]]:
     """Rows of an earlier run with the same images and settings."""
     earlier = json.loads(path.read_text()).get(section, {}) if path.exists() else {}
-    is_same = all(earlier.get(key) == result[key] for key in ("images", "settings"))
+    is_same = all(earlier.get(key) == result[key] for key in ("images", "skipped", "settings"))
     return earlier["per image"] if is_same else {}
 
 
@@ -164,7 +167,8 @@ def claims(result: Mapping[str, Any]) -> list[Claim]:
 
 def show(result: Mapping[str, Any]) -> None:
     n_correct, n_all = result["of which correct, of all"]
-    print(f"\n{result['images']} images, the first of {n_correct} that are classified correctly (of {n_all})\n")
+    print(f"\n{result['images']} of the {n_correct} images that are classified correctly (of {n_all})", end="")
+    print(f", from number {result['skipped'] + 1} on\n")
     print_table({name: shown(columns, COSTS) for name, columns in result["means"].items()})
     print(f"\nDifferences to {REFERENCE} (higher is better: {', '.join(HIGHER_IS_BETTER)}; lower: the others)\n")
     print_table({name: shown(columns) for name, columns in result["differences"].items()})
@@ -189,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=DEFAULT_IMAGES, default="imagenet", help="(default: %(default)s)")
     parser.add_argument("--n-images", type=int, help="at most (default: 50 of ImageNet, 100 of CIFAR-10, 6 if quick)")
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many first ones, which chose the leader")
     parser.add_argument("--n-gradients", type=int, default=N_GRADIENTS, help="for each image (default: %(default)s)")
     parser.add_argument("--only", help="rows to compute, separated by semicolons (default: all)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON")
@@ -208,7 +213,7 @@ def main() -> None:
     names = options.only.split(";") if options.only else None
     path = options.output / ("explanations-quick.json" if options.quick else "explanations.json")
     try:
-        show(run(options.data, n_images, options.n_gradients, settings, names, path, options.resume))
+        show(run(options.data, n_images, options.skip, options.n_gradients, settings, names, path, options.resume))
     except zoo.DataNotSetError as error:
         sys.exit(str(error))
     print(f"\nSaved {path}")

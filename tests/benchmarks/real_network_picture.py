@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
-from captum.attr import IntegratedGradients, Saliency
+from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, Saliency
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -22,17 +23,20 @@ from torchvision.models import SqueezeNet1_0_Weights
 from zoo import imagenet_squeezenet
 
 from captum_boundary import (
-    AggregatedBoundaryNormals,
+    BoundaryEnergy,
     BoundaryIntegratedGradients,
     BoundaryPoints,
     BoundarySaliency,
     NearestBoundary,
+    largest_stdev,
 )
 from captum_boundary.visualization import compare_attributions
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 10
 AMPLIFICATION = 200
+STDEVS = (0.01, 0.02, 0.05, 0.1)  # of noise, of which the largest is taken that the decision stands
+WINDOW = 3.0  # standard deviation in pixels
 BEYOND_FULL_COLOUR = 10  # per cent of each map's total
 N_COLOURS = 256
 
@@ -61,10 +65,24 @@ def explain(model: nn.Module, images: Tensor, search: NearestBoundary, boundary:
         "Saliency": Saliency(model).attribute(leaves, target, abs=False),
         "IG, black": IntegratedGradients(model).attribute(leaves, target=target, **path),
         "BSM": BoundarySaliency(model, search).attribute(images, boundary=boundary),
-        "5 normals": AggregatedBoundaryNormals(model, search).attribute(images),
         "BIG": BoundaryIntegratedGradients(model, search).attribute(images, boundary=boundary, **path),
     }
+    cams = LayerGradCam(model, model[1].features).attribute(leaves, target, relu_attributions=True)
+    cams = LayerAttribution.interpolate(cams, images.shape[2:], "bilinear")
+    maps["energy"] = boundary_energy(model, images, target, energy="common", width=WINDOW)
+    maps["× Grad-CAM"] = cams * boundary_energy(model, images, target)  # noqa: RUF001
     return {name: attributions.detach() for name, attributions in maps.items()}
+
+
+def boundary_energy(model: nn.Module, images: Tensor, target: Tensor, **options: Any) -> Tensor:
+    """Of each image with as much noise as its decision stands."""
+    stdevs = largest_stdev(model, images, target, stdevs=STDEVS, internal_batch_size=AT_ONCE)
+    return torch.cat(
+        [
+            BoundaryEnergy(model, stdev, internal_batch_size=AT_ONCE).attribute(image[None], int(label), **options)
+            for image, label, stdev in zip(images, target, stdevs.tolist(), strict=True)
+        ]
+    )
 
 
 def draw(images: Tensor, boundary: BoundaryPoints, maps: dict[str, Tensor]) -> Figure:
@@ -75,7 +93,7 @@ def draw(images: Tensor, boundary: BoundaryPoints, maps: dict[str, Tensor]) -> F
         boundary=boundary,
         class_names=SqueezeNet1_0_Weights.DEFAULT.meta["categories"],
         outlier_perc=BEYOND_FULL_COLOUR,
-        figure=Figure(figsize=(9, 3.9), layout="constrained"),
+        figure=Figure(figsize=(10, 3.8), layout="constrained"),
     )
     axes[0, 1].title.set_text(f"change × {AMPLIFICATION}")  # noqa: RUF001
     for panel, change in zip(axes[:, 1], boundary.points - images, strict=True):

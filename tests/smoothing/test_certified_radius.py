@@ -86,6 +86,14 @@ def test_a_certain_model_has_the_largest_radius_that_votes_can_give():
     assert certificate.radius[0] < 0.5 * 2.47
 
 
+@pytest.mark.parametrize(("alpha", "n_samples"), [(0.001, 10), (0.5, 2), (0.25, 3), (0.9, 1)])
+def test_the_fewest_votes_that_are_accepted_can_certify(alpha, n_samples):
+    certificate = certified_radius(
+        SmoothedModel(lambda x: x.sum(dim=1) * 0 + 1, 0.5), torch.zeros(1, 3), n_samples, alpha
+    )
+    assert certificate.radius.item() > 0
+
+
 def test_it_abstains_on_the_boundary_and_where_no_class_has_half_of_the_votes():
     on_the_line = certified_radius(SmoothedModel(line, 0.5), at_distance(0.0))
     assert on_the_line.abstained.tolist() == [True]
@@ -144,16 +152,33 @@ def test_a_radius_is_below_the_distance_found_with_many_copies():
         assert (certificate.radius <= boundary.distance * 1.02).all()
 
 
-def test_an_image_classifier_is_bracketed(zoo):
-    model = zoo.cifar_resnet20()
-    images, _ = zoo.first_correct(model, *zoo.load_images("cifar10_test500"), 3)
-    smoothed = SmoothedModel(model, 0.03, 16, average="probabilities", internal_batch_size=64)
+def bracketed(model, images, stdev):
+    """How many distances are known from both ends, when none of the lower ends is above the upper one."""
+    smoothed = SmoothedModel(model, stdev, 16, average="probabilities", internal_batch_size=64)
     certificate = certified_radius(smoothed, images, 100, decision="probabilities")
-    assert (~certificate.abstained).any()
     boundary = NearestBoundary(smoothed, budget=5).find(images, certificate.target)
     ends = far_end(smoothed, images, certificate, boundary, "probabilities", n_samples=100, n_selection=20)
     assert (certificate.radius < ends).all()
-    assert ends.isfinite().any()
+    return int((ends.isfinite() & ~certificate.abstained).sum())
+
+
+def test_an_image_classifier_is_bracketed(zoo):
+    model = zoo.cifar_resnet20()
+    images, _ = zoo.first_correct(model, *zoo.load_images("cifar10_test500"), 3)
+    assert bracketed(model, images, 0.03) > 0
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")
+@pytest.mark.parametrize(
+    ("network", "data", "n_images", "stdev"),
+    [("cifar_resnet20", "cifar10_test500", 100, 0.03), ("imagenet_squeezenet", "imagenet_sample50", 4, 0.02)],
+)
+def test_many_images_are_bracketed(zoo, network, data, n_images, stdev):
+    model = getattr(zoo, network)()
+    images, _ = zoo.first_correct(model, *zoo.load_images(data), n_images)
+    n_bracketed = sum(bracketed(model, part, stdev) for part in images.split(20))
+    assert n_bracketed >= n_images / 4
 
 
 def test_results_do_not_depend_on_the_batch_or_its_parts():
@@ -200,6 +225,24 @@ def test_precision_and_random_states():
     assert not certificate.radius.requires_grad
 
 
+def test_training_mode_is_warned_of_and_leaves_no_trace():
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.warns(UserWarning, match="training mode") as shown:
+        certified_radius(SmoothedModel(model, 0.3), torch.ones(3, 2), 70)
+    assert [warning.filename for warning in shown] == [__file__]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    certified_radius(SmoothedModel(model.eval(), 0.3), torch.ones(3, 2), 70)
+
+
+def test_progress_is_shown_in_votes_if_wanted(capsys):
+    smoothed = SmoothedModel(line, 0.5)
+    certified_radius(smoothed, at_distance(0.5), 70, n_selection=20)
+    assert capsys.readouterr().err == ""
+    certified_radius(smoothed, at_distance(0.5), 70, n_selection=20, show_progress=True)
+    assert "90/90" in capsys.readouterr().err
+
+
 def test_votes_are_new_ones():
     """Neither those of the smoothed model, nor of an earlier call with the same generator."""
     seen = []
@@ -221,6 +264,8 @@ def test_votes_are_new_ones():
     [
         ({"smoothed": line}, BoundaryTypeError, r"smoothed must be a SmoothedModel, .* Wrap the model"),
         ({"n_samples": 0}, BoundaryValueError, "n_samples must be a positive integer"),
+        ({"n_samples": 9}, BoundaryValueError, "n_samples must be at least 10 .* alpha=0.001, but it is 9"),
+        ({"n_samples": 1, "alpha": 0.5}, BoundaryValueError, "n_samples must be at least 2 "),
         ({"n_selection": 2.5}, BoundaryValueError, "n_selection must be a positive integer"),
         ({"alpha": 0}, BoundaryValueError, "alpha must be a number between 0 and 1, exclusive, but it is 0"),
         ({"alpha": 1.0}, BoundaryValueError, "alpha must be"),

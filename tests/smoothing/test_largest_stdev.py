@@ -50,6 +50,24 @@ def test_a_decision_that_comes_back_is_not_counted():
     assert largest_stdev(islands, x, stdevs=(2.0, 0.1, 0.8), n_samples=2000).tolist() == [0.1]
 
 
+def test_training_mode_is_warned_of_and_leaves_no_trace():
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.warns(UserWarning, match="training mode") as shown:
+        largest_stdev(model, torch.ones(3, 2))
+    assert [warning.filename for warning in shown] == [__file__]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    largest_stdev(model.eval(), torch.ones(3, 2))
+
+
+def test_progress_is_shown_in_standard_deviations_if_wanted(capsys):
+    x = torch.zeros(2, 1)
+    largest_stdev(cosine, x, stdevs=STDEVS[:4])
+    assert capsys.readouterr().err == ""
+    largest_stdev(cosine, x, stdevs=STDEVS[:4], show_progress=True)
+    assert "4/4" in capsys.readouterr().err
+
+
 def test_zero_where_another_class_wins_from_the_start():
     x = torch.zeros(2, 3)
     model = nn.Linear(3, 3)
@@ -91,6 +109,9 @@ def test_tuples_arguments_and_generators_are_passed_on():
         ({"stdevs": ()}, BoundaryValueError, "stdevs must be one or more positive numbers, but they are"),
         ({"stdevs": (0.1, -1)}, BoundaryValueError, "stdevs must be one or more positive numbers"),
         ({"stdevs": 0.1}, BoundaryTypeError, "stdevs must be a sequence of numbers, but it is float"),
+        ({"stdevs": "0.1"}, BoundaryTypeError, "stdevs must be a sequence of numbers, but it is str"),
+        ({"stdevs": (0.1, "a")}, BoundaryTypeError, "stdevs must be numbers, but they contain str"),
+        ({"stdevs": (True,)}, BoundaryTypeError, "stdevs must be numbers, but they contain bool"),
         ({"inputs": torch.zeros(0, 1)}, BoundaryValueError, "at least one example"),
         ({"target": 2}, BoundaryValueError, "target must be None"),
         ({"n_samples": 3}, BoundaryValueError, "n_samples must be even"),
