@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from intervals import Values
 from normality_measures import evaluate
 from normality_summary import STANDARD, claims, differences, means
 from normality_tables import show
-from published_networks import NetworkNotFoundError, images_of, load_published
+from published_networks import NetworkNotFoundError, images_of, load_published, parser_of
 from rar_checkpoint import Checkpoint, CheckpointError, plain
 from rar_data import Data, DataNotReachableError, pixels
 from rar_settings import Evaluation, Training
@@ -147,14 +146,9 @@ def usual_training(dataset: str, seed: int) -> Training:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    here = Path(__file__).parent
+    parser = parser_of(__doc__, 100, "to explain")
     parser.add_argument("--group", nargs="+", choices=list(GROUPS), default=list(GROUPS))
-    parser.add_argument("--images", type=int, default=100, help="to explain (default: %(default)s)")
     parser.add_argument("--budget", type=int, default=1000, help="of each search, in gradients (default: %(default)s)")
-    parser.add_argument("--networks", type=Path, help="folder of the clones (default: that of published_networks.py)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=here / "results" / "published", help="folder for all results")
     return parser.parse_args()
 
 

@@ -232,6 +232,17 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100 * (predicted == labels).double().mean().item()
 
 
+def parser_of(description: str | None, n_images: int, images: str) -> argparse.ArgumentParser:
+    """The options of all benchmarks of these networks."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=n_images, help=f"{images} (default: %(default)s)")
+    parser.add_argument("--networks", type=Path, help="folder of the clones (default: that of published_networks.py)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
+    output = Path(__file__).parent / "results" / "published"
+    parser.add_argument("--output", type=Path, default=output, help="folder for all results")
+    return parser
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=Path, help="folder of the clones")

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 from measures import distances
-from published_networks import PUBLISHED, NetworkNotFoundError, images_of, load_published
+from published_networks import PUBLISHED, NetworkNotFoundError, images_of, load_published, parser_of
 from rar_checkpoint import Checkpoint, CheckpointError, plain
 from rar_data import DataNotReachableError, pixels
 from report import Claim, print_claims, print_table, save
@@ -106,13 +105,8 @@ def claims(rows: dict[str, dict[str, float]]) -> list[Claim]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    here = Path(__file__).parent
+    parser = parser_of(__doc__, 30, "correctly classified ones")
     parser.add_argument("--only", nargs="+", choices=list(PUBLISHED), default=list(PUBLISHED))
-    parser.add_argument("--images", type=int, default=30, help="correctly classified ones (default: %(default)s)")
-    parser.add_argument("--networks", type=Path, help="folder of the clones (default: that of published_networks.py)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=here / "results" / "published", help="folder for all results")
     return parser.parse_args()
 
 

@@ -30,7 +30,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ from intervals import Values
 from normality_published import GROUPS, get
 from normality_summary import STANDARD, differences, means, sign
 from normality_tables import show
-from published_networks import NetworkNotFoundError, images_of
+from published_networks import NetworkNotFoundError, images_of, parser_of
 from rar_checkpoint import Checkpoint, CheckpointError, plain
 from rar_data import DataNotReachableError, pixels
 from report import Claim, save
@@ -206,14 +205,9 @@ def share_left(text: str, differences: Mapping[str, Any], column: str, whole: st
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    here = Path(__file__).parent
+    parser = parser_of(__doc__, 60, "first test images")
     parser.add_argument("--group", nargs="+", choices=list(GROUPS), default=["mnist", "fashion_mnist", "unpadded"])
-    parser.add_argument("--images", type=int, default=60, help="first test images (default: %(default)s)")
     parser.add_argument("--budget", type=int, default=1000, help="of each search, in gradients (default: %(default)s)")
-    parser.add_argument("--networks", type=Path, help="folder of the clones (default: that of published_networks.py)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=here / "results" / "published", help="folder for all results")
     return parser.parse_args()
 
 
