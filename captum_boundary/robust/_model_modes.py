@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from captum_boundary._base.errors import BoundaryValueError
+
 __all__ = [
     "evaluation_mode",
     "native_recurrence",
@@ -76,7 +78,16 @@ def twice_differentiable(model: Callable[..., Any]) -> Iterator[None]:
         stack.enter_context(native_recurrence(model))
         if hasattr(torch.compiler, "set_stance"):  # torch >= 2.6; for parts of the model that are compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        elif isinstance(model, nn.Module) and any(map(_is_compiled, model.modules())):
+            raise BoundaryValueError(
+                "Parts of the model are compiled, and compiled code has no second derivatives. Before torch 2.6 they "
+                "cannot be run otherwise: compile the whole, torch.compile(model), or take a newer torch."
+            )
         yield
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 @contextmanager

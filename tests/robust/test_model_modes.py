@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from captum_boundary import BoundaryValueError
 from captum_boundary.robust import AttributionAttack, RARLoss, evaluate_attribution_robustness
 
 
@@ -118,9 +119,20 @@ WRAPPERS = {
     "DataParallel": nn.DataParallel,
     "compiled": lambda model: torch.compile(model, backend="aot_eager"),
     "compiled DataParallel": lambda model: torch.compile(nn.DataParallel(model), backend="aot_eager"),
-    "compiled in parts": compiled_inside,
 }
+if hasattr(torch.compiler, "set_stance"):
+    WRAPPERS["compiled in parts"] = compiled_inside
 wrappers = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+
+
+def test_parts_that_are_compiled_are_refused_where_torch_cannot_run_them_eagerly(network, batch, monkeypatch) -> None:
+    monkeypatch.delattr(torch.compiler, "set_stance", raising=False)
+    x, y = batch
+    for model in (compiled_inside(network), nn.Sequential(torch.compile(network, backend="aot_eager"))):
+        with pytest.raises(BoundaryValueError, match=r"Parts of the model are compiled.*torch 2\.6"):
+            RARLoss(model, epsilon=0.1)(x, y)
+        with pytest.raises(BoundaryValueError, match="compile the whole"):
+            AttributionAttack(model, epsilon=0.1, n_steps=6).perturb(x)
 
 
 @wrappers
