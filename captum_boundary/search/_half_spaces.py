@@ -12,7 +12,7 @@ from captum_boundary.search._problem import Problem
 __all__ = ["HalfSpaces", "project_onto_half_spaces"]
 
 # Linearisations kept: enough for the corners that a few pieces of the boundary make.
-_CAPACITY = 7
+_CAPACITY = 8
 # Newton steps towards the nearest point beyond a single half-space, in other norms.
 _NEWTON_STEPS = 2
 # The drop of a half-space that is no longer heeded.
