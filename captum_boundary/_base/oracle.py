@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_boundary._base.captum_helpers import TargetType, format_additional_forward_args
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary._base.flat import geometry_dtype, pack, unpack
-from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target, shaped_scores
+from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target, rival_scores, shaped_scores
 from captum_boundary._base.model_scores import arguments_of, differentiable
 from captum_boundary._base.outputs import evaluate, has_one_output
 
@@ -68,6 +68,7 @@ class MarginOracle:
         self.resolution = max(torch.finfo(tensor.dtype).eps for tensor in inputs)
         self.device = inputs[0].device
         self.on_gradient: Callable[[], None] | None = None  # called after every gradient, to show progress
+        # What is added to the columns of forward and backward passes.
         self._forward, self._backward = torch.eye(2, dtype=torch.long, device=self.device).unbind()
         self._both = self._forward + self._backward
         self._begin(self.pack(self.inputs), torch.arange(self._n_inputs, device=self.device))
@@ -180,17 +181,16 @@ class MarginOracle:
         for part, part_rows in self._parts(points, rows):
             here = slice(n_done, n_done + len(part))
             n_done += len(part)
-            target, sign, opposite = (
-                self._of(values, part_rows)[:, None] for values in (self.target, self.sign, self._opposite)
-            )
+            target = self._of(self.target, part_rows)
+            sign, opposite = (self._of(values, part_rows)[:, None] for values in (self.sign, self._opposite))
             with torch.inference_mode(False), torch.enable_grad():
                 scores, leaves = self._scores(part, part_rows, self._both, with_grad=True)
             with torch.no_grad():
                 known = scores.detach()
                 sign, opposite = sign.to(known), opposite.to(known)
-                others = known.scatter(1, target, -torch.inf)
+                others = rival_scores(known, target)
                 best, strongest = others.max(dim=1, keepdim=True)
-                depth = (sign * (known.gather(1, target) - best)).squeeze(1).to(self.dtype)
+                depth = (sign * (known.gather(1, target[:, None]) - best)).squeeze(1).to(self.dtype)
                 value = depth
                 if temperature is not None:
                     scale = temperature[here, None].to(known).clamp_min(torch.finfo(known.dtype).tiny)
@@ -201,7 +201,7 @@ class MarginOracle:
                     if rival is not None:
                         strongest = torch.where(rival[here, None] < 0, strongest, rival[here, None])
                     weights = torch.zeros_like(known).scatter_(1, strongest, opposite)
-                weights.scatter_(1, target, sign)
+                weights.scatter_(1, target[:, None], sign)
                 if rival is not None or rank > 0:
                     value = (weights * known).sum(dim=1).to(self.dtype)
                 slope = self._slope(scores, leaves, weights)

@@ -67,7 +67,7 @@ class HalfSpaces:
         if problem.norm != 2:
             drop = self._drops[:, 0].clamp_min(0.0)
             return project_onto_hyperplane(x, self._slopes[:, 0], drop, box, problem.norm, _NEWTON_STEPS)
-        # They go on from the multipliers before. Another step meets the limits that come in with a new half-space.
+        # Steps go on from the multipliers before. One more meets the limits that come in with a new half-space.
         n_steps, self._n_met = self._n_added - self._n_met + box.is_limited, self._n_added
         nearest, self._multipliers = project_onto_half_spaces(
             x, self._slopes, self._drops, box, self._multipliers, n_steps
@@ -83,7 +83,7 @@ def project_onto_half_spaces(
     The dual is concave, and quadratic where no coordinate meets a limit or leaves one. A step takes the best of these
     multipliers: those that solve for the half-spaces in use and the one most missed, together or without one of them;
     and those that differ from the present ones in a single place. The first are mostly exact, the others make the
-    method converge. Half-spaces that the box does not reach are not heeded.
+    method converge. Half-spaces that the box does not reach are approached as far as it goes.
 
     Args:
 
@@ -99,10 +99,9 @@ def project_onto_half_spaces(
         - **nearest** (*Tensor*): The points, ``(n, D)``.
         - **multipliers** (*Tensor*): Those of the last step, ``(n, K)``.
     """
-    n_planes = slopes.shape[1]
     tiny = torch.finfo(x.dtype).tiny
-    each = torch.eye(n_planes + 1, n_planes, dtype=x.dtype, device=x.device)
-    is_kept, identity = each == 0, each[:-1]  # all but one, and all
+    identity = torch.eye(slopes.shape[1], dtype=x.dtype, device=x.device)
+    is_other = identity == 0
     gram, wanted = _gram(slopes), drops
     for _ in range(n_steps):
         if box.is_limited:
@@ -116,12 +115,15 @@ def project_onto_half_spaces(
             missing = torch.baddbmm(drops[:, :, None], gram, multipliers[:, :, None], alpha=-1)
         missing = missing.squeeze(2)
         is_active = (multipliers > 0) | (missing >= missing.amax(dim=1, keepdim=True).clamp_min(tiny))
-        is_active = is_active[:, None] & is_kept
-        system = torch.where(is_active[..., None] & is_active[..., None, :], gram[:, None], identity)
-        solved = torch.linalg.solve_ex(system, (wanted[:, None] * is_active)[..., None])[0].squeeze(3)
+        system = torch.where(is_active[:, :, None] & is_active[:, None], gram, identity)
+        # The rows of the inverse say how the solution changes when one half-space is left out.
+        sides = torch.cat([(wanted * is_active)[:, :, None], identity.expand_as(system)], dim=2)
+        solved, inverse = torch.linalg.solve_ex(system, sides)[0].mT.split([1, len(identity)], dim=1)
+        share = (solved.squeeze(1) / inverse.diagonal(dim1=1, dim2=2))[:, :, None]
+        without = torch.addcmul(solved, share, inverse, value=-1) * is_other  # exactly zero, which rounding is not
         alone = torch.addcdiv(multipliers, missing, gram.diagonal(dim1=1, dim2=2))
-        moved = torch.where(is_kept[:-1], multipliers[:, None], alone[:, None])
-        candidates = torch.cat([solved, moved], dim=1).clamp_min(0.0)
+        moved = torch.where(is_other, multipliers[:, None], alone[:, None])
+        candidates = torch.cat([solved, without, moved], dim=1).clamp_min(0.0)
         change = candidates - multipliers[:, None]
         rise = torch.baddbmm(missing[:, None].expand_as(change), change, gram, alpha=-0.5)
         best = torch.linalg.vecdot(rise, change).nan_to_num(-torch.inf, -torch.inf).argmax(dim=1)[:, None, None]

@@ -160,7 +160,8 @@ class Candidates:
         """The nearer ones of these and of others."""
         nearer = others.distance < self.distance
         return Candidates(
-            torch.where(nearer[:, None], others.points, self.points), torch.minimum(others.distance, self.distance)
+            torch.where(nearer[:, None], others.points, self.points),
+            torch.where(nearer, others.distance, self.distance),
         )
 
     def select(self, rows: Tensor | slice) -> Candidates:

@@ -17,7 +17,7 @@ __all__ = ["restart", "settle"]
 _TRIAL_GRADIENTS = 16
 # Random rays looked along by forwards alone, before a restart spends a gradient: some where they often cross the
 # boundary of a region that is left, fewer where they seldom hit a region, few where they hardly ever do.
-_RAYS_TO_LEAVE, _RAYS_TO_ENTER, _RAYS_IN_MANY_DIMENSIONS = 12, 6, 4
+_RAYS_TO_LEAVE, _RAYS_TO_ENTER, _RAYS_IN_MANY_DIMENSIONS = 12, 7, 4
 _MANY_DIMENSIONS = 16
 _ALL_RAYS = 1  # times the budget; restarts after that look along a single one
 # A model is taken to be linear around an input if its scores are along all rays, up to this fraction of the largest.

@@ -88,11 +88,16 @@ def test_one_boundary_is_boundary_saliency_of_unit_length(sampling, network, inp
         boundary = NearestBoundary(network).find(inputs, target)
         saliency = BoundarySaliency(network, score="margin").attribute(inputs, target, boundary=boundary)
         normals = AggregatedBoundaryNormals(network).attribute(inputs, target, n_boundaries=1, sampling=sampling)
-        # In a corner, where three classes meet, a normal heeds two boundaries.
+        saliency = saliency / saliency.norm(dim=1, keepdim=True)
+        # In a corner, where three classes meet, there are two normals, and the one between that looks along the way.
         highest = network(boundary.points).topk(3, dim=1).values
         is_side = highest[:, 1] - highest[:, 2] > 1e-3
-        assert is_side.sum() >= 5
-        close(normals[is_side], (saliency / saliency.norm(dim=1, keepdim=True))[is_side], 1e-4)
+        assert is_side.sum() >= 6
+        close(normals[is_side], saliency[is_side], 1e-4)
+        way = inputs - boundary.points
+        along = torch.cosine_similarity(normals, way).abs()  # to and fro, as regions are left and entered
+        assert (along[~is_side] > 1 - 1e-3).all()
+        assert (along >= torch.cosine_similarity(saliency, way).abs() - 1e-6).all()
 
 
 @pytest.mark.parametrize("sampling", ["classes", "random"])

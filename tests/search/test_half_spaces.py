@@ -76,6 +76,16 @@ def test_the_same_plane_twice_is_one():
     torch.testing.assert_close((x - nearest).norm(dim=1), exact, rtol=1e-6, atol=0)
 
 
+def test_a_half_space_that_the_box_does_not_reach_is_approached():
+    x = torch.full((1, 2), 0.5, dtype=torch.float64)
+    box = Box(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
+    slopes, drops = torch.eye(2, dtype=torch.float64)[None], torch.tensor([[2.0, 0.25]], dtype=torch.float64)
+    for n_steps in (2, 3, 4, 9):
+        nearest, multipliers = project_onto_half_spaces(x, slopes, drops, box, torch.zeros_like(drops), n_steps)
+        torch.testing.assert_close(nearest, torch.tensor([[0.0, 0.25]], dtype=torch.float64))
+        assert multipliers.isfinite().all()
+
+
 def test_a_plane_that_does_not_hold_elsewhere_is_dropped():
     """A linearisation of another piece of the boundary must not keep the nearest point away."""
     inputs = torch.zeros(1, 2, dtype=torch.float64)
