@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,10 +91,7 @@ def main() -> None:
 def measure_group(name: str, options: argparse.Namespace) -> dict[str, Any]:
     group = GROUPS[name]
     data = images_of(group.dataset)
-    sources = [(network, source) for network, seeds in group.networks.items() for source in seeds]
-    per_seed: dict[str, list[dict[str, Values]]] = {}
-    for network, source in tqdm(sources, name, unit="network"):
-        per_seed.setdefault(network, []).append(finish(group, source, data, options))
+    per_seed = of_all_seeds(name, lambda source: finish(group, source, data, options))
     to_standard = differences(per_seed, STANDARD)
     return {
         "settings": {"images": options.images, "budget": options.budget, "epsilon": group.epsilon},
@@ -103,6 +100,15 @@ def measure_group(name: str, options: argparse.Namespace) -> dict[str, Any]:
         f"differences to {STANDARD}": to_standard,
         "claims": claims(to_standard),
     }
+
+
+def of_all_seeds(name: str, columns_of: Callable[[str], dict[str, Values]]) -> dict[str, list[dict[str, Values]]]:
+    """The columns of every source of a group, by network."""
+    sources = [(network, source) for network, seeds in GROUPS[name].networks.items() for source in seeds]
+    per_seed: dict[str, list[dict[str, Values]]] = {}
+    for network, source in tqdm(sources, name, unit="network"):
+        per_seed.setdefault(network, []).append(columns_of(source))
+    return per_seed
 
 
 def finish(group: Group, source: str, data: Data, options: argparse.Namespace) -> dict[str, Values]:

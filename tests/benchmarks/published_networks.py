@@ -27,14 +27,12 @@ from typing import Any
 
 import torch
 from rar_data import Data, load, pixels
-from rar_evaluation import pgd
+from rar_evaluation import accuracy, pgd
 from rar_networks import SmallNet
 from rar_settings import Evaluation
 from report import print_table
 from torch import Tensor, nn
 from zoo import Normalization, data_folder, load_images
-
-BATCH = 500
 
 
 class NetworkNotFoundError(RuntimeError):
@@ -223,13 +221,6 @@ def images_of(dataset: str) -> Data:
         return load(dataset, Path(__file__).parent / "results" / "downloads")
     parts = [load_images(name) for name in ("cifar10_train2000", "cifar10_test500")]
     return Data(*(tensor for images, labels in parts for tensor in ((images * 255).round().byte(), labels)), "zoo")
-
-
-def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """In %."""
-    with torch.no_grad():
-        predicted = torch.cat([network(part).argmax(dim=1) for part in images.split(BATCH)])
-    return 100 * (predicted == labels).double().mean().item()
 
 
 def parser_of(description: str | None, n_images: int, images: str) -> argparse.ArgumentParser:

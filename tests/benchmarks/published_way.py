@@ -34,15 +34,14 @@ from typing import Any
 
 import torch
 from intervals import Values
-from normality_published import GROUPS, get
+from normality_published import GROUPS, get, of_all_seeds
 from normality_summary import STANDARD, differences, means, sign
 from normality_tables import show
 from published_networks import NetworkNotFoundError, images_of, parser_of
 from rar_checkpoint import Checkpoint, CheckpointError, plain
-from rar_data import DataNotReachableError, pixels
+from rar_data import Data, DataNotReachableError, pixels
 from report import Claim, save
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from zoo import DataNotSetError
 
 from captum_boundary import BoundaryIntegratedGradients, BoundaryPoints, NearestBoundary, SmoothedModel
@@ -75,18 +74,7 @@ def main() -> None:
 def examine(name: str, options: argparse.Namespace) -> dict[str, Any]:
     group = GROUPS[name]
     data = images_of(group.dataset)
-    per_seed: dict[str, list[dict[str, Values]]] = {}
-    sources = [(network, source) for network, seeds in group.networks.items() for source in seeds]
-    for network, source in tqdm(sources, name, unit="network"):
-        settings = {"source": source, "images": options.images, "budget": options.budget}
-        kept = Checkpoint(options.output / f"{plain(f'{group.dataset} {source}')}.way.pt", settings)
-        columns = kept.load()
-        if columns is None:
-            model = get(source, group.dataset, data, options)
-            images = pixels(data.test_images[: options.images]), data.test_labels[: options.images]
-            columns = columns_of(model, *images, group.dataset, options.budget)
-            kept.save(columns)
-        per_seed.setdefault(network, []).append(columns)
+    per_seed = of_all_seeds(name, lambda source: finish(group.dataset, source, data, options))
     to_standard = differences(per_seed, STANDARD)
     found = means(per_seed)
     return {
@@ -96,6 +84,19 @@ def examine(name: str, options: argparse.Namespace) -> dict[str, Any]:
         f"differences to {STANDARD}": to_standard,
         "claims": predictions(found, to_standard, BEFORE[group.dataset]),
     }
+
+
+def finish(dataset: str, source: str, data: Data, options: argparse.Namespace) -> dict[str, Values]:
+    """The columns of one network, or what is left of them."""
+    settings = {"source": source, "images": options.images, "budget": options.budget}
+    kept = Checkpoint(options.output / f"{plain(f'{dataset} {source}')}.way.pt", settings)
+    columns = kept.load()
+    if columns is None:
+        model = get(source, dataset, data, options)
+        images = pixels(data.test_images[: options.images]), data.test_labels[: options.images]
+        columns = columns_of(model, *images, dataset, options.budget)
+        kept.save(columns)
+    return columns
 
 
 def columns_of(model: nn.Module, images: Tensor, labels: Tensor, dataset: str, budget: int) -> dict[str, Values]:

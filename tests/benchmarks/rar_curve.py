@@ -24,14 +24,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rar_checkpoint import Checkpoint, CheckpointError
 from rar_data import Data, DataNotReachableError, load, pixels
-from rar_evaluation import pgd
+from rar_evaluation import accuracy, pgd
 from rar_settings import OBJECTIVES, PAPER_NAMES, Evaluation, evaluation, training
 from rar_training import Run
 from report import print_table, save
-from torch import nn
 from tqdm.auto import tqdm
 
-BATCH = 100
 COLUMNS = ("step", "seconds", "NA %", "AA %")
 Curve = list[dict[str, float]]
 
@@ -90,12 +88,6 @@ def point(run: Run, data: Data, tests: Evaluation, n_images: int) -> dict[str, f
     values = (run.n_done, run.seconds, accuracy(network, images, labels), accuracy(network, moved, labels[:n_attacked]))
     network.train()
     return dict(zip(COLUMNS, map(float, values), strict=True))
-
-
-def accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    with torch.no_grad():
-        predicted = torch.cat([network(part).argmax(dim=1) for part in torch.split(images, BATCH)])
-    return 100 * (predicted == labels).double().mean().item()
 
 
 def draw(curves: Mapping[str, Curve], scales: list[str], path: Path) -> None:

@@ -63,6 +63,12 @@ def pgd(network: nn.Module, images: Tensor, labels: Tensor, settings: Evaluation
     return points
 
 
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """In %."""
+    parts = zip(images.split(BATCH), labels.split(BATCH), strict=True)
+    return 100 * torch.cat([_correct(network, *part) for part in parts]).double().mean().item()
+
+
 def attribution_robustness(
     network: nn.Module, data: Data, attacked: Tensor, settings: Evaluation
 ) -> tuple[dict[str, float], dict[str, Tensor]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from device_costs import Cost, count
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils import backend_registration
 
 __all__ = ["DEVICE", "IS_POSSIBLE", "register"]
@@ -243,22 +243,22 @@ _FACTORIES = (
     "eye.m", "randperm", "randperm.generator",
 )  # fmt: skip
 
-_library: torch.library.Library | None = None
+_kernels: library.Library | None = None
 
 
 def register() -> None:
     """Make the device known to PyTorch, for the rest of the process, which must not have run a backward pass before."""
-    global _library
-    if _library is not None:
+    global _kernels
+    if _kernels is not None:
         return
     # After a backward pass its thread still lets go of tensors, which aborts the process where Python ends meanwhile.
     atexit.register(time.sleep, 0.1)
     backend_registration._setup_privateuseone_for_python_backend(_NAME, _Backend())
-    _library = torch.library.Library("aten", "IMPL")
+    _kernels = library.Library("aten", "IMPL")
     for name in _FACTORIES:
-        _library.impl(name, _factory(name.partition(".")[0]), "PrivateUse1")
+        _kernels.impl(name, _factory(name.partition(".")[0]), "PrivateUse1")
     # torch.tensor(..., device=...) copies without __torch_dispatch__.
-    _library.impl("_copy_from", lambda source, target, non_blocking=False: _copy(target, source), "PrivateUse1")
+    _kernels.impl("_copy_from", lambda source, target, non_blocking=False: _copy(target, source), "PrivateUse1")
 
 
 def _factory(name: str) -> Callable[..., Tensor]:
