@@ -50,12 +50,13 @@ class HalfSpaces:
     def add(self, problem: Problem, points: Tensor, plane: Linearization) -> None:
         """Add the linearisations ``plane`` at ``points`` ``(n, D)``, and drop those that do not hold there."""
         moves = problem.x - points
-        slot = self._n_added % self._drops.shape[1]
+        slopes, drops, multipliers = self._used()
         if self._drops.shape[1] > 1 and self._n_added > 0:
-            promised = torch.baddbmm(self._drops[:, :, None], self._slopes, moves[:, :, None], alpha=-1)
-            holds = promised <= (plane.depth + problem.slack)[:, None, None]
-            self._drops = torch.where(holds[:, :, 0], self._drops, _MET_EVERYWHERE)
-            self._multipliers = self._multipliers * holds[:, :, 0]
+            promised = torch.baddbmm(drops[:, :, None], slopes, moves[:, :, None], alpha=-1)
+            holds = (promised <= (plane.depth + problem.slack)[:, None, None]).squeeze(2)
+            drops.copy_(torch.where(holds, drops, _MET_EVERYWHERE))
+            multipliers.mul_(holds)
+        slot = self._n_added % self._drops.shape[1]
         self._slopes[:, slot] = plane.slope
         self._drops[:, slot] = plane.value + problem.overshoot + row_dot(plane.slope, moves)
         self._multipliers[:, slot] = 0.0
@@ -69,10 +70,15 @@ class HalfSpaces:
             return project_onto_hyperplane(x, self._slopes[:, 0], drop, box, problem.norm, _NEWTON_STEPS)
         # Steps go on from the multipliers before. One more meets the limits that come in with a new half-space.
         n_steps, self._n_met = self._n_added - self._n_met + box.is_limited, self._n_added
-        nearest, self._multipliers = project_onto_half_spaces(
-            x, self._slopes, self._drops, box, self._multipliers, n_steps
-        )
+        slopes, drops, multipliers = self._used()
+        nearest, solved = project_onto_half_spaces(x, slopes, drops, box, multipliers, n_steps)
+        multipliers.copy_(solved)
         return nearest
+
+    def _used(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What was added so far: slopes, drops and multipliers."""
+        used = slice(0, min(self._n_added, self._drops.shape[1]))
+        return self._slopes[:, used], self._drops[:, used], self._multipliers[:, used]
 
 
 def project_onto_half_spaces(
