@@ -1,11 +1,12 @@
 """Learning curves of Robust Attribution Regularization: the paper's network beside the small one, while time lasts.
 
-    python tests/benchmarks/rar_curve.py --dataset mnist --minutes 12 [--scale paper cpu] [--objective all]
+    python tests/benchmarks/rar_curve.py --dataset mnist --threads 1 [--minutes 20] [--objective all]
 
 The paper trains for up to 100,000 steps, which wants a GPU. How far does a processor come in the time that there is?
-Every objective trains for ``--minutes`` at each scale, with the settings of ``rar.py``; at regular times the network is
-tested, which does not count as training: NA on the first test images, AA under PGD on a fifth of them. Where a schedule
-ends before the time does, so does its curve.
+Every objective trains until its schedule ends, or for ``--minutes``: the paper's network, with the attacks and paths of
+the small one (``--scale paper_network``), and the small one (``cpu``); ``paper`` has the paper's attacks and paths too.
+At regular times the network is tested, which does not count as training: NA on the first test images, AA under PGD on a
+fifth of them. Time is the processor's, of all threads together.
 
 A run that was stopped goes on where it was when started again, and one that has come to its end goes on when there are
 more minutes.
@@ -30,6 +31,7 @@ from rar_training import Run
 from report import print_table, save
 from tqdm.auto import tqdm
 
+TITLES = {"paper_network": "the paper's network", "cpu": "small network", "paper": "as in the paper"}  # by scale
 COLUMNS = ("step", "seconds", "NA %", "AA %")
 Curve = list[dict[str, float]]
 
@@ -57,7 +59,9 @@ def main() -> None:
 
 def learn(objective: str, scale: str, data: Data, folder: Path, options: argparse.Namespace) -> Curve:
     """Train for the minutes that are left, and test at regular times."""
-    settings = training(options.dataset, objective, scale, options.seed, options.quick)
+    is_path = objective in ("ig_norm", "ig_sum_norm")
+    beta = options.softplus_beta if is_path else None
+    settings = training(options.dataset, objective, scale, options.seed, options.quick, softplus_beta=beta)
     tests = evaluation(options.dataset, "cpu", options.quick)
     run = Run(settings, data, torch.device("cpu"))
     checkpoint = Checkpoint(folder / f"{objective}-{scale}.pt", {**asdict(settings), "tested": options.images})
@@ -95,7 +99,6 @@ def draw(curves: Mapping[str, Curve], scales: list[str], path: Path) -> None:
     figure = Figure(figsize=(5 * len(scales), 3.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(scales), squeeze=False, sharey=True)[0]
-    titles = {"paper": "the paper's network", "cpu": "small network"}
     for panel, scale in zip(panels, scales, strict=True):
         for number, objective in enumerate(OBJECTIVES):
             curve = curves.get(f"{objective}, {scale}", [])
@@ -103,7 +106,7 @@ def draw(curves: Mapping[str, Curve], scales: list[str], path: Path) -> None:
             for column, style in (("NA %", ":"), ("AA %", "-")):
                 label = objective if column == "AA %" and curve else None
                 panel.plot(minutes, [at[column] for at in curve], style, color=f"C{number}", label=label)
-        panel.set(title=titles[scale], xlabel="minutes of training", ylim=(0, 101))
+        panel.set(title=TITLES[scale], xlabel="minutes of training", ylim=(0, 101))
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy in %\n(dotted: without attack)")
     panels[-1].legend(fontsize=8)
@@ -115,12 +118,18 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     here = Path(__file__).parent
     parser.add_argument("--dataset", choices=list(PAPER_NAMES), required=True)
-    parser.add_argument("--scale", nargs="+", choices=["paper", "cpu"], default=["paper", "cpu"])
+    parser.add_argument("--scale", nargs="+", choices=list(TITLES), default=["paper_network", "cpu"])
     parser.add_argument("--objective", nargs="+", choices=[*OBJECTIVES, "all"], default=["all"])
-    parser.add_argument("--minutes", type=float, default=12.0, help="of training, for each (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=20.0, help="of training, at most, for each (default: %(default)s)")
     parser.add_argument("--points", type=int, default=12, help="of a curve (default: %(default)s)")
     parser.add_argument("--images", type=int, default=1000, help="to test on (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="few images to train with")
+    parser.add_argument(
+        "--softplus-beta",
+        type=float,
+        default=100.0,
+        help="IG objectives see ReLUs as softplus of this sharpness (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="threads of torch")
     parser.add_argument("--output", type=Path, default=here / "results" / "rar_curve", help="folder for all results")
