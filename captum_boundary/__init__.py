@@ -21,9 +21,12 @@ from captum_boundary.attr import (
 from captum_boundary.layers import ModelFromLayer, nearest_tokens
 from captum_boundary.robust import (
     AttributionAttack,
+    AttributionCosine,
     AttributionRobustness,
+    InputAlignment,
     RARLoss,
     RARParts,
+    TopKMargin,
     evaluate_attribution_robustness,
     paper_settings,
 )
@@ -43,6 +46,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AggregatedBoundaryNormals",
     "AttributionAttack",
+    "AttributionCosine",
     "AttributionRobustness",
     "BoundaryAttribution",
     "BoundaryEnergy",
@@ -60,6 +64,7 @@ __all__ = [
     "CertifiedRadius",
     "ClosestBoundary",
     "FoolboxBoundary",
+    "InputAlignment",
     "LayerBoundaryAttribution",
     "ModelFromLayer",
     "NearestBoundary",
@@ -67,6 +72,7 @@ __all__ = [
     "RARLoss",
     "RARParts",
     "SmoothedModel",
+    "TopKMargin",
     "certified_radius",
     "evaluate_attribution_robustness",
     "largest_stdev",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from captum_boundary._base.outputs import has_one_output, score_tensor
 from captum_boundary.robust._model_modes import ordinary, unwrapped
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 from captum_boundary.robust._smooth_activations import KinksOutOfReach
+from captum_boundary.robust.stability_terms import StabilityTerm
 
 __all__ = [
     "as_target",
@@ -25,6 +27,7 @@ __all__ = [
     "check_loss_options",
     "check_positive",
     "check_smooth",
+    "check_terms",
 ]
 
 
@@ -119,6 +122,16 @@ def check_smooth(loss: PointwiseLoss, point: Tensor) -> None:
             "of code that PyTorch has compiled or fused, such as a scripted module or nn.RNN with nonlinearity='relu'. "
             "Give the model from before it was scripted, with its activations written out, or leave smooth out."
         )
+
+
+def check_terms(terms: Any) -> tuple[StabilityTerm, ...]:
+    terms = (terms,) if isinstance(terms, StabilityTerm) else terms
+    if not isinstance(terms, Sequence) or not all(isinstance(term, StabilityTerm) for term in terms):
+        came = [type(term).__name__ for term in terms] if isinstance(terms, Sequence) else type(terms).__name__
+        raise BoundaryTypeError(
+            f"terms must be a sequence of AttributionCosine, TopKMargin or InputAlignment, but it is {came}."
+        )
+    return tuple(terms)
 
 
 def check_finite(losses: Tensor) -> None:

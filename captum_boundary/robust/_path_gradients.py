@@ -92,9 +92,9 @@ def path_attribution(
     return _total(integral.terms(end, loss.state, keep_graph=torch.is_grad_enabled()))
 
 
-def examples_at_once(loss: PointwiseLoss, rule: Quadrature, internal_batch_size: int | None) -> int:
+def examples_at_once(loss: PointwiseLoss, n_nodes: int, internal_batch_size: int | None) -> int:
     """Examples whose whole paths pass through the model at once; if not even one may, as many as single nodes do."""
-    n_points = len(rule.nodes) + _extra_points(loss)
+    n_points = n_nodes + _extra_points(loss)
     if internal_batch_size is None:
         # An ordinary forward pass takes the whole batch, so that there is room for as many points.
         return max(1, max(len(loss), _points_that_suit(loss)) // n_points)

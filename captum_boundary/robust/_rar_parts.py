@@ -20,9 +20,12 @@ class RARParts:
             ``"ig_sum_norm"`` and ``"sum"``, at the inputs for all others.
         regularizer (Tensor): Size of each example's attribution, ``(N,)``, before it is multiplied by the weight.
         perturbed (Tensor or tuple[Tensor, ...]): The perturbed inputs, like the inputs.
+        terms (tuple[Tensor, ...]): Values of the further terms, in their order, ``(N,)`` each, before they are
+            multiplied by their weights.
     """
 
     natural_loss: Tensor
     loss: Tensor
     regularizer: Tensor
     perturbed: Tensor | tuple[Tensor, ...]
+    terms: tuple[Tensor, ...] = ()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from captum_boundary.robust._batch_mean import mean_of
 from captum_boundary.robust._batch_sizes import batches
-from captum_boundary.robust._mean_size import mean_size
 from captum_boundary.robust._path_gradients import Quadrature, examples_at_once, path_attribution
 from captum_boundary.robust._problem import Problem
 from captum_boundary.robust._sizes import Size
@@ -37,20 +35,11 @@ class Regularizer:
 
     def mean(self, problem: Problem, ends: Tensor) -> tuple[Tensor, Tensor]:
         """Mean over the batch, and the sizes of all examples ``(N,)`` without a graph."""
-        parameters = problem.loss.parameters
-        in_groups = self.in_groups and not problem.loss.in_half_precision
-        if not in_groups or not parameters or not torch.is_grad_enabled():
-            sizes = self.of_examples(problem, ends)
-            return sizes.mean(), sizes.detach()
-
-        def sizes_of(rows: slice, state: Mapping[str, Tensor]) -> Tensor:
-            return self.of_examples(problem.of_rows(rows).with_state(state), ends[rows])
-
-        return mean_size(sizes_of, self.groups(problem), parameters)
+        return mean_of(self.of_examples, problem, ends, self.groups if self.in_groups else None)
 
     def groups(self, problem: Problem) -> list[slice]:
         """Batches of examples whose paths pass through the model at once."""
         loss = problem.path_loss
         if self.size.of is None:  # which needs no path
             return batches(len(loss), self.internal_batch_size or len(loss))
-        return batches(len(loss), examples_at_once(loss, self.rule, self.internal_batch_size))
+        return batches(len(loss), examples_at_once(loss, len(self.rule.nodes), self.internal_batch_size))

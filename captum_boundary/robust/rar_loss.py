@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from captum_boundary.robust._checks import (
     check_loss_options,
     check_positive,
     check_smooth,
+    check_terms,
 )
 from captum_boundary.robust._inner_maximizer import InnerMaximizer
 from captum_boundary.robust._inner_problem import worst_points
@@ -37,6 +38,7 @@ from captum_boundary.robust._problem import Problem
 from captum_boundary.robust._rar_parts import RARParts
 from captum_boundary.robust._regularizer import Regularizer
 from captum_boundary.robust._sizes import size_of
+from captum_boundary.robust.stability_terms import StabilityTerm, term_mean
 
 __all__ = ["RARLoss", "RARParts"]
 
@@ -131,7 +133,9 @@ class RARLoss(nn.Module):
         softplus_beta (float, optional): The sharpness :math:`\beta`, an inverse temperature: the largest difference to
             a ReLU is ``log(2) / softplus_beta``, for pre-activations of nearly zero. With little of it the attributions
             are those of another network, with very much of it they have kinks again. Default: 100
-
+        terms (sequence of StabilityTerm, optional): What else is to hold still: :class:`AttributionCosine`,
+            :class:`TopKMargin`, :class:`InputAlignment`. The perturbed inputs are the same for all. With ``weight=0``
+            the terms are alone with the loss at the inputs. Default: (), nothing
     Attributes:
 
         parts (RARParts or None): What the last call was made of, for logging.
@@ -177,6 +181,7 @@ class RARLoss(nn.Module):
         power: float = 2.0,
         smooth: str | None = None,
         softplus_beta: float = 100.0,
+        terms: Sequence[StabilityTerm] = (),
     ) -> None:
         super().__init__()
         check_loss_options(
@@ -219,6 +224,7 @@ class RARLoss(nn.Module):
         self.bounds = bounds
         self.loss_func = cross_entropy if loss_func is None else loss_func
         self.random_start = random_start
+        self.terms = check_terms(terms)
         self.smooth = smooth
         self.softplus_beta = softplus_beta
         self.internal_batch_size = internal_batch_size
@@ -276,14 +282,18 @@ class RARLoss(nn.Module):
         else:
             mean, sizes = regularizer.mean(problem, ends)
             total = loss.mean() + self.weight * mean
-        check_finite((loss + self.weight * sizes).detach())
+        in_groups = regularizer.in_groups
+        means = [term_mean(term, problem, ends, self.internal_batch_size, in_groups) for term in self.terms]
+        total = total + sum(term.weight * mean for term, (mean, _) in zip(self.terms, means, strict=True))
+        of_terms = tuple(values for _, values in means)
+        check_finite(sum(of_terms, (loss + self.weight * sizes).detach()))
 
         natural = loss.detach()
         if self._size.at_perturbed:
             with torch.no_grad():
                 natural = problem.loss(problem.x)
         points = format_output(problem.as_tuple, perturbed)
-        self.parts = RARParts(natural, loss.detach(), sizes.detach(), points)
+        self.parts = RARParts(natural, loss.detach(), sizes.detach(), points, of_terms)
         return total
 
     @outside_inference_mode()
@@ -334,11 +344,12 @@ class RARLoss(nn.Module):
         loss = PointwiseLoss.of(
             self.model, self.loss_func, tensors, as_target(target, tensors), arguments, self._layer[0]
         )
+        has_maps = self._size.of is not None or len(self.terms) > 0
         problem = Problem(
             self._maximizer.neighbourhood(tensors, self.bounds),
             loss,
             is_tuple(inputs),
-            softplus_beta=None if self.smooth is None or self._size.of is None else self.softplus_beta,
+            softplus_beta=self.softplus_beta if self.smooth is not None and has_maps else None,
         )
         if self.loss_func is cross_entropy:
             check_classification(loss, problem.x[:1])

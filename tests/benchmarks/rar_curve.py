@@ -120,7 +120,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dataset", choices=list(PAPER_NAMES), required=True)
     parser.add_argument("--scale", nargs="+", choices=list(TITLES), default=["paper_network", "cpu"])
     parser.add_argument("--objective", nargs="+", choices=[*OBJECTIVES, "all"], default=["all"])
-    parser.add_argument("--minutes", type=float, default=20.0, help="of training, at most, for each (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=20.0, help="of training, at most, for each (default: %(default)s)"
+    )
     parser.add_argument("--points", type=int, default=12, help="of a curve (default: %(default)s)")
     parser.add_argument("--images", type=int, default=1000, help="to test on (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="few images to train with")
