@@ -41,7 +41,7 @@ def saved_bytes(forward_pass: Callable[[], object], apart_from: Iterable[Tensor]
     def count(tensor: Tensor) -> Tensor:
         nonlocal saved
         saved += tensor.nbytes if tensor.data_ptr() not in known else 0
-        return tensor
+        return tensor.detach()  # an output that its own graph held would never be freed
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         forward_pass()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,3 +54,15 @@ def test_saved_bytes_are_those_of_the_graph() -> None:
     assert sizes.saved_bytes(lambda: double(x), ()) == 3 * 40
     assert sizes.saved_bytes(lambda: double(x), (factor,)) == 2 * 40
     assert sizes.saved_bytes(lambda: None, ()) == 1
+
+
+def test_nothing_of_the_pass_stays() -> None:
+    outputs = []
+
+    def forward_pass() -> None:
+        output = torch.rand(3, requires_grad=True).relu()  # whose graph saves its own output
+        outputs.append(weakref.ref(output))
+
+    sizes.saved_bytes(forward_pass, ())
+    gc.collect()
+    assert outputs[0]() is None
