@@ -23,6 +23,11 @@ def planted():
     return _imported("planted")
 
 
+@pytest.fixture(scope="module")
+def smoothed():
+    return _imported("smoothed_methods")
+
+
 def _imported(name):
     sys.path.insert(0, str(BENCHMARKS))
     try:
@@ -103,3 +108,20 @@ def test_planted_causes_tell_the_class_and_distractors_do_not(planted):
     again = planted.planted_images(40, seed=0)
     assert torch.equal(again[0], images)
     assert len({tuple(glyph.flatten().tolist()) for glyph in (*planted.CAUSES, *planted.DISTRACTORS)}) == 7
+
+
+def test_every_image_takes_the_noise_that_its_decision_stands(smoothed):
+    """Noise lowers the first score by its variance, 0.05 squared is what the first image can lose."""
+
+    def model(images):
+        score = 1 - images.square().mean(dim=(1, 2, 3))
+        return torch.stack([score, torch.zeros_like(score)], dim=1)
+
+    def explain(model, image, label, noise):
+        return torch.full_like(image, noise)
+
+    losses = torch.tensor([0.05, 0.5, 0.001]).square()
+    images = (1 - losses).sqrt()[:, None, None, None].expand(3, 2, 20, 20)
+    maps = smoothed.with_own_noise(explain, model, images, torch.zeros(3, dtype=torch.long))
+    assert maps.shape == images.shape
+    torch.testing.assert_close(maps[:, 0, 0, 0], torch.tensor([0.04, 0.1, 0.02]))

@@ -49,6 +49,8 @@ WITH_GRAD_CAM = (  # energies whose product with Grad-CAM is a row too
     "BoundaryEnergy, common",
     "SmoothGrad squared, 0.1, window",
     "square of SmoothGrad, 0.1, window",
+    "BoundaryEnergy, total, own noise",
+    "BoundaryEnergy, common, own noise",
 )
 
 

@@ -60,6 +60,7 @@ def run(
     n_gradients: int,
     settings: Settings,
     names: list[str] | None,
+    leader: str,
     path: Path,
     resume: bool,
 ) -> dict[str, Any]:
@@ -71,6 +72,8 @@ def run(
     unknown = set(names or ()) - set(methods)
     if unknown:
         sys.exit(f"--only takes {'; '.join(methods)}, but not {'; '.join(unknown)}")
+    if leader not in methods:
+        sys.exit(f"--leader takes one of {'; '.join(methods)}, but not {leader}")
     chosen = is_correct.nonzero().flatten()[n_skipped:][:n_images]
     result: dict[str, Any] = {
         "images": len(chosen),
@@ -100,8 +103,8 @@ def run(
             row = measured(methods[name], model, batches, mean_colour, settings, bar.update)
             rows = result["per image"] | {name: row}
             result["per image"] = {name: rows[name] for name in methods if name in rows}
-            save(section, result | summary(rows), path)
-    result |= summary(result["per image"])
+            save(section, result | summary(rows, leader), path)
+    result |= summary(result["per image"], leader)
     result["claims"] = claims(result)
     save(section, result, path)
     return result
@@ -127,7 +130,7 @@ def finished_rows(section: str, result: Mapping[str, Any], path: Path) -> dict[s
     return earlier["per image"] if is_same else {}
 
 
-def summary(per_image: Mapping[str, Mapping[str, Values]]) -> dict[str, Any]:
+def summary(per_image: Mapping[str, Mapping[str, Values]], leader: str) -> dict[str, Any]:
     """Means with intervals, and paired differences to the reference and to the leader where they are known."""
     means = {
         name: {column: asdict(interval(values)) for column, values in columns.items()}
@@ -136,7 +139,8 @@ def summary(per_image: Mapping[str, Mapping[str, Values]]) -> dict[str, Any]:
     return {
         "means": means,
         "differences": differences(per_image, REFERENCE),
-        "differences to the leader": differences(per_image, LEADER),
+        "leader": leader,
+        "differences to the leader": differences(per_image, leader),
     }
 
 
@@ -172,7 +176,7 @@ def show(result: Mapping[str, Any]) -> None:
     print_table({name: shown(columns, COSTS) for name, columns in result["means"].items()})
     print(f"\nDifferences to {REFERENCE} (higher is better: {', '.join(HIGHER_IS_BETTER)}; lower: the others)\n")
     print_table({name: shown(columns) for name, columns in result["differences"].items()})
-    print(f"\nDifferences to {LEADER}\n")
+    print(f"\nDifferences to {result['leader']}\n")
     print_table({name: shown(columns) for name, columns in result["differences to the leader"].items()})
     print()
     print_claims(result["claims"])
@@ -196,6 +200,7 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="leave out so many first ones, which chose the leader")
     parser.add_argument("--n-gradients", type=int, default=N_GRADIENTS, help="for each image (default: %(default)s)")
     parser.add_argument("--only", help="rows to compute, separated by semicolons (default: all)")
+    parser.add_argument("--leader", default=LEADER, help="row that all others are compared with (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON")
     parser.add_argument("--quick", action="store_true", help="few images and coarse measures")
     parser.add_argument("--resume", action="store_true", help="keep the rows that an interrupted run has saved")
@@ -212,8 +217,9 @@ def main() -> None:
     n_images = options.n_images or (6 if options.quick else DEFAULT_IMAGES[options.data])
     names = options.only.split(";") if options.only else None
     path = options.output / ("explanations-quick.json" if options.quick else "explanations.json")
+    choice = (options.data, n_images, options.skip, options.n_gradients)
     try:
-        show(run(options.data, n_images, options.skip, options.n_gradients, settings, names, path, options.resume))
+        show(run(*choice, settings, names, options.leader, path, options.resume))
     except zoo.DataNotSetError as error:
         sys.exit(str(error))
     print(f"\nSaved {path}")

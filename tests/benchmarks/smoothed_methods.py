@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
+import torch
 from captum.attr import NoiseTunnel, Saliency
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from captum_boundary import BoundaryEnergy, BoundarySaliency, NearestBoundary, SmoothedModel
+from captum_boundary import BoundaryEnergy, BoundarySaliency, NearestBoundary, SmoothedModel, largest_stdev
 
 NOISE = 0.1  # standard deviation
+NOISES = (0.02, 0.03, 0.04, 0.06, 0.08, NOISE)  # that decisions are asked to stand
 N_COPIES = 16  # of the smoothed network
 AT_ONCE = 20  # images that pass through the network at once
 
@@ -21,18 +24,33 @@ def window(images: Tensor) -> float:
 
 
 def boundary_energy(
-    energy: str, n_gradients: int, averaged: bool, model: nn.Module, images: Tensor, target: Tensor
+    energy: str,
+    n_gradients: int,
+    averaged: bool,
+    model: nn.Module,
+    images: Tensor,
+    target: Tensor,
+    noise: float = NOISE,
 ) -> Tensor:
-    method = BoundaryEnergy(model, NOISE, internal_batch_size=AT_ONCE)
+    method = BoundaryEnergy(model, noise, internal_batch_size=AT_ONCE)
     width = window(images) if averaged else 0.0
     return method.attribute(images, target, n_samples=n_gradients // 4 * 2, energy=energy, width=width)
 
 
-def smoothgrad_energy(kind: str, n_gradients: int, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+def smoothgrad_energy(
+    kind: str, n_gradients: int, model: nn.Module, images: Tensor, target: Tensor, noise: float = NOISE
+) -> Tensor:
     """The rivals' energies at the same noise and in the same window: what is due to these, and not to boundaries."""
-    maps = NoiseTunnel(Saliency(model)).attribute(images, kind, n_gradients, 1, stdevs=NOISE, abs=False, target=target)
+    maps = NoiseTunnel(Saliency(model)).attribute(images, kind, n_gradients, 1, stdevs=noise, abs=False, target=target)
     maps = maps.square() if kind == "smoothgrad" else maps
     return gaussian_blur(maps, 2 * int(3 * window(images)) + 1, window(images))
+
+
+def with_own_noise(explain: Callable[..., Tensor], model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """Every image with the largest noise that its decision stands, and with the least where it stands none."""
+    noises = largest_stdev(model, images, target, stdevs=NOISES, internal_batch_size=AT_ONCE).clamp_min(NOISES[0])
+    parts = zip(images.split(1), target.split(1), noises.tolist(), strict=True)
+    return torch.cat([explain(model, image, label, noise=noise) for image, label, noise in parts])
 
 
 def way_to_smoothed_boundary(n_gradients: int, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
@@ -56,10 +74,19 @@ def smoothed_methods(n_gradients: int) -> dict[str, partial[Tensor]]:
         for averaged, note in ((True, ""), (False, ", no window"))
         for energy in ("total", "common")
     }
-    return {
-        **energies,
+    rivals = {
         f"SmoothGrad squared, {NOISE}, window": partial(smoothgrad_energy, "smoothgrad_sq", n_gradients),
         f"square of SmoothGrad, {NOISE}, window": partial(smoothgrad_energy, "smoothgrad", n_gradients),
+    }
+    own_noise = {
+        f"{name.replace(f', {NOISE}', '')}, own noise": partial(with_own_noise, explain)
+        for name, explain in (energies | rivals).items()
+        if "no window" not in name
+    }
+    return {
+        **energies,
+        **rivals,
+        **own_noise,
         "way to smoothed boundary, squared": partial(way_to_smoothed_boundary, n_gradients),
         "BSM of smoothed network, squared": partial(smoothed_saliency, n_gradients),
     }
