@@ -50,8 +50,10 @@ class ScoreMaps:
 
     def _gradient(self, points: Tensor, score: Any) -> Tensor:
         leaves = points.detach().requires_grad_()
-        values = self._of(score)(leaves).sum()
-        (gradient,) = torch.autograd.grad(values, leaves, create_graph=True, materialize_grads=True)
+        keep_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            values = self._of(score)(leaves).sum()
+            (gradient,) = torch.autograd.grad(values, leaves, create_graph=keep_graph, materialize_grads=True)
         return gradient
 
     def _of(self, score: Any) -> PointwiseLoss:

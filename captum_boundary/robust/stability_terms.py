@@ -64,7 +64,8 @@ class AttributionCosine(StabilityTerm):
 
         weight (float, optional): Weight of the term. Default: 1.0
         n_steps (int, optional): Nodes on each of the two paths. Default: 3
-        baselines (scalar, Tensor or tuple, optional): Where the paths begin, in Captum's forms. Default: None, zeros.
+        baselines (scalar, Tensor or tuple, optional): Where the paths begin: a number, or a Tensor of one example,
+            ``(1, ...)``, or a tuple of them, one for each input. Default: None, zeros.
         method (str, optional): Quadrature, by the names of :class:`RARLoss`. Default: "gausslegendre"
 
     Examples::
@@ -84,6 +85,12 @@ class AttributionCosine(StabilityTerm):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("n_steps", self.n_steps)
+        for baseline in self.baselines if isinstance(self.baselines, tuple) else (self.baselines,):
+            if isinstance(baseline, Tensor) and baseline.ndim > 0 and len(baseline) != 1:
+                raise BoundaryValueError(
+                    "baselines must be numbers or Tensors of one example, (1, ...), since batches change, but one has "
+                    f"shape {tuple(baseline.shape)}."
+                )
         Quadrature.of(self.method, self.n_steps)
 
     @property

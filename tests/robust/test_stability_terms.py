@@ -25,6 +25,7 @@ from captum_boundary.robust import StabilityTerm
 TERMS = {
     "cosine": AttributionCosine(2.0, n_steps=4),
     "cosine from a baseline": AttributionCosine(2.0, baselines=0.3, method="riemann_middle"),
+    "cosine from a baseline of its own": AttributionCosine(2.0, baselines=torch.full((1, 8), 0.2)),
     "top": TopKMargin(0.3, k=2),
     "top of some pairs": TopKMargin(0.3, k=3, n_pairs=1, curvature=0.5),
     "alignment": InputAlignment(0.7),
@@ -145,6 +146,21 @@ def test_values_do_not_depend_on_the_batch_and_scale_no_map(term) -> None:
     torch.testing.assert_close(at_larger.parts.terms[0][same], at_model.parts.terms[0][same])
 
 
+@terms
+def test_without_gradients_the_loss_is_the_same(term) -> None:
+    model, (x, y) = network(), batch()
+    rar = loss_of(model, [term])
+    expected = rar(x, y).detach()
+    with torch.no_grad():
+        without = rar(x, y)
+    assert not without.requires_grad
+    torch.testing.assert_close(without, expected)
+    assert torch.isfinite(rar.parts.terms[0]).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = loss_of(network().float(), [term])(x.float(), y)
+    assert torch.isfinite(half)
+
+
 def test_training_holds_maps_still() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4)).double()
@@ -202,6 +218,7 @@ def test_without_a_weight_the_terms_are_alone() -> None:
         (lambda: AttributionCosine(math.nan), BoundaryValueError, "weight must be"),
         (lambda: AttributionCosine(n_steps=0), BoundaryValueError, "n_steps"),
         (lambda: AttributionCosine(method="simpson"), BoundaryValueError, "method must be"),
+        (lambda: AttributionCosine(baselines=torch.zeros(5, 8)), BoundaryValueError, "of one example"),
         (lambda: TopKMargin(k=0), BoundaryValueError, "k must be"),
         (lambda: TopKMargin(n_pairs=0), BoundaryValueError, "n_pairs"),
         (lambda: TopKMargin(curvature=-1), BoundaryValueError, "curvature must be"),
