@@ -36,16 +36,16 @@ class HalfSpaces:
     def __init__(self, problem: Problem, n_planes: int) -> None:
         capacity = min(n_planes, _CAPACITY) if problem.norm == 2 else 1
         n, n_inputs = problem.x.shape
-        self._slopes = problem.x.new_zeros(n, capacity, n_inputs)
-        self._drops = problem.x.new_zeros(n, capacity)
-        self._multipliers = problem.x.new_zeros(n, capacity)
+        self._set(problem.x.new_zeros(n, capacity, n_inputs), problem.x.new_zeros(n, 2, capacity))
         self._n_added = self._n_met = 0
 
     def select(self, rows: Tensor) -> None:
         """Go on with some rows alone."""
-        self._slopes, self._drops, self._multipliers = (
-            values[rows] for values in (self._slopes, self._drops, self._multipliers)
-        )
+        self._set(self._slopes[rows], self._numbers[rows])
+
+    def _set(self, slopes: Tensor, numbers: Tensor) -> None:
+        self._slopes, self._numbers = slopes, numbers  # together, so that choosing rows is one operation
+        self._drops, self._multipliers = numbers.unbind(dim=1)
 
     def add(self, problem: Problem, points: Tensor, plane: Linearization) -> None:
         """Add the linearisations ``plane`` at ``points`` ``(n, D)``, and drop those that do not hold there."""

@@ -77,7 +77,7 @@ def restart(
             )  # fmt: skip
         if len(here) == 0:
             return known, all_linear
-        before, is_done = best.distance, torch.zeros_like(n_failed, dtype=torch.bool)
+        before, is_linear = best.distance, None
         if trial < n_classes:
             best, _ = refine(here, best.points, best, left, _TRIAL_GRADIENTS, order[:, trial], enters)
         else:
@@ -87,11 +87,12 @@ def restart(
             if is_linear is not None:
                 # There the point known need only be refined to the end.
                 starts = torch.where(is_linear[:, None], best.points, starts)
-                is_done = is_linear
                 all_linear = all_linear.index_copy(0, rows, is_linear)
             best, _ = refine(here, starts, best, left, _TRIAL_GRADIENTS, enters=enters)
         has_gained = best.distance < (1 - here.tolerance) * before
-        n_failed = torch.where(has_gained, 0, n_failed + 1).masked_fill(is_done, patience)
+        n_failed = torch.where(has_gained, 0, n_failed + 1)
+        if is_linear is not None:
+            n_failed = n_failed.masked_fill(is_linear, patience)
         trial += 1
 
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from captum_boundary._base.bounds import Bounds
 from captum_boundary._base.checks import check_count
 from captum_boundary.search._approach import approach, scan
-from captum_boundary.search._descent import descend, dive
+from captum_boundary.search._descent import TURN, descend, descend_in_turns, dive
 from captum_boundary.search._problem import Candidates, Problem
 from captum_boundary.search._refinement import refine
 from captum_boundary.search._restarts import restart, settle
@@ -43,7 +43,8 @@ class NearestBoundary(BoundarySearch):
     boundary is made of few smooth pieces, its nearest point is then found exactly, by projecting the input onto the
     last few linearisations together, and the rest of the budget goes to restarts from the other classes and from random
     directions. Where it is jagged, as that of a deep network is, the search descends along it with averaged normals
-    (after DDN, https://arxiv.org/abs/1811.09600). In the end every point is moved onto the boundary itself.
+    (after DDN, https://arxiv.org/abs/1811.09600), at first those of random points nearby, and starts over every 40
+    gradients. In the end every point is moved onto the boundary itself.
 
     Without bounds, in many dimensions, it begins in the range between the least and the largest value of an input:
     where a model was never trained, its boundary has many more corners to be caught in. No point is held there in the
@@ -160,7 +161,7 @@ class NearestBoundary(BoundarySearch):
         if len(rows) > 0:
             part, part_best = problem.select(rows), best.select(rows)
             n_steps = (_DESCENT_SHARE * self._left(part)).long().clamp_min(0)
-            part_best = part_best.or_nearer_of(descend(part, part_best, n_steps))
+            part_best = part_best.or_nearer_of(descend(part, part_best, n_steps, seed))
             part_best, _ = refine(
                 part, part_best.points, part_best, self._left(part), self._n_refinements, enters=enters
             )
@@ -169,6 +170,7 @@ class NearestBoundary(BoundarySearch):
 
     def _improved_in_many_dimensions(self, problem: Problem, best: Candidates, enters: bool, seed: int) -> Candidates:
         """A boundary is smooth, and refined, or jagged, where a descent is the best use of the budget."""
+        first = best
         is_held = problem.is_in_own_range(best.points) & problem.may_be_held
         region = problem.in_own_range(is_held) if problem.may_be_held else problem
         best, settled = refine(
@@ -177,18 +179,16 @@ class NearestBoundary(BoundarySearch):
         settled = settled & ~is_held
         rows = settled.nonzero().flatten()
         if len(rows) > 0:
-            part, budget = problem.select(rows), math.ceil(_RESTART_SHARE * self.budget)
+            part, budget = problem.select(rows), math.ceil(_RESTART_SHARE * min(self.budget, TURN))
             part_best, is_linear = self._restarted(part, best.select(rows), budget, enters, seed)
             best = best.replaced(rows, part_best)
             # A point than which none nearby is nearer may be one of many such points.
             settled = settled.index_copy(0, rows, is_linear)
-            is_held = is_held.index_fill(0, rows, problem.may_be_held)
         rows = (~settled).nonzero().flatten()
         if len(rows) == 0:
             return best
-        part, part_best = problem.select(rows), best.select(rows)
-        found = descend(part, part_best, self._left(part).clamp_min(0), is_held[rows] if problem.may_be_held else None)
-        return best.replaced(rows, part_best.or_nearer_of(found))
+        found = descend_in_turns(problem.select(rows), first.select(rows), best.select(rows), self.budget, seed)
+        return best.replaced(rows, found)
 
     @property
     def _n_refinements(self) -> int:

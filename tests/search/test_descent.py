@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 
+from captum_boundary import NearestBoundary
 from captum_boundary._base.bounds import box_of
 from captum_boundary._base.geometry import length
 from captum_boundary._base.oracle import MarginOracle
-from captum_boundary.search._descent import descend, dive
+from captum_boundary.search._approach import approach
+from captum_boundary.search._descent import _FROM_THE_BOUNDARY, _follow_spheres, descend, dive
 from captum_boundary.search._problem import Candidates, Problem
 
 
@@ -34,7 +37,7 @@ def test_descents_hurry_while_they_are_far_away(norm, times_as_far) -> None:
     known = Candidates.none(problem).or_nearer(starts, problem.distance(starts), problem.depth(starts))
     assert (known.distance > 0.9 * times_as_far * nearest).all()
 
-    found = descend(problem, known, torch.full((8,), 36))
+    found = descend(problem, known, torch.full((8,), 36), seed=0)
 
     assert (found.distance < 1.1 * nearest).all()
 
@@ -66,4 +69,52 @@ def test_steps_in_linf_heed_signs_alone() -> None:
     start = inputs - 1.001 * (inputs @ slope) / slope.square().sum() * slope
     known = Candidates.none(problem).or_nearer(start, problem.distance(start), problem.depth(start))
     assert known.distance > 1.9 * nearest
-    assert descend(problem, known, torch.full((1,), 12)).distance < 1.02 * nearest
+    assert descend(problem, known, torch.full((1,), 12), seed=0).distance < 1.02 * nearest
+
+
+def test_a_descent_shrinks_as_fast_as_the_linearised_boundary_is_far() -> None:
+    """The straight way to the input crosses the boundary far to the side, where a descent that lags behind ends."""
+    slope = torch.zeros(1, 600).index_fill(1, torch.tensor([0]), 1.0)
+    inputs = torch.zeros(1, 600)
+    problem = Problem(
+        MarginOracle(lambda x: 1 - x @ slope[0], (inputs,)), box_of(None, (inputs,)), 2, torch.tensor(1e-6)
+    )
+    start = 9 * slope + 9 * slope.roll(1, dims=1)
+    known = Candidates.none(problem).or_nearer(start, problem.distance(start), problem.depth(start))
+    found = _follow_spheres(problem, start, known, [6], _FROM_THE_BOUNDARY[2].at(torch.linspace(0, 1, 6)[:, None]))
+    assert found.distance < 2
+
+
+def test_normals_nearby_show_what_is_flat_at_first() -> None:
+    """Half of the inputs move the decision steeply, but only those that are larger than a threshold."""
+    slope = torch.full((300,), 0.05)
+    model = lambda x: 1 - x[:, :300] @ slope - (x[:, 300:] - 0.05).clamp_min(0).sum(dim=1)  # noqa: E731
+    inputs = torch.zeros(2, 600)
+    problem = Problem(MarginOracle(model, (inputs,)), box_of(None, (inputs,)), 2, torch.tensor(1e-6))
+    known = approach(problem, 10)
+    found = descend(problem, known, torch.full((2,), 36), seed=0)
+    assert (found.distance < 0.8 * known.distance).all()
+
+
+def test_no_example_depends_on_how_many_steps_others_have() -> None:
+    weights = torch.randn(600, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs = torch.randn(3, 600, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    box = box_of(None, (inputs,))
+    problem = Problem(MarginOracle(lambda x: (x.tanh() @ weights).sin(), (inputs,)), box, 2, torch.tensor(1e-12))
+    known = approach(problem, 10)
+    together = descend(problem, known, torch.tensor([5, 30, 12]), seed=0)
+    for row, n_steps in enumerate((5, 30, 12)):
+        rows = torch.tensor([row])
+        alone = descend(problem.select(rows), known.select(rows), torch.tensor([n_steps]), seed=0)
+        torch.testing.assert_close(alone.distance, together.distance[rows], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("norm", [2, math.inf, 1])
+def test_a_larger_budget_begins_with_what_a_smaller_one_does(norm) -> None:
+    first, last = (torch.randn(600, n, generator=torch.Generator().manual_seed(n)) for n in (200, 4))
+    inputs = torch.randn(12, 600, generator=torch.Generator().manual_seed(0))
+    model = lambda x: (x @ first).relu() @ last[:200]  # noqa: E731
+    distances = [NearestBoundary(model, norm=norm, budget=budget).find(inputs).distance for budget in (40, 80, 160)]
+    for smaller, larger in itertools.pairwise(distances):
+        assert (larger <= (1 + 1e-5) * smaller).all()
+    assert distances[-1].mean() < distances[0].mean()
