@@ -152,12 +152,13 @@ def draw(found: Mapping[str, list[dict[str, float]]], path: Path) -> None:
     """Stability over accuracy: a small dot for every seed, a large one for the mean."""
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    for panel, column in zip(figure.subplots(1, 2), ("IN %", "CO"), strict=True):
+    measures = {"IN %": "share of the top kept, in %", "CO": "Kendall's tau"}
+    for panel, (column, label) in zip(figure.subplots(1, 2), measures.items(), strict=True):
         for number, (name, rows) in enumerate(found.items()):
             across, up = [row["NA %"] for row in rows], [row[column] for row in rows]
             panel.plot(across, up, ".", color=f"C{number}", alpha=0.5)
             panel.plot(mean(across), mean(up), "o", color=f"C{number}", label=name)
-        panel.set(xlabel="NA %", ylabel=column)
+        panel.set(xlabel="accuracy in %", ylabel=label)
         panel.grid(alpha=0.3)
     figure.legend(*panel.get_legend_handles_labels(), loc="outside right", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
