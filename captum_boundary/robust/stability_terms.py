@@ -30,7 +30,7 @@ class StabilityTerm(ABC):
     Terms are about maps of the score of each example's class (of the loss itself, where ``loss_func`` is given), at the
     inputs and at the perturbed inputs that the loss finds.
 
-    Args:
+    Attributes:
 
         weight (float, optional): Weight of the term. Default: 1.0
     """
@@ -60,7 +60,7 @@ class AttributionCosine(StabilityTerm):
     Protection" (https://arxiv.org/abs/2205.07279). It heeds the direction of a map alone, as ranks do, and not the size
     of the gradients, which adversarial training lowers anyway.
 
-    Args:
+    Attributes:
 
         weight (float, optional): Weight of the term. Default: 1.0
         n_steps (int, optional): Nodes on each of the two paths. Default: 3
@@ -70,6 +70,7 @@ class AttributionCosine(StabilityTerm):
 
     Examples::
 
+        >>> from captum_boundary import RARLoss
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
         >>> rar = RARLoss(model, "sum", epsilon=0.1, smooth="softplus", terms=[AttributionCosine(weight=3.0)])
         >>> rar(torch.rand(16, 4), torch.randint(3, (16,))).backward()
@@ -115,7 +116,7 @@ class TopKMargin(StabilityTerm):
     term estimates the norm of the Hessian where this one has the change to the perturbed input, and it is not divided
     by the size of the gradient, so that larger scores, which change no map, lower it as well.
 
-    Args:
+    Attributes:
 
         weight (float, optional): Weight of the term. Default: 1.0
         k (int, optional): The strongest features that are to stay so, of the flattened input. Default: None, an eighth
@@ -126,6 +127,7 @@ class TopKMargin(StabilityTerm):
 
     Examples::
 
+        >>> from captum_boundary import RARLoss
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
         >>> rar = RARLoss(model, "sum", epsilon=0.1, smooth="softplus", terms=[TopKMargin(weight=0.1, k=1)])
         >>> rar(torch.rand(16, 4), torch.randint(3, (16,))).backward()
@@ -170,13 +172,14 @@ class InputAlignment(StabilityTerm):
     "Attributional Robustness Training using Input-Gradient Spatial Alignment" (https://arxiv.org/abs/1911.13073):
     :math:`\log(1 + e^{d(g_y) - d(g_{y'})})`. That is for several classes, and for losses that are cross-entropies.
 
-    Args:
+    Attributes:
 
         weight (float, optional): Weight of the term. Default: 1.0
         contrast (bool, optional): Compare with the gradient of another class. Default: False
 
     Examples::
 
+        >>> from captum_boundary import RARLoss
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
         >>> rar = RARLoss(model, "sum", epsilon=0.1, smooth="softplus", terms=[InputAlignment(weight=0.5)])
         >>> rar(torch.rand(16, 4), torch.randint(3, (16,))).backward()

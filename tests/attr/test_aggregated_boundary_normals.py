@@ -92,7 +92,7 @@ def test_one_boundary_is_boundary_saliency_of_unit_length(sampling, network, inp
         # In a corner, where three classes meet, there are two normals, and the one between that looks along the way.
         highest = network(boundary.points).topk(3, dim=1).values
         is_side = highest[:, 1] - highest[:, 2] > 1e-3
-        assert is_side.sum() >= 6
+        assert is_side.sum() >= 5
         close(normals[is_side], saliency[is_side], 1e-4)
         way = inputs - boundary.points
         along = torch.cosine_similarity(normals, way).abs()  # to and fro, as regions are left and entered

@@ -44,6 +44,7 @@ SETTINGS: Mapping[str, tuple[str, float, tuple[Any, ...]]] = {
     "top-k margin": ("madry", 1.0, (TopKMargin(0.1, k=100),)),
     "alignment": ("madry", 1.0, (InputAlignment(0.5),)),
     "adversarial, smaller epsilon": ("madry", 0.7, ()),
+    "adversarial, larger epsilon": ("madry", 1.4, ()),
     "IG-SUM-NORM": ("ig_sum_norm", 1.0, ()),
 }
 

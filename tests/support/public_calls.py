@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from captum_boundary import (
     AggregatedBoundaryNormals,
     AttributionAttack,
+    AttributionCosine,
     BoundaryAttribution,
     BoundaryEnergy,
     BoundaryIntegratedGradients,
@@ -36,12 +37,14 @@ from captum_boundary import (
     CategoricalBoundary,
     ClosestBoundary,
     FoolboxBoundary,
+    InputAlignment,
     LayerBoundaryAttribution,
     ModelFromLayer,
     NearestBoundary,
     PGDBoundary,
     RARLoss,
     SmoothedModel,
+    TopKMargin,
     certified_radius,
     evaluate_attribution_robustness,
     largest_stdev,
@@ -352,6 +355,8 @@ case("RARLoss", trained, "penalty", penalty=1.0)
 case("RARLoss", trained, "layer", with_layer=True)
 case("RARLoss", trained, "smooth", smooth="softplus")
 case("RARLoss", trained, "in parts", internal_batch_size=3)
+for term in (AttributionCosine(2.0), TopKMargin(0.3), InputAlignment(0.5, contrast=True)):
+    case(type(term).__name__, trained, size="sum", smooth="softplus", terms=[term])
 case("RARLoss", trained, "of the paper", **{**paper_settings("flower"), "attack_steps": 2})
 case("AttributionAttack", attacked, "topk", bounds=BOUNDS)
 case("AttributionAttack", attacked, "mass_center", method="mass_center")
