@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from captum_boundary._base.outputs import has_one_output, score_tensor
 from captum_boundary.robust._model_modes import ordinary, unwrapped
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 from captum_boundary.robust._smooth_activations import KinksOutOfReach
-from captum_boundary.robust.stability_terms import StabilityTerm
 
 __all__ = [
     "as_target",
@@ -27,7 +25,7 @@ __all__ = [
     "check_loss_options",
     "check_positive",
     "check_smooth",
-    "check_terms",
+    "check_weight",
 ]
 
 
@@ -52,8 +50,8 @@ def check_loss_options(
         )
     for name, value in positive.items():
         check_positive(name, value, optional=name not in ("epsilon", "softplus_beta"))
-    if weight is not None and not 0 <= weight < math.inf:
-        raise BoundaryValueError(f"weight must be a number of at least 0, but it is {weight!r}.")
+    if weight is not None:
+        check_weight("weight", weight)
     if norm not in (math.inf, 2):
         raise BoundaryValueError(f"norm must be math.inf or 2, but it is {norm!r}.")
     for name, count in counts.items():
@@ -124,16 +122,6 @@ def check_smooth(loss: PointwiseLoss, point: Tensor) -> None:
         )
 
 
-def check_terms(terms: Any) -> tuple[StabilityTerm, ...]:
-    terms = (terms,) if isinstance(terms, StabilityTerm) else terms
-    if not isinstance(terms, Sequence) or not all(isinstance(term, StabilityTerm) for term in terms):
-        came = [type(term).__name__ for term in terms] if isinstance(terms, Sequence) else type(terms).__name__
-        raise BoundaryTypeError(
-            f"terms must be a sequence of AttributionCosine, TopKMargin or InputAlignment, but it is {came}."
-        )
-    return tuple(terms)
-
-
 def check_finite(losses: Tensor) -> None:
     if torch.isfinite(losses).all():
         return
@@ -150,3 +138,8 @@ def check_positive(name: str, value: float | None, optional: bool = False) -> No
         return
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
         raise BoundaryValueError(f"{name} must be a positive number, but it is {value!r}.")
+
+
+def check_weight(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise BoundaryValueError(f"{name} must be a number of at least 0, but it is {value!r}.")

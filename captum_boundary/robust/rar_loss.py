@@ -27,7 +27,6 @@ from captum_boundary.robust._checks import (
     check_loss_options,
     check_positive,
     check_smooth,
-    check_terms,
 )
 from captum_boundary.robust._inner_maximizer import InnerMaximizer
 from captum_boundary.robust._inner_problem import worst_points
@@ -38,7 +37,7 @@ from captum_boundary.robust._problem import Problem
 from captum_boundary.robust._rar_parts import RARParts
 from captum_boundary.robust._regularizer import Regularizer
 from captum_boundary.robust._sizes import size_of
-from captum_boundary.robust.stability_terms import StabilityTerm, term_mean
+from captum_boundary.robust.stability_terms import StabilityTerm, check_terms, term_mean
 
 __all__ = ["RARLoss", "RARParts"]
 
@@ -135,7 +134,8 @@ class RARLoss(nn.Module):
             are those of another network, with very much of it they have kinks again. Default: 100
         terms (sequence of StabilityTerm, optional): What else is to hold still: :class:`AttributionCosine`,
             :class:`TopKMargin`, :class:`InputAlignment`. The perturbed inputs are the same for all. With ``weight=0``
-            the terms are alone with the loss at the inputs. Default: (), nothing
+            the terms are alone with the loss at the inputs. ``smooth`` holds for their maps too. Default: (), nothing
+
     Attributes:
 
         parts (RARParts or None): What the last call was made of, for logging.

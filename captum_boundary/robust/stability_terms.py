@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
@@ -13,14 +13,15 @@ from torch.nn.functional import cosine_similarity, softplus
 
 from captum_boundary._base.agreement import top_count
 from captum_boundary._base.checks import check_count
-from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._batch_mean import mean_of
 from captum_boundary.robust._batch_sizes import batches
+from captum_boundary.robust._checks import check_weight
 from captum_boundary.robust._path_gradients import Quadrature, examples_at_once
 from captum_boundary.robust._problem import Problem
 from captum_boundary.robust._score_maps import ScoreMaps
 
-__all__ = ["AttributionCosine", "InputAlignment", "StabilityTerm", "TopKMargin", "term_mean"]
+__all__ = ["AttributionCosine", "InputAlignment", "StabilityTerm", "TopKMargin", "check_terms", "term_mean"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class StabilityTerm(ABC):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_weight("weight", self.weight)
+        check_weight("weight", self.weight)
 
     @property
     @abstractmethod
@@ -144,7 +145,7 @@ class TopKMargin(StabilityTerm):
             check_count("k", self.k)
         if self.n_pairs is not None:
             check_count("n_pairs", self.n_pairs)
-        _check_weight("curvature", self.curvature)
+        check_weight("curvature", self.curvature)
 
     @property
     def _n_points(self) -> int:
@@ -200,6 +201,17 @@ class InputAlignment(StabilityTerm):
         return softplus(distance - (1 - cosine_similarity(maps.rival_gradient(points), points)))
 
 
+def check_terms(terms: Any) -> tuple[StabilityTerm, ...]:
+    """The terms that a user gives, one or several, as a tuple."""
+    terms = (terms,) if isinstance(terms, StabilityTerm) else terms
+    if not isinstance(terms, Sequence) or not all(isinstance(term, StabilityTerm) for term in terms):
+        came = [type(term).__name__ for term in terms] if isinstance(terms, Sequence) else type(terms).__name__
+        raise BoundaryTypeError(
+            f"terms must be a sequence of AttributionCosine, TopKMargin or InputAlignment, but it is {came}."
+        )
+    return tuple(terms)
+
+
 def term_mean(
     term: StabilityTerm, problem: Problem, perturbed: Tensor, internal_batch_size: int | None, in_groups: bool
 ) -> tuple[Tensor, Tensor]:
@@ -214,8 +226,3 @@ def term_mean(
         return batches(len(loss), examples_at_once(loss, term._n_points, internal_batch_size))
 
     return mean_of(values_of, problem, perturbed, groups if in_groups else None)
-
-
-def _check_weight(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise BoundaryValueError(f"{name} must be a number of at least 0, but it is {value!r}.")
