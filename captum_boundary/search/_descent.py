@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import Box, length, project_onto_ball, ratio, row_dot
-from captum_boundary.search._approach import SMOOTHING, newton_step
+from captum_boundary._base.geometry import Box, length, row_dot
+from captum_boundary.search._approach import SMOOTHING
 from captum_boundary.search._landing import move_onto_boundary
+from captum_boundary.search._linear_programs import LinearPrograms
 from captum_boundary.search._problem import Candidates, Problem
+from captum_boundary.search._spheres import FROM_AFAR, FROM_THE_BOUNDARY, Spheres, SpheresFromAfar
+from captum_boundary.search._walk import Place, Walk
 
 __all__ = ["TURN", "descend", "descend_in_turns", "dive"]
 
-
-class _Schedule(NamedTuple):
-    """From the first step to the last: rates at which the radius changes, and steps as fractions of the distance."""
-
-    first_rate: float
-    last_rate: float
-    first_step: float = 1.0
-    last_step: float = 0.01
-
-    def at(self, progress: Tensor) -> Tensor:
-        """Rates and steps ``(2, ...)`` at a progress between 0 and 1."""
-        rate = self.first_rate * (self.last_rate / self.first_rate) ** progress
-        wave = torch.cos(math.pi * progress)
-        middle, swing = (self.first_step + self.last_step) / 2, (self.first_step - self.last_step) / 2
-        return torch.stack([rate, middle + swing * wave])
-
-
-# In l1 the descent begins far out, at a point that is near in l2.
-_FROM_THE_BOUNDARY = {2: _Schedule(0.05, 0.005), math.inf: _Schedule(0.05, 0.005), 1: _Schedule(0.1, 0.005)}
-_FROM_AFAR = _Schedule(0.3, 0.02, last_step=0.05)
 # Gradients of a descent, at most, and the swing of those that go on from the best points known.
 TURN = 40
 _LESS_SWING = 0.5
 # How far away normals are looked at, as a multiple of the distance in l2 and of the square root of the number of steps,
 # since more of them average out more, and during how much of a descent. Signs, in linf, gain nothing by it, and in few
 # dimensions restarts look elsewhere.
-_SPREAD = {2: 1 / 3, math.inf: 0.0, 1: 1 / 6}
+_SPREAD = {2: 1 / 3, math.inf: 0.0, 1: 1 / 12}
 _SPREAD_SHARE = 0.5
+# By how much further with every descent that starts over. In l1 other coordinates are found so.
+_WIDENING = {2: 1.0, math.inf: 1.0, 1: 2.0}
 # How much of its descent an example is held in the range of its input's own values.
 _HELD_SHARE = 0.5
-# After three steps on one and the same side of the boundary, the rate doubles with every further one. It is as large at
-# once where the linearised boundary is as far away.
-_PATIENT = 0.25
-_DUAL = {2: 2, math.inf: 1, 1: math.inf}
-_FASTEST_RATE = 0.3
 
 
 def descend_in_turns(problem: Problem, first: Candidates, best: Candidates, budget: int, seed: int) -> Candidates:
@@ -70,27 +50,35 @@ def descend_in_turns(problem: Problem, first: Candidates, best: Candidates, budg
 
         - **candidates** (*Candidates*): As near or nearer, on the boundary.
     """
-    swing = 1.0
-    while True:
+    reach = length(first.points - problem.x, math.inf)
+    for turn in itertools.count():
         spent = problem.oracle.gradients_spent
         n_steps = torch.minimum(budget - spent, TURN - spent % TURN)
         rows = (n_steps > 0).nonzero().flatten()
         if len(rows) == 0:
-            return best
+            break
         part, part_best = problem.select(rows), best.select(rows)
-        starts = first.select(rows) if swing == 1.0 else part_best
-        found = descend(part, starts, n_steps[rows], seed, swing)
+        n_started_over, goes_on = divmod(turn, 2)
+        starts, swing = (part_best, _LESS_SWING) if goes_on else (first.select(rows), 1.0)
+        widening = 1.0 if goes_on else _WIDENING[problem.norm] ** n_started_over
+        found = descend(part, starts, n_steps[rows], seed + TURN * turn, swing, widening, reach[rows])
         best = best.replaced(rows, part_best.or_nearer_of(found))
-        swing, seed = (_LESS_SWING if swing == 1.0 else 1.0), seed + TURN
+    return best
 
 
-def descend(problem: Problem, known: Candidates, n_steps: Tensor, seed: int, swing: float = 1.0) -> Candidates:
-    r"""Follow the sphere around each input that touches the boundary, shrinking it whenever it crosses.
+def descend(
+    problem: Problem,
+    known: Candidates,
+    n_steps: Tensor,
+    seed: int,
+    swing: float = 1.0,
+    widening: float = 1.0,
+    reach: Tensor | None = None,
+) -> Candidates:
+    r"""Walk along the boundary from a known point, towards the nearest one.
 
-    This is the decoupling of direction and norm (Rony et al., https://arxiv.org/abs/1811.09600), started at a known
-    radius, on the smoothed depth: every step adds the current normal to the direction, so that the direction becomes an
-    average of many normals, and the radius follows the boundary. At first the normals are those at random points
-    nearby, which do not let a kink or a dead unit lead astray; depths are then those of the linearisations.
+    At first the normals are those at random points nearby, which do not let a kink or a dead unit lead astray; depths
+    are then those of the linearisations. All are of the smoothed depth.
 
     Args:
 
@@ -99,6 +87,9 @@ def descend(problem: Problem, known: Candidates, n_steps: Tensor, seed: int, swi
         n_steps (Tensor): Gradient evaluations for each of them, ``(n,)``.
         seed (int): Where random directions start, the same for every example.
         swing (float): Length of the first steps, and of the way to random points, relative to the ordinary.
+        widening (float): Length of the way to random points, relative to that.
+        reach (Tensor, optional): By how much coordinates may change at once in l1, about, ``(n,)``. Default: by as much
+            as in the known points.
 
     Returns:
 
@@ -114,13 +105,19 @@ def descend(problem: Problem, known: Candidates, n_steps: Tensor, seed: int, swi
         own, is_held = here.in_own_range().box, here.is_in_own_range(start.points)
         held = progress < _HELD_SHARE * is_held.to(progress)
         limits = torch.stack([torch.where(held, own.lower.T, -torch.inf), torch.where(held, own.upper.T, torch.inf)])
-    schedule = _FROM_THE_BOUNDARY[problem.norm]
-    paces = schedule._replace(first_step=swing * schedule.first_step).at(progress)
     spread = None
     if _SPREAD[problem.norm] > 0 and not problem.few_dimensions:
         n_spread = math.ceil(_SPREAD_SHARE * max(steps_of, default=0))
-        spread = swing * _SPREAD[problem.norm] * n_steps.sqrt() * (progress[:n_spread] < _SPREAD_SHARE)
-    found = _follow_spheres(here, start.points, start, steps_of, paces, limits, spread=spread, seed=seed)
+        width = swing * widening * _SPREAD[problem.norm]
+        spread = width * n_steps.sqrt() * (progress[:n_spread] < _SPREAD_SHARE)
+    walk: Walk
+    if problem.norm == 1:
+        reach = length(start.points - here.x, math.inf) if reach is None else reach[order]
+        walk = LinearPrograms(swing * reach, progress)
+    else:
+        schedule = FROM_THE_BOUNDARY._replace(first_step=swing * FROM_THE_BOUNDARY.first_step)
+        walk = Spheres(start.distance, schedule.at(progress))
+    found = _follow(here, start.points, start, walk, steps_of, limits, spread, seed)
     landed, depth = move_onto_boundary(problem, found.points[order.argsort()])
     return Candidates.none(problem).or_nearer(landed, problem.distance(landed), depth)
 
@@ -141,9 +138,8 @@ def dive(problem: Problem, starts: Tensor, n_steps: int) -> Candidates:
     steps = _steps(problem, n_steps)
     n_approaching = steps.new_tensor(range(n_steps + 1))
     progress = (steps - n_approaching) / (n_steps - n_approaching).clamp_min(1)
-    paces = _FROM_AFAR.at(progress.clamp_min(0))
-    steps_of = [n_steps] * len(problem)
-    return _follow_spheres(problem, starts, Candidates.none(problem), steps_of, paces, from_afar=True)
+    walk = SpheresFromAfar(problem.distance(starts), FROM_AFAR.at(progress.clamp_min(0)))
+    return _follow(problem, starts, Candidates.none(problem), walk, [n_steps] * len(problem))
 
 
 def _steps(problem: Problem, n_steps: int) -> Tensor:
@@ -151,86 +147,55 @@ def _steps(problem: Problem, n_steps: int) -> Tensor:
     return torch.arange(n_steps, dtype=problem.x.dtype, device=problem.x.device)[:, None]
 
 
-def _follow_spheres(
+def _follow(
     problem: Problem,
     points: Tensor,
     best: Candidates,
+    walk: Walk,
     steps_of: list[int],
-    paces: Tensor,
     limits: Tensor | None = None,
-    from_afar: bool = False,
     spread: Tensor | None = None,
     seed: int = 0,
 ) -> Candidates:
-    """Descend from ``points``.
+    """Walk from ``points``, linearising the decision at each step.
 
     Args:
 
         problem (Problem): The search.
         points (Tensor): Where to start, ``(n, D)``.
         best (Candidates): What is known.
+        walk (Walk): How to go on.
         steps_of (list): Gradient evaluations of each example, falling from the first to the last.
-        paces (Tensor): Rates and steps ``(2, n_steps, n)`` or, from afar, ``(2, n_steps, n_steps + 1)``, by the number
-            of steps before an example crosses its boundary for the first time.
         limits (Tensor, optional): Lower and upper limits of all coordinates, ``(2, n_steps, n)``.
-        from_afar (bool): Whether examples take Newton steps before they cross their boundary.
         spread (Tensor, optional): How far from points normals are looked at, relative to their distance in l2, in the
             first steps, ``(n_spread, n)``.
         seed (int): Where random directions start.
     """
     here = problem
-    radius = here.distance(points)
     temperature = SMOOTHING * here.scale
-    hurry = torch.full_like(radius, _PATIENT / 2)  # a rate may grow by this, if it is more than 1
-    was_beyond = torch.zeros_like(radius, dtype=torch.bool)
-    n_approaching = torch.zeros_like(was_beyond, dtype=torch.long)
     last_points, found = [], []
-    for step in range(paces.shape[1]):
+    for step in range(max(steps_of, default=0)):
         n_going = sum(n > step for n in steps_of[: len(here)])
         if n_going < len(here):
             going, done = slice(0, n_going), slice(n_going, None)
             last_points.append(points[done])
             found.append(best.select(done))
-            here, best, points = here.select(going), best.select(going), points[going]
-            radius, temperature, hurry, was_beyond = (
-                values[going] for values in (radius, temperature, hurry, was_beyond)
-            )
+            here, best, points, temperature = here.select(going), best.select(going), points[going], temperature[going]
+            walk.select(going)
         move = points - here.x
         distance = length(move, here.norm)
         box = here.box if limits is None else Box(*limits[:, step, :n_going, None])
         if spread is not None and step < len(spread):
             size = distance if here.norm == 2 else length(move, 2)
-            there = box.clamp(
-                torch.addcmul(points, (spread[step, :n_going] * size)[:, None], _direction(here, seed + step))
-            )
+            away = (spread[step, :n_going] * size)[:, None]
+            there = box.clamp(torch.addcmul(points, away, _direction(here, seed + step)))
             plane = here.linearize(there, temperature=temperature)
             best = best.or_nearer(there, here.distance(there), plane.depth)
-            depth = plane.depth + row_dot(plane.slope, points - there)
+            plane = plane._replace(depth=plane.depth + row_dot(plane.slope, points - there))
         else:
             plane = here.linearize(points, temperature=temperature)
             best = best.or_nearer(points, distance, plane.depth)
-            depth = plane.depth
-
-        if from_afar:
-            has_crossed = torch.isfinite(best.distance)
-            n_approaching = n_approaching + ~has_crossed
-            rate, stride = paces[:, step, n_approaching].unbind()
-        else:
-            rate, stride = paces[:, step, :n_going].unbind()
-        beyond = depth < 0
-        hurry = torch.where(beyond == was_beyond, 2 * hurry, _PATIENT)
-        was_beyond = beyond
-        steepness = length(plane.slope, _DUAL[here.norm])
-        gap = ratio(depth.abs(), radius * steepness)
-        rate = torch.maximum(rate, torch.maximum(rate * hurry, gap).clamp_max(_FASTEST_RATE))
-        radius = torch.where(beyond, torch.minimum(radius, best.distance), radius)
-        radius = torch.addcmul(radius, radius, rate.copysign(depth))
-        moved = box.clamp(here.x + _sphere_step(move, distance, plane.slope, steepness, radius, stride, here.norm))
-        if from_afar:
-            approached = newton_step(here, points, plane)
-            moved = torch.where(has_crossed[:, None], moved, approached)
-            radius = torch.where(has_crossed, radius, here.distance(approached))
-        points = moved
+        points = walk.next_points(here, Place(points, move, distance, plane, box), best, step)
     points = torch.cat([points, *reversed(last_points)])
     parts = [best, *reversed(found)]
     best = Candidates(torch.cat([part.points for part in parts]), torch.cat([part.distance for part in parts]))
@@ -242,18 +207,3 @@ def _direction(problem: Problem, seed: int) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(seed)
     vector = torch.randn(problem.x.shape[1], generator=generator, dtype=torch.float64, device="cpu")
     return vector.div_(len(vector) ** 0.5).to(problem.x)
-
-
-def _sphere_step(
-    move: Tensor, distance: Tensor, slope: Tensor, steepness: Tensor, radius: Tensor, stride: Tensor, norm: float
-) -> Tensor:
-    """Turn ``move`` ``(n, D)``, of length ``distance``, against the slopes and make its length that of the radius."""
-    # Steps suit the norm: in linf every coordinate counts alike, in l1 the steepest one says how far a step may go.
-    direction = slope.sign() if norm == math.inf else slope
-    size = distance if norm == 2 else length(move, math.inf if norm == 1 else 2)
-    step = ratio(stride * size, length(direction, 2) if norm == math.inf else steepness)
-    move = torch.addcmul(move, step[:, None], direction, value=-1)
-    growth = ratio(radius, length(move, norm))[:, None]
-    if norm == 2:
-        return move * growth
-    return project_onto_ball(move * growth.clamp_min(1.0), radius, norm)

@@ -43,8 +43,8 @@ class NearestBoundary(BoundarySearch):
     boundary is made of few smooth pieces, its nearest point is then found exactly, by projecting the input onto the
     last few linearisations together, and the rest of the budget goes to restarts from the other classes and from random
     directions. Where it is jagged, as that of a deep network is, the search descends along it with averaged normals
-    (after DDN, https://arxiv.org/abs/1811.09600), at first those of random points nearby, and starts over every 40
-    gradients. In the end every point is moved onto the boundary itself.
+    (after DDN, https://arxiv.org/abs/1811.09600; in l1 by linear programs), at first those of random points nearby, and
+    starts over every 40 gradients. In the end every point is moved onto the boundary itself.
 
     Without bounds, in many dimensions, it begins in the range between the least and the largest value of an input:
     where a model was never trained, its boundary has many more corners to be caught in. No point is held there in the

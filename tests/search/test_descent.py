@@ -13,8 +13,9 @@ from captum_boundary._base.bounds import box_of
 from captum_boundary._base.geometry import length
 from captum_boundary._base.oracle import MarginOracle
 from captum_boundary.search._approach import approach
-from captum_boundary.search._descent import _FROM_THE_BOUNDARY, _follow_spheres, descend, dive
+from captum_boundary.search._descent import _follow, descend, dive
 from captum_boundary.search._problem import Candidates, Problem
+from captum_boundary.search._spheres import FROM_THE_BOUNDARY, Spheres
 
 
 @pytest.mark.parametrize("norm", [2, math.inf])
@@ -81,7 +82,8 @@ def test_a_descent_shrinks_as_fast_as_the_linearised_boundary_is_far() -> None:
     )
     start = 9 * slope + 9 * slope.roll(1, dims=1)
     known = Candidates.none(problem).or_nearer(start, problem.distance(start), problem.depth(start))
-    found = _follow_spheres(problem, start, known, [6], _FROM_THE_BOUNDARY[2].at(torch.linspace(0, 1, 6)[:, None]))
+    walk = Spheres(known.distance, FROM_THE_BOUNDARY.at(torch.linspace(0, 1, 6)[:, None]))
+    found = _follow(problem, start, known, walk, [6])
     assert found.distance < 2
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from captum_boundary import BoundaryNotFoundWarning, NearestBoundary
 
 DUAL = {2: 2, math.inf: 1, 1: math.inf}
-# Below this margin, relative to the largest score, float32 itself no longer resolves distances to 1e-4.
-RESOLVED = 5e-3
+# Below this margin, relative to the largest score, float32 does not resolve distances to 1e-4: on some processors
+# scores change with the size of their batch, and points lie beyond the boundary by up to six times as much.
+RESOLVED = 2e-2
 
 
 def random_linear(n_classes: int, dtype: torch.dtype, n_inputs: int = 7, seed: int = 0):
