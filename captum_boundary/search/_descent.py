@@ -22,9 +22,9 @@ __all__ = ["TURN", "descend", "descend_in_turns", "dive"]
 TURN = 40
 _LESS_SWING = 0.5
 # How far away normals are looked at, as a multiple of the distance in l2 and of the square root of the number of steps,
-# since more of them average out more, and during how much of a descent. Signs, in linf, gain nothing by it, and in few
-# dimensions restarts look elsewhere.
-_SPREAD = {2: 1 / 3, math.inf: 0.0, 1: 1 / 12}
+# since more of them average out more: in l2 during a part of a descent, in l1 nearer and nearer. Signs, in linf, gain
+# nothing by it, and in few dimensions restarts look elsewhere.
+_SPREAD = {2: 1 / 3, math.inf: 0.0, 1: 1 / 4}
 _SPREAD_SHARE = 0.5
 # By how much further with every descent that starts over. In l1 other coordinates are found so.
 _WIDENING = {2: 1.0, math.inf: 1.0, 1: 2.0}
@@ -77,8 +77,8 @@ def descend(
 ) -> Candidates:
     r"""Walk along the boundary from a known point, towards the nearest one.
 
-    At first the normals are those at random points nearby, which do not let a kink or a dead unit lead astray; depths
-    are then those of the linearisations. All are of the smoothed depth.
+    At first the normals are those at random points nearby, in l1 to the end, ever nearer, which do not let a kink or a
+    dead unit lead astray; depths are then those of the linearisations. All are of the smoothed depth.
 
     Args:
 
@@ -108,8 +108,8 @@ def descend(
     spread = None
     if _SPREAD[problem.norm] > 0 and not problem.few_dimensions:
         n_spread = math.ceil(_SPREAD_SHARE * max(steps_of, default=0))
-        width = swing * widening * _SPREAD[problem.norm]
-        spread = width * n_steps.sqrt() * (progress[:n_spread] < _SPREAD_SHARE)
+        fading = 1 - progress if problem.norm == 1 else progress[:n_spread] < _SPREAD_SHARE
+        spread = swing * widening * _SPREAD[problem.norm] * n_steps.sqrt() * fading
     walk: Walk
     if problem.norm == 1:
         reach = length(start.points - here.x, math.inf) if reach is None else reach[order]

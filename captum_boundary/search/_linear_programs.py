@@ -12,12 +12,12 @@ from captum_boundary.search._walk import Place
 __all__ = ["LinearPrograms"]
 
 # From the first step to the last: by how much a coordinate may change, as a multiple of what is given.
-_FIRST_REACH, _LAST_REACH = 2.0, 0.1
+_FIRST_REACH, _LAST_REACH = 1.0, 0.1
 # The share of earlier slopes in the average.
 _MEMORY = 0.6
 # How far beyond the boundary to aim, at least, as a fraction of the input's depth, and the share of the depth by which
 # a step fell short that the next ones aim further: linearisations promise a little too much.
-_AIM, _FURTHER = 0.01, 0.1
+_AIM, _FURTHER = 0.01, 0.2
 
 
 class LinearPrograms:

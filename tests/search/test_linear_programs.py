@@ -85,15 +85,15 @@ def test_steps_that_fall_short_let_the_next_ones_aim_further() -> None:
         moved = walk.next_points(problem, at, Candidates.none(problem), step)
         assert moved.isfinite().all()
         aims.append(-(depth + (slope @ moved.T).item()))
-    assert aims[:2] == pytest.approx([0.05, 0.1])
-    assert aims[3] == pytest.approx(_AIM + 0.05)  # after a point that lay well beyond the boundary
+    assert aims[:2] == pytest.approx([0.5 * _FURTHER, _FURTHER])
+    assert aims[3] == pytest.approx(_AIM + 0.5 * _FURTHER)  # after a point that lay well beyond the boundary
     assert aims[5] == pytest.approx(1.0)  # no further than the input is deep, after a model that returned no number
 
 
 def test_slopes_are_averages() -> None:
     inputs = torch.zeros(1, 2, dtype=torch.float64)
     problem = problem_of(inputs)
-    walk = LinearPrograms(torch.ones(1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64))
+    walk = LinearPrograms(torch.full((1,), 9.0, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64))
     depth = torch.ones(1, dtype=torch.float64)
     for step, slope in enumerate(([[1.0, 0.0]], [[0.0, 1.0]])):
         at = place(problem, inputs, depth, torch.tensor(slope, dtype=torch.float64))
