@@ -62,10 +62,9 @@ class Spheres:
         self._radius, self._hurry, self._was_beyond = (
             values[going] for values in (self._radius, self._hurry, self._was_beyond)
         )
-        self._paces = self._paces[..., going]
 
     def next_points(self, here: Problem, at: Place, best: Candidates, step: int) -> Tensor:
-        return self._turned(here, at, best, self._paces[:, step])
+        return self._turned(here, at, best, self._paces[:, step, : len(here)])
 
     def _turned(self, here: Problem, at: Place, best: Candidates, pace: Tensor) -> Tensor:
         rate, stride = pace.unbind()
@@ -96,9 +95,8 @@ class SpheresFromAfar(Spheres):
         self._n_approaching = torch.zeros_like(radius, dtype=torch.long)
 
     def select(self, going: slice) -> None:
-        paces, self._n_approaching = self._paces, self._n_approaching[going]
         super().select(going)
-        self._paces = paces
+        self._n_approaching = self._n_approaching[going]
 
     def next_points(self, here: Problem, at: Place, best: Candidates, step: int) -> Tensor:
         has_crossed = torch.isfinite(best.distance)

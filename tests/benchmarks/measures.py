@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 
-def distances(model: nn.Module, images: Tensor, labels: Tensor, points: Tensor) -> Tensor:
-    """L2 distances ``(N,)``, infinite where the point does not lie strictly beyond the boundary."""
+def distances(model: nn.Module, images: Tensor, labels: Tensor, points: Tensor, norm: float = 2) -> Tensor:
+    """Distances ``(N,)``, infinite where the point does not lie strictly beyond the boundary."""
     with torch.no_grad():
         margin = margins(model(points), labels)
-    return torch.where(margin < 0, (images - points).flatten(1).norm(dim=1), torch.inf)
+    return torch.where(margin < 0, (images - points).flatten(1).norm(norm, dim=1), torch.inf)
 
 
 def quality(model: nn.Module, images: Tensor, labels: Tensor, points: Tensor, batch_size: int = 1000) -> dict[str, Any]:

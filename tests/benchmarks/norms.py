@@ -19,8 +19,9 @@ from typing import Any
 import torch
 import zoo
 from foolbox.attacks import L1FMNAttack, LInfFMNAttack
+from measures import distances
 from report import Claim, print_claims, print_table, save
-from rivals import Run, run_minimization, run_ours
+from rivals import run_minimization, run_ours
 from torch import Tensor, nn
 
 from captum_boundary import NearestBoundary
@@ -39,7 +40,7 @@ def compare(norm: str, model: nn.Module, images: Tensor, labels: Tensor, quick: 
         runs[f"ours, budget {budget}"] = run_ours(search, model, images)
     if not quick:
         runs["Foolbox FMN-1000"] = run_minimization(FAST_MINIMUM_NORM[norm](steps=1000), model, images, labels)
-    distance = {name: length(model, images, labels, run, NORMS[norm]) for name, run in runs.items()}
+    distance = {name: distances(model, images, labels, run.points, NORMS[norm]) for name, run in runs.items()}
     best = torch.stack(list(distance.values())).amin(dim=0)
     rows = {
         name: {
@@ -58,13 +59,6 @@ def compare(norm: str, model: nn.Module, images: Tensor, labels: Tensor, quick: 
         if of == norm:
             claims.append(Claim(f"{norm}, budget {budget}: mean at most {most} % above the best", above, above <= most))
     return {"images": len(images), "rows": rows, "claims": claims}
-
-
-def length(model: nn.Module, images: Tensor, labels: Tensor, run: Run, norm: float) -> Tensor:
-    """Distances ``(N,)``, infinite where the label is still the same."""
-    with torch.no_grad():
-        is_beyond = model(run.points).argmax(dim=1) != labels
-    return torch.where(is_beyond, torch.linalg.vector_norm((run.points - images).flatten(1), norm, dim=1), torch.inf)
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ from captum_boundary import NearestBoundary
 from captum_boundary._base.bounds import box_of
 from captum_boundary._base.geometry import length
 from captum_boundary._base.oracle import MarginOracle
+from captum_boundary.search import _descent
 from captum_boundary.search._approach import approach
-from captum_boundary.search._descent import _follow, descend, dive
+from captum_boundary.search._descent import TURN, _follow, descend, descend_in_turns, dive
 from captum_boundary.search._problem import Candidates, Problem
 from captum_boundary.search._spheres import FROM_THE_BOUNDARY, Spheres
 
@@ -120,3 +121,26 @@ def test_a_larger_budget_begins_with_what_a_smaller_one_does(norm) -> None:
     for smaller, larger in itertools.pairwise(distances):
         assert (larger <= (1 + 1e-5) * smaller).all()
     assert distances[-1].mean() < distances[0].mean()
+
+
+@pytest.mark.parametrize(("norm", "widths"), [(2, [1, 0.5, 1, 0.5, 1]), (1, [1, 0.5, 2, 0.5, 4])])
+def test_how_far_away_normals_are_looked_at(norm, widths, monkeypatch) -> None:
+    """In l2 during the first half of a descent, in l1 nearer and nearer, and wider with every one that starts over."""
+    seen = []
+
+    def spied(*arguments):
+        seen.append(arguments[6])
+        return _follow(*arguments)
+
+    monkeypatch.setattr(_descent, "_follow", spied)
+    slope = torch.randn(600, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs = torch.randn(2, 600, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    oracle = MarginOracle(lambda x: 30 + (x @ slope).sin(), (inputs,))
+    problem = Problem(oracle, box_of((-9.0, 9.0), (inputs,)), norm, torch.tensor(1e-12))
+    first = Candidates(inputs + 1, problem.distance(inputs + 1))
+    descend_in_turns(problem, first, first, 5 * TURN, seed=0)
+    for spread, width in zip(seen, widths, strict=True):
+        assert len(spread) == (TURN if norm == 1 else TURN // 2)
+        progress = torch.arange(len(spread), dtype=torch.float64) / TURN
+        shape = 1 - progress if norm == 1 else torch.ones_like(progress)
+        torch.testing.assert_close((spread[:, 0] / seen[0][0, 0]).double(), width * shape, rtol=1e-6, atol=0)

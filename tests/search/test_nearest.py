@@ -15,9 +15,8 @@ from torch import Tensor
 from captum_boundary import BoundaryNotFoundWarning, NearestBoundary
 
 DUAL = {2: 2, math.inf: 1, 1: math.inf}
-# Below this margin, relative to the largest score, float32 does not resolve distances to 1e-4: on some processors
-# scores change with the size of their batch, and points lie beyond the boundary by up to six times as much.
-RESOLVED = 2e-2
+# Below this margin, relative to the largest score, float32 itself no longer resolves distances to 1e-4.
+RESOLVED = 5e-3
 
 
 def random_linear(n_classes: int, dtype: torch.dtype, n_inputs: int = 7, seed: int = 0):
@@ -45,15 +44,22 @@ def test_linear_models_have_the_closed_form(n_classes, norm, dtype, tolerance):
     weight, bias, inputs = random_linear(n_classes, dtype)
     scores = inputs @ weight.T + bias
     top = scores.topk(2, dim=1).values
-    inputs = inputs[(top[:, 0] - top[:, 1]) > RESOLVED * scores.abs().amax(dim=1)]
+    margin = (top[:, 0] - top[:, 1]) / scores.abs().amax(dim=1)
+    inputs = inputs[margin > RESOLVED]
     exact = linear_distances(weight, bias, inputs, norm)
+    nearest = exact.amin(dim=1)
+    # On some processors scores change with the size of their batch. Points lie beyond the boundary by up to six times
+    # as much, and the scores that place them there are wrong by as much on either side.
+    alone = torch.cat([row @ weight.T + bias for row in inputs.split(1)])
+    change = ((alone - scores[margin > RESOLVED]).abs().amax(dim=1) / alone.abs().amax(dim=1)).amax()
+    allowed = (8 * change / margin[margin > RESOLVED]).double().clamp_min(tolerance) * nearest
 
     boundary = NearestBoundary(lambda x: x @ weight.T + bias, norm=norm).find(inputs)
 
     assert boundary.found.all()
-    torch.testing.assert_close(boundary.distance.double(), exact.amin(dim=1), rtol=tolerance, atol=0)
+    assert ((boundary.distance.double() - nearest).abs() <= allowed).all()
     chosen = exact.gather(1, boundary.adversarial[:, None]).squeeze(1)
-    torch.testing.assert_close(chosen, exact.amin(dim=1), rtol=tolerance, atol=0)
+    torch.testing.assert_close(chosen, nearest, rtol=tolerance, atol=0)
 
 
 def distance_in_box(x: np.ndarray, slope: np.ndarray, drop: float, norm: float, low: float, high: float) -> float:
