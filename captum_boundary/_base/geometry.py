@@ -85,15 +85,14 @@ def ratio(amount: Tensor, rate: Tensor) -> Tensor:
 
 def _project_l1(x: Tensor, normal: Tensor, drop: Tensor, box: Box) -> Tensor:
     """The l1 case is a fractional knapsack: use up the coordinates with the steepest slope one after the other."""
-    room = torch.where(normal > 0, x - box.lower, box.upper - x)
-    slope, order = normal.abs().sort(dim=1, descending=True, stable=True)
-    wanted = drop[:, None] / slope.clamp_min(_tiny(x))  # more than any coordinate needs, and finite
-    sorted_room = torch.minimum(room.gather(1, order), wanted)
-    gain = slope * sorted_room
-    before = gain.cumsum(dim=1) - gain
-    missing = (drop[:, None] - before).clamp_min(0.0)
-    move = torch.where(slope > 0, torch.minimum(sorted_room, missing / slope.clamp_min(_tiny(x))), torch.zeros_like(x))
-    return box.clamp(x - torch.zeros_like(x).scatter_(1, order, move) * normal.sign())
+    drop = drop[:, None]
+    limit = torch.where(normal > 0, box.lower, box.upper)
+    gain = torch.fmin(normal * (x - limit), drop)  # of each coordinate; no number where there is neither slope nor limit
+    order = normal.abs().argsort(dim=1, descending=True, stable=True)
+    gain = gain.gather(1, order)
+    missing = drop - (gain.cumsum(dim=1) - gain)
+    used = torch.minimum(gain, missing).clamp_min(0.0)
+    return box.clamp(x - ratio(x.scatter(1, order, used), normal))
 
 
 def project_onto_ball(vectors: Tensor, radius: Tensor, norm: float) -> Tensor:
