@@ -30,8 +30,9 @@ def unit_normals(problem: Problem, points: Tensor, distance: Tensor) -> Tensor:
     normals there, and which piece's slope is returned for the point is up to rounding. The first-order condition of a
     closest point says that the way ``x - x'`` to the input is one of these combinations, in the coordinates that no
     limit holds back. So the normal is defined as the combination that is nearest to the way. For one piece that is its
-    slope, whatever the way. In many dimensions a network has kinks everywhere and each bends the boundary by little:
-    there the slope is taken as it is.
+    slope, whatever the way. The pieces are those of points nearby: that of the point itself would be up to rounding. In
+    many dimensions a network has kinks everywhere and each bends the boundary by little: there the slope is taken as it
+    is.
     """
     slopes = _directions(problem.linearize(points).slope)
     if not problem.few_dimensions:
@@ -40,7 +41,7 @@ def unit_normals(problem: Problem, points: Tensor, distance: Tensor) -> Tensor:
     offsets = torch.randn(_NEIGHBOURS, points.shape[1], generator=generator, dtype=torch.float64, device="cpu")
     offsets = (offsets / length(offsets, 2)[:, None]).to(points)
     reach = _NEIGHBOURHOOD * torch.where(torch.isfinite(distance), distance, 0.0)
-    pieces = [slopes]
+    pieces = []
     for offset in offsets:
         beside = problem.box.clamp(points + reach[:, None] * offset)
         pieces.append(_directions(problem.linearize(beside).slope))
