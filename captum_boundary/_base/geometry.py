@@ -87,7 +87,7 @@ def _project_l1(x: Tensor, normal: Tensor, drop: Tensor, box: Box) -> Tensor:
     """The l1 case is a fractional knapsack: use up the coordinates with the steepest slope one after the other."""
     drop = drop[:, None]
     limit = torch.where(normal > 0, box.lower, box.upper)
-    gain = torch.fmin(normal * (x - limit), drop)  # of each coordinate; no number where there is neither slope nor limit
+    gain = torch.fmin(normal * (x - limit), drop)  # zero times infinity, where nothing is gained, counts as the drop
     order = normal.abs().argsort(dim=1, descending=True, stable=True)
     gain = gain.gather(1, order)
     missing = drop - (gain.cumsum(dim=1) - gain)

@@ -68,8 +68,8 @@ class HalfSpaces:
         if problem.norm != 2:
             drop = self._drops[:, 0].clamp_min(0.0)
             return project_onto_hyperplane(x, self._slopes[:, 0], drop, box, problem.norm, _NEWTON_STEPS)
-        # Steps go on from the multipliers before. In few dimensions, where no descent follows, one more meets the limits
-        # that come in with a new half-space.
+        # Steps go on from the multipliers before. One more meets the limits that come in with a new half-space, in few
+        # dimensions: in many a descent follows.
         n_steps = self._n_added - self._n_met + (box.is_limited and problem.few_dimensions)
         self._n_met = self._n_added
         slopes, drops, multipliers = self._used()
