@@ -22,9 +22,9 @@ __all__ = ["TURN", "descend", "descend_in_turns", "dive"]
 TURN = 40
 _LESS_SWING = 0.5
 # How far away normals are looked at, as a multiple of the distance in l2 and of the square root of the number of steps,
-# since more of them average out more: in l2 during a part of a descent, in l1 nearer and nearer. Signs, in linf, gain
-# nothing by it, and in few dimensions restarts look elsewhere.
-_SPREAD = {2: 1 / 3, math.inf: 0.0, 1: 1 / 4}
+# since more of them average out more: in l2 and linf during a part of a descent, in l1 nearer and nearer. In few
+# dimensions restarts look elsewhere.
+_SPREAD = {2: 1 / 3, math.inf: 1 / 6, 1: 1 / 4}
 _SPREAD_SHARE = 0.5
 # By how much further with every descent that starts over. In l1 other coordinates are found so.
 _WIDENING = {2: 1.0, math.inf: 1.0, 1: 2.0}
@@ -106,7 +106,7 @@ def descend(
         held = progress < _HELD_SHARE * is_held.to(progress)
         limits = torch.stack([torch.where(held, own.lower.T, -torch.inf), torch.where(held, own.upper.T, torch.inf)])
     spread = None
-    if _SPREAD[problem.norm] > 0 and not problem.few_dimensions:
+    if not problem.few_dimensions:
         n_spread = math.ceil(_SPREAD_SHARE * max(steps_of, default=0))
         fading = 1 - progress if problem.norm == 1 else progress[:n_spread] < _SPREAD_SHARE
         spread = swing * widening * _SPREAD[problem.norm] * n_steps.sqrt() * fading

@@ -123,9 +123,11 @@ def test_a_larger_budget_begins_with_what_a_smaller_one_does(norm) -> None:
     assert distances[-1].mean() < distances[0].mean()
 
 
-@pytest.mark.parametrize(("norm", "widths"), [(2, [1, 0.5, 1, 0.5, 1]), (1, [1, 0.5, 2, 0.5, 4])])
+@pytest.mark.parametrize(
+    ("norm", "widths"), [(2, [1, 0.5, 1, 0.5, 1]), (math.inf, [1, 0.5, 1, 0.5, 1]), (1, [1, 0.5, 2, 0.5, 4])]
+)
 def test_how_far_away_normals_are_looked_at(norm, widths, monkeypatch) -> None:
-    """In l2 during the first half of a descent, in l1 nearer and nearer, and wider with every one that starts over."""
+    """During the first half of a descent; in l1 to the end, nearer and nearer, and wider with every new start."""
     seen = []
 
     def spied(*arguments):
