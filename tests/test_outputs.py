@@ -120,19 +120,23 @@ METHODS = {
 }
 
 
+def explainer(model: nn.Module, method: Callable[..., Any], **options: Any) -> BoundaryAttribution:
+    return BoundaryAttribution(model, method, NearestBoundary(model, budget=5), **options)
+
+
 @pytest.mark.parametrize("score", ["output", "margin"])
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_captum_methods(method, score, models):
-    assert_same(lambda model: BoundaryAttribution(model, method, score=score).attribute(INPUTS), models)
+    assert_same(lambda model: explainer(model, method, score=score).attribute(INPUTS), models)
 
 
 def test_methods_with_rules_of_their_own(models):
-    assert_same(lambda model: BoundaryAttribution(model, LRP).attribute(INPUTS), models)
+    assert_same(lambda model: explainer(model, LRP).attribute(INPUTS), models)
 
 
 @pytest.mark.parametrize("method", [DeepLift, Saliency])
 def test_parallel_models(method, models):
-    assert_same(lambda model: BoundaryAttribution(nn.DataParallel(model), method).attribute(INPUTS), models)
+    assert_same(lambda model: explainer(nn.DataParallel(model), method).attribute(INPUTS), models)
 
 
 def test_plain_functions(models):

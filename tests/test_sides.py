@@ -41,7 +41,7 @@ def sides(model: nn.Module) -> torch.Tensor:
 SEARCHES = {
     "nearest": NearestBoundary,
     "descent": lambda model: PGDBoundary(model, epsilons=(1.0, 8.0)),
-    "closest": lambda model: ClosestBoundary([NearestBoundary(model)]),
+    "closest": lambda model: ClosestBoundary([NearestBoundary(model, budget=5)]),
 }
 
 
@@ -79,7 +79,7 @@ def test_class_labels_are_not_mistaken_for_sides(model, sides):
 @pytest.mark.parametrize("score", ["output", "margin"])
 @pytest.mark.parametrize("method", [IntegratedGradients, DeepLift, Saliency])
 def test_attributions(method, score, model, sides):
-    explainer = BoundaryAttribution(model, method, score=score)
+    explainer = BoundaryAttribution(model, method, NearestBoundary(model, budget=5), score=score)
     expected, boundary = explainer.attribute(INPUTS, return_boundary=True)
     torch.testing.assert_close(explainer.attribute(INPUTS, boundary.target), expected)
     torch.testing.assert_close(explainer.attribute(INPUTS, sides.tolist(), boundary=boundary), expected)
@@ -104,7 +104,7 @@ def test_normals(model):
 
 
 def test_inside_of_captum(model, sides):
-    explainer = BoundaryAttribution(model)
+    explainer = BoundaryAttribution(model, search=NearestBoundary(model, budget=5))
     expected = explainer.attribute(INPUTS)
     tunnel = NoiseTunnel(explainer)
     torch.testing.assert_close(tunnel.attribute(INPUTS, target=sides, nt_samples=2, stdevs=0.0), expected)

@@ -345,8 +345,9 @@ def forbidden(x: Tensor) -> Tensor:
 def test_weightings_share_one_search(weighting, multiply_by_inputs, as_tuple, network, inputs):
     given = (inputs,) if as_tuple else inputs
     options = {"n_boundaries": 3, "return_boundary": True}
-    _, found = AggregatedBoundaryNormals(network).attribute(given, weighting="uniform", **options)
-    normals = AggregatedBoundaryNormals(network, multiply_by_inputs=multiply_by_inputs)
+    search = NearestBoundary(network, budget=10)
+    _, found = AggregatedBoundaryNormals(network, search).attribute(given, weighting="uniform", **options)
+    normals = AggregatedBoundaryNormals(network, search, multiply_by_inputs=multiply_by_inputs)
     expected, boundaries = normals.attribute(given, weighting=weighting, **options)
     again = AggregatedBoundaryNormals(forbidden, multiply_by_inputs=multiply_by_inputs)
     maps, reweighed = again.attribute(given, weighting=weighting, boundary=found, return_boundary=True)

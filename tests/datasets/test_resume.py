@@ -98,14 +98,14 @@ def kill_and_resume(tmp_path: Path, n_kills: int) -> list[int]:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(script, whole))
+    explain(whole, dataset=Rows(400))
     chance = random.Random(1)
     done = []
     for number in range(n_kills):
         process = start(script, killed, n_processes=1 + number % 2)
         kill_at(process, killed, n_batches(killed) + chance.randrange(5), chance.uniform(0, 0.1))
         done.append(n_batches(killed))
-    finish(start(script, killed))
+    explain(killed, dataset=Rows(400))
     assert contents(killed) == contents(whole)
     return done
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import run_script
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -18,7 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "rar_curve.py"
 def curves_after(minutes: float, output: Path) -> dict[str, list[dict[str, float]]]:
     options = ["--dataset", "digits", "--objective", "natural", "madry", "--scale", "cpu", "--quick", "--images", "50"]
     options += ["--threads", "1", "--points", "2", "--minutes", str(minutes), "--output", str(output)]
-    done = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, check=False)
+    done = run_script(SCRIPT, *options)
     assert done.returncode == 0, done.stderr
     folder = output / "digits-quick"
     assert (folder / "curves.png").stat().st_size > 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import run_script
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -18,8 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "rar_terms.py"
 
 def table_of(output: Path, *settings: str) -> dict[str, Any]:
     options = ["--dataset", "digits", "--quick", "--seconds", "1", "--seeds", "0", "1", "--setting", *settings]
-    command = [sys.executable, str(SCRIPT), *options, "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_script(SCRIPT, *options, "--output", output)
     assert done.returncode == 0, done.stderr
     assert (output / "digits" / "frontier.png").stat().st_size > 0
     table: dict[str, Any] = json.loads((output / "digits" / "table.json").read_text())["rar_terms"]

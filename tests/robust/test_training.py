@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import Finished, run_script
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -21,13 +22,13 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "rar.py"
 NAME = "digits-cpu-quick"
 
 
-def command(output: Path, *options: str) -> list[str]:
-    arguments = ["--dataset", "digits", "--quick", "--threads", "1", "--save-seconds", "0", "--output", str(output)]
-    return [sys.executable, str(SCRIPT), *arguments, *options]
+def arguments(output: Path, *options: str) -> list[str]:
+    always = ["--dataset", "digits", "--quick", "--threads", "1", "--save-seconds", "0", "--output", str(output)]
+    return [*always, *options]
 
 
-def run(output: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(output, *options), capture_output=True, text=True, check=False)
+def run(output: Path, *options: str) -> Finished:
+    return run_script(SCRIPT, *arguments(output, *options))
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,8 @@ def test_killed_and_resumed_equals_uninterrupted(finished: Path, tmp_path: Path)
     moments = random.Random(time.time_ns())
     for _ in range(2):
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process = subprocess.Popen(
-            command(tmp_path, "--objective", "ig_sum_norm"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        command = [sys.executable, str(SCRIPT), *arguments(tmp_path, "--objective", "ig_sum_norm")]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.5))

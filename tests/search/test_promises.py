@@ -35,20 +35,35 @@ def wrapped(model: nn.Module, how: str):
     return torch.compile(model, backend="eager") if how == "compiled" else model
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(
-    norm=st.sampled_from([2, math.inf, 1]),
-    bounds=st.sampled_from([None, (-2.0, 2.0), (-1.1, 1.3)]),
-    dtype=st.sampled_from(list(EPSILON)),
-    budget=st.sampled_from([1, 3, 10, 40]),
-    asks=st.sampled_from(["nothing", "a class", "classes"]),
-    how=st.sampled_from(["module", "lambda"]),
-    chunk=st.sampled_from([None, 1, 3]),
-    n_inputs=st.integers(1, 8),
-    n_classes=st.integers(2, 5),
-    seed=st.integers(0, 1000),
-)
-def test_promises_hold(norm, bounds, dtype, budget, asks, how, chunk, n_inputs, n_classes, seed):
+COMBINATIONS = {
+    "norm": st.sampled_from([2, math.inf, 1]),
+    "bounds": st.sampled_from([None, (-2.0, 2.0), (-1.1, 1.3)]),
+    "dtype": st.sampled_from(list(EPSILON)),
+    "budget": st.sampled_from([1, 3, 10, 40]),
+    "asks": st.sampled_from(["nothing", "a class", "classes"]),
+    "how": st.sampled_from(["module", "lambda"]),
+    "chunk": st.sampled_from([None, 1, 3]),
+    "n_inputs": st.integers(1, 8),
+    "n_classes": st.integers(2, 5),
+    "seed": st.integers(0, 1000),
+}
+ALWAYS = {"deadline": None, "derandomize": True, "database": None}
+
+
+@settings(max_examples=20, **ALWAYS)
+@given(**COMBINATIONS)
+def test_promises_hold(**combination):
+    check_promises(**combination)
+
+
+@pytest.mark.exhaustive
+@settings(max_examples=100, **ALWAYS)
+@given(**COMBINATIONS)
+def test_promises_hold_in_many_combinations(**combination):
+    check_promises(**combination)
+
+
+def check_promises(norm, bounds, dtype, budget, asks, how, chunk, n_inputs, n_classes, seed):
     model = network(n_inputs, n_classes, dtype, seed)
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(6, n_inputs, generator=generator).clamp(-1, 1).to(dtype)
