@@ -11,7 +11,6 @@ from captum._utils.common import (
 )
 from captum._utils.common import _format_output as format_output
 from captum._utils.common import _is_tuple as is_tuple
-from captum._utils.common import _run_forward as run_forward
 from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
 
 __all__ = [
@@ -20,5 +19,4 @@ __all__ = [
     "format_additional_forward_args",
     "format_output",
     "is_tuple",
-    "run_forward",
 ]

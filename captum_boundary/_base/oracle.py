@@ -98,7 +98,6 @@ class MarginOracle:
         self.n_forward, self.n_gradient = self._n_passes.unbind(dim=1)
         self._owners = owners  # which of the user's examples each row is
         self.slots = torch.arange(len(x), device=self.device)  # which entry of the counters each row has
-        self.all_rows = self.slots
 
     def _decide(self, scores: Tensor, target: Tensor) -> None:
         margin, _ = margin_and_rival(scores, target)
@@ -114,10 +113,14 @@ class MarginOracle:
         self._integers, self._numbers = integers, numbers
         self.target, self._owners, self.slots = integers.unbind(dim=1)
         self.sign, self._opposite, self.start_depth = numbers.unbind(dim=1)
-        self.all_rows = torch.arange(len(integers), device=self.device)
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def all_rows(self) -> Tensor:
+        """The rows of this oracle, ``(n,)``."""
+        return torch.arange(len(self.x), device=self.device)
 
     @property
     def start_scores(self) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from captum_boundary._base.captum_helpers import run_forward
 from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary.layers._origins import Origins
 
@@ -92,7 +91,7 @@ def record(
         if origins is not None:
             origins.add(inputs)
             stack.enter_context(origins)
-        happened.output = _copied(run_forward(forward_func, inputs, None, arguments))
+        happened.output = _copied(forward_func(*inputs, *(arguments or ())))
     if happened.layer_inputs is None:
         raise BoundaryValueError(
             f"The layer, {type(layer).__name__}, was not called when the model was evaluated. Give a module that takes "
