@@ -68,12 +68,13 @@ class HalfSpaces:
         if problem.norm != 2:
             drop = self._drops[:, 0].clamp_min(0.0)
             return project_onto_hyperplane(x, self._slopes[:, 0], drop, box, problem.norm, _NEWTON_STEPS)
-        # Steps go on from the multipliers before. One more meets the limits that come in with a new half-space, in few
-        # dimensions: in many a descent follows.
-        n_steps = self._n_added - self._n_met + (box.is_limited and problem.few_dimensions)
+        # Steps go on from the multipliers before. One more, in few dimensions, meets the limits that come in with a new
+        # half-space: in many a descent follows.
+        n_steps = self._n_added - self._n_met
         self._n_met = self._n_added
         slopes, drops, multipliers = self._used()
-        nearest, solved = project_onto_half_spaces(x, slopes, drops, box, multipliers, n_steps)
+        settles = box.is_limited and problem.few_dimensions
+        nearest, solved = project_onto_half_spaces(x, slopes, drops, box, multipliers, n_steps, settles)
         multipliers.copy_(solved)
         return nearest
 
@@ -84,7 +85,7 @@ class HalfSpaces:
 
 
 def project_onto_half_spaces(
-    x: Tensor, slopes: Tensor, drops: Tensor, box: Box, multipliers: Tensor, n_steps: int
+    x: Tensor, slopes: Tensor, drops: Tensor, box: Box, multipliers: Tensor, n_steps: int, settles: bool = False
 ) -> tuple[Tensor, Tensor]:
     r"""Nearest points ``y`` of ``{y in box : slopes_k . (x - y) >= drops_k for all k}``, in the l2 norm.
 
@@ -101,42 +102,67 @@ def project_onto_half_spaces(
         box (Box): Limits of the coordinates.
         multipliers (Tensor): Where to start, ``(n, K)``, not negative: zeros, or the solution of a similar problem.
         n_steps (int): Newton steps.
+        settles (bool): Whether a last step, for half the price, solves for the half-spaces then in use alone.
 
     Returns:
 
         - **nearest** (*Tensor*): The points, ``(n, D)``.
         - **multipliers** (*Tensor*): Those of the last step, ``(n, K)``.
     """
-    tiny = torch.finfo(x.dtype).tiny
-    identity = torch.eye(slopes.shape[1], dtype=x.dtype, device=x.device)
-    is_other = identity == 0
-    gram, wanted = _gram(slopes), drops
+    free_gram = None if box.is_limited else _gram(slopes)
     for _ in range(n_steps):
-        if box.is_limited:
-            unlimited = _moved(x, multipliers, slopes)
-            nearest = box.clamp(unlimited)
-            gram = _gram(slopes * (nearest == unlimited)[:, None])
-            missing = torch.baddbmm(drops[:, :, None], slopes, (x - nearest)[:, :, None], alpha=-1)
-            missing = missing * (gram.diagonal(dim1=1, dim2=2) > tiny)[:, :, None]
-            wanted = torch.baddbmm(missing, gram, multipliers[:, :, None]).squeeze(2)
-        else:
-            missing = torch.baddbmm(drops[:, :, None], gram, multipliers[:, :, None], alpha=-1)
-        missing = missing.squeeze(2)
-        is_active = (multipliers > 0) | (missing >= missing.amax(dim=1, keepdim=True).clamp_min(tiny))
-        system = torch.where(is_active[:, :, None] & is_active[:, None], gram, identity)
-        # The rows of the inverse say how the solution changes when one half-space is left out.
-        sides = torch.cat([(wanted * is_active)[:, :, None], identity.expand_as(system)], dim=2)
-        solved, inverse = torch.linalg.solve_ex(system, sides)[0].mT.split([1, len(identity)], dim=1)
-        share = (solved.squeeze(1) / inverse.diagonal(dim1=1, dim2=2))[:, :, None]
-        without = torch.addcmul(solved, share, inverse, value=-1) * is_other  # exactly zero, which rounding is not
-        alone = torch.addcdiv(multipliers, missing, gram.diagonal(dim1=1, dim2=2))
-        moved = torch.where(is_other, multipliers[:, None], alone[:, None])
-        candidates = torch.cat([solved, without, moved], dim=1).clamp_min(0.0)
-        change = candidates - multipliers[:, None]
-        rise = torch.baddbmm(missing[:, None].expand_as(change), change, gram, alpha=-0.5)
-        best = torch.linalg.vecdot(rise, change).nan_to_num(-torch.inf, -torch.inf).argmax(dim=1)[:, None, None]
-        multipliers = candidates.take_along_dim(best, dim=1).squeeze(1)
+        multipliers = _best_step(multipliers, *_dual(x, slopes, drops, box, multipliers, free_gram))
+    if settles:
+        gram, _, wanted = _dual(x, slopes, drops, box, multipliers, free_gram)
+        is_active = multipliers > 0
+        multipliers = _solved(gram, is_active, wanted * is_active).clamp_min(0.0)
     return box.clamp(_moved(x, multipliers, slopes)), multipliers
+
+
+def _dual(
+    x: Tensor, slopes: Tensor, drops: Tensor, box: Box, multipliers: Tensor, free_gram: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The dual around ``multipliers``: its matrix ``(n, K, K)``, its slope, and the right side of its system."""
+    if free_gram is not None:
+        missing = torch.baddbmm(drops[:, :, None], free_gram, multipliers[:, :, None], alpha=-1)
+        return free_gram, missing.squeeze(2), drops
+    unlimited = _moved(x, multipliers, slopes)
+    nearest = box.clamp(unlimited)
+    gram = _gram(slopes * (nearest == unlimited)[:, None])
+    missing = torch.baddbmm(drops[:, :, None], slopes, (x - nearest)[:, :, None], alpha=-1)
+    missing = missing * (gram.diagonal(dim1=1, dim2=2) > torch.finfo(x.dtype).tiny)[:, :, None]
+    wanted = torch.baddbmm(missing, gram, multipliers[:, :, None])
+    return gram, missing.squeeze(2), wanted.squeeze(2)
+
+
+def _best_step(multipliers: Tensor, gram: Tensor, missing: Tensor, wanted: Tensor) -> Tensor:
+    alone = torch.addcdiv(multipliers, missing, gram.diagonal(dim1=1, dim2=2))
+    if gram.shape[1] == 1:
+        return alone.clamp_min(0.0)
+    identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    is_other = identity == 0
+    most_missed = missing.amax(dim=1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
+    is_active = (multipliers > 0) | (missing >= most_missed)
+    # The rows of the inverse say how the solution changes when one half-space is left out.
+    sides = torch.cat([(wanted * is_active)[:, :, None], identity.expand_as(gram)], dim=2)
+    solutions = _solved(gram, is_active, sides).mT
+    solved, inverse = solutions[:, :1], solutions[:, 1:]
+    share = (solved.squeeze(1) / inverse.diagonal(dim1=1, dim2=2))[:, :, None]
+    without = torch.addcmul(solved, share, inverse, value=-1) * is_other  # exactly zero, which rounding is not
+    moved = torch.where(is_other, multipliers[:, None], alone[:, None])
+    candidates = torch.cat([solved, without, moved], dim=1).clamp_min(0.0)
+    change = candidates - multipliers[:, None]
+    rise = torch.baddbmm(missing[:, None].expand_as(change), change, gram, alpha=-0.5)
+    best = torch.linalg.vecdot(rise, change).nan_to_num(-torch.inf, -torch.inf).argmax(dim=1)[:, None, None]
+    return candidates.take_along_dim(best, dim=1).squeeze(1)
+
+
+def _solved(gram: Tensor, is_active: Tensor, sides: Tensor) -> Tensor:
+    """Solutions of the systems of active half-spaces, whose ``sides`` are ``(n, K)`` or ``(n, K, any)``."""
+    identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    system = torch.where(is_active[:, :, None] & is_active[:, None], gram, identity)
+    solution: Tensor = torch.linalg.solve_ex(system, sides)[0]
+    return solution
 
 
 def _gram(slopes: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from captum_boundary import (
 
 # A step is a forward pass of the model, with a backward pass or without.
 SEARCH = Cost(operations=60, synchronisations=2, copies=1)
-SEARCH_OF_CORNERS = Cost(operations=68, synchronisations=2, copies=1)  # of boundary and bounds: exact, in l2
+SEARCH_OF_CORNERS = Cost(operations=60, synchronisations=2, copies=1)
 CURVE = Cost(operations=14, synchronisations=1, copies=1)
 ATTACK = Cost(operations=110, synchronisations=1, copies=1)
 TRAINING = Cost(operations=25, synchronisations=1, copies=2)

@@ -54,15 +54,16 @@ def test_the_method_ends_on_the_nearest_point(n_inputs, n_planes, is_limited):
     assert (box.clamp(nearest) == nearest).all()
 
 
+@pytest.mark.parametrize(("n_steps", "settles"), [(2, False), (1, True)])
 @pytest.mark.parametrize("is_limited", [False, True])
-def test_planes_that_come_one_by_one_are_met_in_two_steps_each(is_limited):
+def test_planes_that_come_one_by_one_are_met_in_two_steps_each(is_limited, n_steps, settles):
     """What the search does: it goes on from the multipliers of the planes before."""
     x, slopes, drops, box, exact = random_problems(6, 4, is_limited)
     multipliers = torch.zeros_like(drops)
     for n_planes in range(1, 5):
         here = torch.arange(4) < n_planes
         nearest, multipliers = project_onto_half_spaces(
-            x, slopes * here[:, None], drops * here, box, multipliers, n_steps=2
+            x, slopes * here[:, None], drops * here, box, multipliers, n_steps, settles
         )
     error = ((x - nearest).norm(dim=1) / exact - 1).abs()[~exact.isnan()]
     assert (error < 1e-6).double().mean() > 0.85
