@@ -62,7 +62,9 @@ def test_the_reviews(benchmark):
 
 
 @pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")  # where no word can be taken away
-@pytest.mark.parametrize("name", ["bag of words", "LSTM", "transformer"])
+@pytest.mark.parametrize(
+    "name", ["bag of words", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("LSTM", "transformer"))]
+)
 def test_models_learn_and_all_methods_explain_them(name, benchmark, texts):
     if name == "transformer":
         pytest.importorskip("transformers")

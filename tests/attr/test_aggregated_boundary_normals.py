@@ -314,7 +314,7 @@ def test_the_nearest_classes_are_not_those_of_the_highest_scores():
 
 @pytest.mark.parametrize(
     ("first", "last"),
-    [(0, 12), *(pytest.param(first, first + 50, marks=pytest.mark.exhaustive) for first in range(0, 200, 50))],
+    [(0, 5), *(pytest.param(first, first + 50, marks=pytest.mark.exhaustive) for first in range(0, 200, 50))],
 )
 def test_normals_do_not_depend_on_the_batch(first, last):
     """Nearest points of networks of ReLUs lie on kinks, where rounding decides about gradients."""

@@ -254,6 +254,7 @@ def test_arrays_of_a_file(tmp_path):
         NpzArrays(path)
 
 
+@pytest.mark.exhaustive  # what is under the command runs under torchrun in test_resume.py
 def test_torchrun_writes_what_one_process_does(tmp_path):
     words = ["-m", "captum_boundary", "explain", *OWN, "--batch-size", "4"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

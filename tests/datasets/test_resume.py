@@ -37,7 +37,7 @@ big = BoundaryIntegratedGradients(model, NearestBoundary(model, budget=5))
 if "WORLD_SIZE" in __import__("os").environ:
     torch.distributed.init_process_group("gloo")
 print("ready", flush=True)
-explain_dataset(big, Rows(400), sys.argv[1], batch_size=4, options={"n_steps": 5})
+explain_dataset(big, Rows(int(sys.argv[2])), sys.argv[1], batch_size=4, options={"n_steps": 5})
 """
 
 
@@ -48,11 +48,11 @@ def explain(out, **changes):
     return explain_dataset(arguments.pop("explainer", big), arguments.pop("dataset"), out, **arguments)
 
 
-def start(script: Path, out: Path, n_processes: int = 1) -> subprocess.Popen:
+def start(script: Path, out: Path, n_rows: int, n_processes: int = 1) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path])}
     return subprocess.Popen(
-        [sys.executable, *(launcher if n_processes > 1 else []), str(script), str(out)],
+        [sys.executable, *(launcher if n_processes > 1 else []), str(script), str(out), str(n_rows)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -93,31 +93,31 @@ def kill(process: subprocess.Popen) -> None:
     psutil.wait_procs(family)
 
 
-def kill_and_resume(tmp_path: Path, n_kills: int) -> list[int]:
+def kill_and_resume(tmp_path: Path, n_rows: int, n_kills: int) -> list[int]:
     """How many batches there were after each kill; in the end, everything is as if nothing had happened."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    explain(whole, dataset=Rows(400))
+    explain(whole, dataset=Rows(n_rows))
     chance = random.Random(1)
     done = []
     for number in range(n_kills):
-        process = start(script, killed, n_processes=1 + number % 2)
+        process = start(script, killed, n_rows, n_processes=1 + number % 2)
         kill_at(process, killed, n_batches(killed) + chance.randrange(5), chance.uniform(0, 0.1))
         done.append(n_batches(killed))
-    explain(killed, dataset=Rows(400))
+    explain(killed, dataset=Rows(n_rows))
     assert contents(killed) == contents(whole)
     return done
 
 
 def test_a_killed_run_goes_on(tmp_path):
-    done = kill_and_resume(tmp_path, n_kills=2)
+    done = kill_and_resume(tmp_path, n_rows=120, n_kills=2)
     assert done == sorted(done)
 
 
 @pytest.mark.exhaustive
 def test_a_run_that_is_killed_at_twenty_random_moments_ends_with_the_same_bytes(tmp_path):
-    done = kill_and_resume(tmp_path, n_kills=20)
+    done = kill_and_resume(tmp_path, n_rows=400, n_kills=20)
     assert done == sorted(done)
     assert len(set(done)) > 10
     assert done[-1] < 100
@@ -248,8 +248,8 @@ def test_methods_with_random_numbers_go_on(tmp_path):
 
 def test_two_runs_cannot_write_to_one_folder(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.replace("Rows(400", "Rows(4000"))
-    first = start(script, tmp_path / "out")
+    script.write_text(SCRIPT)
+    first = start(script, tmp_path / "out", n_rows=4000)
     try:
         while not list((tmp_path / "out").rglob("[!.]*.parquet")):
             assert first.poll() is None, first.communicate()[0]

@@ -45,6 +45,7 @@ def row(folder: Path) -> dict[str, float]:
     return {name: value for name, value in table.items() if name != "seconds / step"}
 
 
+@pytest.mark.exhaustive
 def test_killed_and_resumed_equals_uninterrupted(finished: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / NAME / "ig_sum_norm.pt"
     moments = random.Random(time.time_ns())
