@@ -102,7 +102,8 @@ def project_onto_half_spaces(
         box (Box): Limits of the coordinates.
         multipliers (Tensor): Where to start, ``(n, K)``, not negative: zeros, or the solution of a similar problem.
         n_steps (int): Newton steps.
-        settles (bool): Whether a last step, for half the price, solves for the half-spaces then in use alone.
+        settles (bool): Whether a last step, for half the price, solves for the half-spaces then in use alone, where all
+            of them stay in use.
 
     Returns:
 
@@ -115,7 +116,8 @@ def project_onto_half_spaces(
     if settles:
         gram, _, wanted = _dual(x, slopes, drops, box, multipliers, free_gram)
         is_active = multipliers > 0
-        multipliers = _solved(gram, is_active, wanted * is_active).clamp_min(0.0)
+        settled = _solved(gram, is_active, wanted * is_active)
+        multipliers = torch.where(settled.amin(dim=1, keepdim=True) >= 0, settled, multipliers)
     return box.clamp(_moved(x, multipliers, slopes)), multipliers
 
 
