@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from captum_boundary._base.geometry import length
@@ -60,6 +59,8 @@ def unit_normals(problem: Problem, points: Tensor, distance: Tensor) -> Tensor:
 
 def _nearest_combination(directions: Any, way: Any, free: Any) -> Any:
     """The unit vector of the non-negative combination of ``(K, D)`` directions that is nearest to the way."""
+    from scipy.optimize import nnls  # which takes longer to import than the rest of the package
+
     system = directions * free
     weights, _ = nnls(system.T, way * free / np.linalg.norm(way).clip(min=np.finfo(float).tiny))
     combined = weights @ directions

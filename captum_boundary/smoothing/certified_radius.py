@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from scipy.special import ndtri
-from scipy.stats import beta
 from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
@@ -138,10 +136,12 @@ def certified_radius(
         target = voters.count(n_selection, source).argmax(dim=1)
         first_evaluation_is_over()
         for_target = voters.count(n_samples, source).gather(1, target[:, None]).squeeze(1).numpy()
+    from scipy.stats import beta  # which takes longer to import than the rest of the package
+
     lower = beta.ppf(alpha, for_target, n_samples - for_target + 1)  # NaN without any vote
     p_lower = torch.from_numpy(lower).nan_to_num(0.0)
     abstained = p_lower <= 0.5
-    radius = stdev * torch.from_numpy(ndtri(p_lower.numpy())).masked_fill(abstained, 0.0)
+    radius = stdev * torch.special.ndtri(p_lower).masked_fill(abstained, 0.0)
     device, dtype = tensors[0].device, geometry_dtype(tensors)
     return CertifiedRadius(
         radius.to(dtype).to(device), target.to(device), abstained.to(device), p_lower.to(dtype).to(device)
