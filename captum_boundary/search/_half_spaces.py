@@ -102,8 +102,8 @@ def project_onto_half_spaces(
         box (Box): Limits of the coordinates.
         multipliers (Tensor): Where to start, ``(n, K)``, not negative: zeros, or the solution of a similar problem.
         n_steps (int): Newton steps.
-        settles (bool): Whether a last step, for half the price, solves for the half-spaces then in use alone, where all
-            of them stay in use.
+        settles (bool): Whether a last step, for less, solves for the half-spaces in use and the one most missed alone,
+            where all of them stay in use.
 
     Returns:
 
@@ -114,10 +114,7 @@ def project_onto_half_spaces(
     for _ in range(n_steps):
         multipliers = _best_step(multipliers, *_dual(x, slopes, drops, box, multipliers, free_gram))
     if settles:
-        gram, _, wanted = _dual(x, slopes, drops, box, multipliers, free_gram)
-        is_active = multipliers > 0
-        settled = _solved(gram, is_active, wanted * is_active)
-        multipliers = torch.where(settled.amin(dim=1, keepdim=True) >= 0, settled, multipliers)
+        multipliers = _settled(multipliers, *_dual(x, slopes, drops, box, multipliers, free_gram))
     return box.clamp(_moved(x, multipliers, slopes)), multipliers
 
 
@@ -139,12 +136,11 @@ def _dual(
 
 def _best_step(multipliers: Tensor, gram: Tensor, missing: Tensor, wanted: Tensor) -> Tensor:
     alone = torch.addcdiv(multipliers, missing, gram.diagonal(dim1=1, dim2=2))
-    if gram.shape[1] == 1:
+    if _is_one(gram):
         return alone.clamp_min(0.0)
     identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     is_other = identity == 0
-    most_missed = missing.amax(dim=1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
-    is_active = (multipliers > 0) | (missing >= most_missed)
+    is_active = _in_use(multipliers, missing)
     # The rows of the inverse say how the solution changes when one half-space is left out.
     sides = torch.cat([(wanted * is_active)[:, :, None], identity.expand_as(gram)], dim=2)
     solutions = _solved(gram, is_active, sides).mT
@@ -157,6 +153,24 @@ def _best_step(multipliers: Tensor, gram: Tensor, missing: Tensor, wanted: Tenso
     rise = torch.baddbmm(missing[:, None].expand_as(change), change, gram, alpha=-0.5)
     best = torch.linalg.vecdot(rise, change).nan_to_num(-torch.inf, -torch.inf).argmax(dim=1)[:, None, None]
     return candidates.take_along_dim(best, dim=1).squeeze(1)
+
+
+def _settled(multipliers: Tensor, gram: Tensor, missing: Tensor, wanted: Tensor) -> Tensor:
+    if _is_one(gram):
+        return _best_step(multipliers, gram, missing, wanted)
+    is_active = _in_use(multipliers, missing)
+    settled = _solved(gram, is_active, wanted * is_active)
+    return torch.where(settled.amin(dim=1, keepdim=True) >= 0, settled, multipliers)
+
+
+def _is_one(gram: Tensor) -> bool:
+    return gram.shape[1] == 1
+
+
+def _in_use(multipliers: Tensor, missing: Tensor) -> Tensor:
+    """Half-spaces that hold a point back, and the one most missed."""
+    most_missed = missing.amax(dim=1, keepdim=True).clamp_min(torch.finfo(missing.dtype).tiny)
+    return (multipliers > 0) | (missing >= most_missed)
 
 
 def _solved(gram: Tensor, is_active: Tensor, sides: Tensor) -> Tensor:
