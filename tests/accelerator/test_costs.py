@@ -30,7 +30,6 @@ from captum_boundary import (
 
 # A step is a forward pass of the model, with a backward pass or without.
 SEARCH = Cost(operations=60, synchronisations=2, copies=1)
-SEARCH_OF_CORNERS = Cost(operations=60, synchronisations=2, copies=1)
 CURVE = Cost(operations=14, synchronisations=1, copies=1)
 ATTACK = Cost(operations=110, synchronisations=1, copies=1)
 TRAINING = Cost(operations=25, synchronisations=1, copies=2)
@@ -91,11 +90,10 @@ SEARCHES["PGD"] = partial(PGDBoundary, epsilons=(0.1, 0.5, 2.0), n_steps=10)
 @pytest.mark.parametrize("problem", [images, large_images, plane])
 @pytest.mark.parametrize("name", SEARCHES)
 def test_searches(name: str, problem: Callable[[str], tuple[nn.Module, Tensor]], pretended: str) -> None:
-    meets_corners = name == "l2 in bounds" and problem is not large_images
     model, inputs = problem(pretended)
     with counting() as counts:
         SEARCHES[name](model).find(inputs)
-    check_steps(counts, SEARCH_OF_CORNERS if meets_corners else SEARCH)
+    check_steps(counts, SEARCH)
 
 
 @pytest.mark.parametrize("sampling", ["classes", "random"])

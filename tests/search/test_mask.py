@@ -116,7 +116,7 @@ def test_distances_of_linear_models_in_closed_form(make, norm, linear, inputs, m
 @pytest.mark.parametrize("make", ALL)
 def test_as_near_as_in_the_model_of_the_values_that_move(make, norm, network, inputs, mask):
     boundary = make(network, norm=norm).find(inputs, mask=mask)
-    for row, (x, free) in enumerate(zip(inputs[:2], mask, strict=False)):
+    for row, (x, free) in enumerate(zip(inputs[:2], mask[:2], strict=True)):
 
         def restricted(part: Tensor, x: Tensor = x, free: Tensor = free) -> Tensor:
             return network(x.repeat(len(part), 1).index_put((torch.arange(len(part))[:, None], free.nonzero().T), part))
