@@ -85,13 +85,13 @@ def test_one_output_has_the_energy_of_its_margin(shape):
 def test_common_energy_is_the_squared_mean_without_bias():
     """Few copies are right on average, where the plain square of their mean is not."""
     model, x = network(), points(1)
-    g = slow_gradients(model, x[0], 0, 4000)
+    g = slow_gradients(model, x[0], 0, 10_000)
     expected = g.mean(dim=0).square()
     generator = torch.Generator().manual_seed(0)
     few = torch.cat(
-        [BoundaryEnergy(model, STDEV, generator=generator).attribute(x, 0, None, 4, "common") for _ in range(500)]
+        [BoundaryEnergy(model, STDEV, generator=generator).attribute(x, 0, None, 4, "common") for _ in range(1000)]
     )
-    error = few.std(dim=0) / len(few) ** 0.5
+    error = few.std(dim=0) / 1000**0.5
     assert ((few.mean(dim=0) - expected).abs() < 4 * error + 0.002 * expected).all()
     bias = g.unflatten(0, (-1, 2)).mean(dim=1).var(dim=0) / 2
     assert (bias > 5 * error).any(), "the test would notice the bias of the plain square"

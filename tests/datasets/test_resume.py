@@ -113,6 +113,7 @@ def kill_and_resume(tmp_path: Path, n_rows: int, n_kills: int) -> list[int]:
 def test_a_killed_run_goes_on(tmp_path):
     done = kill_and_resume(tmp_path, n_rows=120, n_kills=2)
     assert done == sorted(done)
+    assert done[-1] < 30, "it was killed before it was done"
 
 
 @pytest.mark.exhaustive

@@ -41,7 +41,7 @@ def test_stopped_runs_go_on_batch_by_batch(
 ) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
-    images = torch.rand(3, 1, 8, 8)
+    images = torch.rand(5, 1, 8, 8)
     with torch.no_grad():
         labels = model(images).argmax(dim=1)
     monkeypatch.setattr(benchmark, "BATCH", 2)
@@ -60,11 +60,11 @@ def test_stopped_runs_go_on_batch_by_batch(
     with pytest.raises(KeyboardInterrupt):
         benchmark.finish("small", options)
     shares = benchmark.finish("small", options)
-    assert seen == [2, 1, 1]
+    assert seen == [2, 2, 2, 1]
     assert set(shares) == set(benchmark.METHODS)
     for columns in shares.values():
         assert {name: len(values) for name, values in columns.items()} == dict.fromkeys(
-            ("on IG", "on SM", "on BIG", "random"), 3
+            ("on IG", "on SM", "on BIG", "random"), 5
         )
     assert benchmark.finish("small", options) == shares
-    assert len(seen) == 3
+    assert len(seen) == 4

@@ -252,7 +252,7 @@ def test_parameter_gradients_at_fixed_points(size, internal_batch_size, with_lay
 def test_internal_batch_size_changes_nothing(size) -> None:
     x, y = batch()
     outcomes = []
-    for internal_batch_size in (None, 1, 13, 50, 10_000):
+    for internal_batch_size in (None, 1, 6, 13, 50, 130, 10_000):
         model = softplus_network()
         loss = RARLoss(model, size, epsilon=0.3, internal_batch_size=internal_batch_size)(x, y)
         loss.backward()

@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "rar_terms.py"
 
 
 def table_of(output: Path, *settings: str) -> dict[str, Any]:
-    options = ["--dataset", "digits", "--quick", "--seconds", "0.4", "--seeds", "0", "1", "--setting", *settings]
+    options = ["--dataset", "digits", "--quick", "--seconds", "1", "--seeds", "0", "1", "--setting", *settings]
     done = run_script(SCRIPT, *options, "--output", output)
     assert done.returncode == 0, done.stderr
     assert (output / "digits" / "frontier.png").stat().st_size > 0

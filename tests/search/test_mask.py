@@ -114,9 +114,10 @@ def test_distances_of_linear_models_in_closed_form(make, norm, linear, inputs, m
 
 @every_norm
 @pytest.mark.parametrize("make", ALL)
-def test_as_near_as_in_the_model_of_the_values_that_move(make, norm, network, inputs, mask):
+@pytest.mark.parametrize("n_rows", [2, pytest.param(6, marks=pytest.mark.exhaustive)])
+def test_as_near_as_in_the_model_of_the_values_that_move(make, norm, network, inputs, mask, n_rows):
     boundary = make(network, norm=norm).find(inputs, mask=mask)
-    for row, (x, free) in enumerate(zip(inputs[:2], mask[:2], strict=True)):
+    for row, (x, free) in enumerate(zip(inputs[:n_rows], mask[:n_rows], strict=True)):
 
         def restricted(part: Tensor, x: Tensor = x, free: Tensor = free) -> Tensor:
             return network(x.repeat(len(part), 1).index_put((torch.arange(len(part))[:, None], free.nonzero().T), part))

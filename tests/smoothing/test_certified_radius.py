@@ -110,10 +110,10 @@ def networks(n_networks):
             yield nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 3)).double().eval()
 
 
-def far_end(smoothed, inputs, certificate, boundary, decision, factors=(3.0, 2.0, 1.5, 1.25, 1.1, 1.0), **options):
+def far_end(smoothed, inputs, certificate, boundary, decision, **options):
     """Least distance along the way to the boundary point at which another class is certified."""
     ends = torch.full_like(boundary.distance, torch.inf)
-    for factor in factors:
+    for factor in (3.0, 2.0, 1.5, 1.25, 1.1, 1.0):
         points = inputs + factor * (boundary.points - inputs)
         there = certified_radius(smoothed, points, decision=decision, **options)
         differs = ~there.abstained & (there.target != certificate.target) & boundary.found
@@ -158,8 +158,7 @@ def bracketed(model, images, stdev):
     smoothed = SmoothedModel(model, stdev, 16, average="probabilities", internal_batch_size=64)
     certificate = certified_radius(smoothed, images, 100, decision="probabilities")
     boundary = NearestBoundary(smoothed, budget=5).find(images, certificate.target)
-    options = {"factors": (2.0, 1.25), "n_samples": 100, "n_selection": 20}
-    ends = far_end(smoothed, images, certificate, boundary, "probabilities", **options)
+    ends = far_end(smoothed, images, certificate, boundary, "probabilities", n_samples=100, n_selection=20)
     assert (certificate.radius < ends).all()
     return int((ends.isfinite() & ~certificate.abstained).sum())
 
