@@ -1,13 +1,6 @@
 """Boundary attributions for Captum: explain a classifier from its nearest decision boundary."""
 
 from captum_boundary import metrics, visualization
-from captum_boundary._base.errors import (
-    BoundaryError,
-    BoundaryNotFoundError,
-    BoundaryNotFoundWarning,
-    BoundaryTypeError,
-    BoundaryValueError,
-)
 from captum_boundary.attr import (
     AggregatedBoundaryNormals,
     BoundaryAttribution,
@@ -17,6 +10,13 @@ from captum_boundary.attr import (
     BoundarySaliency,
     LayerBoundaryAttribution,
     separate_activations,
+)
+from captum_boundary.errors import (
+    BoundaryError,
+    BoundaryNotFoundError,
+    BoundaryNotFoundWarning,
+    BoundaryTypeError,
+    BoundaryValueError,
 )
 from captum_boundary.layers import ModelFromLayer, nearest_tokens
 from captum_boundary.robust import (

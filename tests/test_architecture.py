@@ -13,15 +13,15 @@ PACKAGE = Path(captum_boundary.__file__).parent
 
 # Each floor and those it may import from.
 FLOORS = {
-    "_base": set(),
-    "search": {"_base"},
-    "layers": {"_base"},
-    "smoothing": {"_base"},
-    "attr": {"_base", "search", "layers", "smoothing"},
-    "robust": {"_base"},
-    "metrics": {"_base", "search", "attr", "robust"},
-    "visualization": {"_base", "search", "attr", "metrics", "robust"},
-    "datasets": {"_base", "search", "attr", "metrics", "robust", "visualization"},
+    "_core": set(),
+    "search": {"_core"},
+    "layers": {"_core"},
+    "smoothing": {"_core"},
+    "attr": {"_core", "search", "layers", "smoothing"},
+    "robust": {"_core"},
+    "metrics": {"_core", "search", "attr", "robust"},
+    "visualization": {"_core", "search", "attr", "metrics", "robust"},
+    "datasets": {"_core", "search", "attr", "metrics", "robust", "visualization"},
 }
 
 

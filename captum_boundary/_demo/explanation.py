@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from captum.attr import DeepLift, IntegratedGradients, Saliency
 from torch import Tensor, nn
 
-from captum_boundary._base.margin import margin_and_rival
+from captum_boundary._core.margin import margin_and_rival
 from captum_boundary._demo.digits import Digits
 from captum_boundary.attr import BoundaryAttribution, BoundaryIntegratedGradients, BoundarySaliency
 from captum_boundary.search import BoundaryPoints, NearestBoundary

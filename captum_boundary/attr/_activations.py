@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.attr._activation_table import FUNCTIONAL_FORMS, SETTINGS
 from captum_boundary.attr._hook_safe import prepare_for_hooks
 from captum_boundary.attr._separation_check import verify
 from captum_boundary.attr._surroundings import undisturbed_randomness
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["copy_sharing_tensors", "separate_activations"]
 

@@ -10,7 +10,7 @@ import torch
 from captum.attr import Attribution, DeepLiftShap, GradientAttribution
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import format_output
+from captum_boundary._core.captum_helpers import format_output
 from captum_boundary.attr._methods import baseline_argument, core_of, takes_target
 
 __all__ = ["MethodCall", "ask", "ask_one_by_one"]

@@ -14,10 +14,10 @@ from typing import Any
 from captum.attr import LRP, Attribution
 from torch import Tensor, nn
 
-from captum_boundary._base.captum_helpers import format_additional_forward_args
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.captum_helpers import format_additional_forward_args
 from captum_boundary.attr._activations import copy_sharing_tensors
 from captum_boundary.attr._methods import build_method, core_of, hookable_copy, hooks_modules
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers import ModelFromLayer
 from captum_boundary.layers.model_from_layer import n_activations_of
 

@@ -21,9 +21,9 @@ from captum.attr import (
 )
 from torch import nn
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.attr._activations import separate_activations
 from captum_boundary.attr._max_pooling import pool_in_batches
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers import ModelFromLayer
 
 __all__ = [

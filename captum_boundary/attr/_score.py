@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_boundary._base.margin import class_scores
-from captum_boundary._base.outputs import score_tensor
+from captum_boundary._core.margin import class_scores
+from captum_boundary._core.outputs import score_tensor
 
 __all__ = ["MarginScore", "ScoreTensor"]
 

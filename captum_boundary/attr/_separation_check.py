@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary.attr._activation_table import FUNCTIONAL_FORMS, SETTINGS
 from captum_boundary.attr._surroundings import undisturbed_randomness
+from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["verify"]
 

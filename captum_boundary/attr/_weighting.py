@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["Weighting", "check_weighting", "weigh"]
 

@@ -11,15 +11,15 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._base.checks import check_count, check_inputs
-from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary._base.flat import pack, unpack
-from captum_boundary._base.mask import Mask
-from captum_boundary._base.oracle import MarginOracle
-from captum_boundary._base.training_mode import watched_training_mode
+from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
+from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.flat import pack, unpack
+from captum_boundary._core.mask import Mask
+from captum_boundary._core.oracle import MarginOracle
+from captum_boundary._core.training_mode import watched_training_mode
 from captum_boundary.attr._weighting import Weighting, check_weighting
 from captum_boundary.attr.boundary_normals import BoundaryNormals, FlatNormals, collect, flattened
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundarySearch
 from captum_boundary.search._given import check_same_target, refuse_mask, search_for
 from captum_boundary.search._neighbours import (

@@ -11,17 +11,16 @@ from captum.attr import GradientAttribution, IntegratedGradients
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import (
+from captum_boundary._core.captum_helpers import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
     is_tuple,
 )
-from captum_boundary._base.checks import check_inputs
-from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary._base.margin import class_scores, resolve_target
-from captum_boundary._base.mask import Mask
-from captum_boundary._base.outputs import has_one_output, output_of, score_tensor
+from captum_boundary._core.checks import check_inputs
+from captum_boundary._core.margin import class_scores, resolve_target
+from captum_boundary._core.mask import Mask
+from captum_boundary._core.outputs import has_one_output, output_of, score_tensor
 from captum_boundary.attr._calls import MethodCall, ask, ask_one_by_one
 from captum_boundary.attr._layer_methods import HookableFromLayer
 from captum_boundary.attr._methods import (
@@ -36,6 +35,7 @@ from captum_boundary.attr._methods import (
 )
 from captum_boundary.attr._score import MarginScore, ScoreTensor
 from captum_boundary.attr._surroundings import default_device_of, undisturbed_randomness
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 from captum_boundary.search._given import check_same_target, points_for, refuse_mask, search_for
 from captum_boundary.search._same_model import check_same_model

@@ -12,14 +12,14 @@ from captum.log import log_usage
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._base.checks import check_count, check_inputs
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.generators import check_generator, seed_of
-from captum_boundary._base.margin import margin_and_rival
-from captum_boundary._base.oracle import MarginOracle
-from captum_boundary._base.training_mode import watched_training_mode
+from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
+from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.generators import check_generator, seed_of
+from captum_boundary._core.margin import margin_and_rival
+from captum_boundary._core.oracle import MarginOracle
+from captum_boundary._core.training_mode import watched_training_mode
 from captum_boundary.attr._local_average import local_average
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, slices
 
 __all__ = ["BoundaryEnergy"]

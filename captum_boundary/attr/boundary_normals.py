@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import format_output
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.flat import pack
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary._core.captum_helpers import format_output
+from captum_boundary._core.flat import pack
+from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.attr._weighting import Weighting, weigh
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search._neighbours import Neighbours
 
 __all__ = ["BoundaryNormals", "FlatNormals", "collect", "flattened"]

@@ -9,12 +9,12 @@ from captum.attr import LayerAttribution, LayerIntegratedGradients
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_boundary._base.captum_helpers import TargetType
-from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary._base.mask import Mask
+from captum_boundary._core.captum_helpers import TargetType
+from captum_boundary._core.mask import Mask
 from captum_boundary.attr._layer_methods import build_layer_method, for_activations, hookable_from_layer
 from captum_boundary.attr._methods import has_delta, hooks_modules
 from captum_boundary.attr.boundary_attribution import BoundaryAttribution
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.layers import ModelFromLayer
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 from captum_boundary.search._given import search_for

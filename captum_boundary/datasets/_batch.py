@@ -11,15 +11,15 @@ import torch
 from captum.attr import Attribution, GradientAttribution
 from torch import Tensor, nn
 
-from captum_boundary._base.captum_helpers import format_additional_forward_args, format_output
-from captum_boundary._base.errors import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.margin import class_scores, margin_and_rival
-from captum_boundary._base.outputs import evaluate, has_one_output
+from captum_boundary._core.captum_helpers import format_additional_forward_args, format_output
+from captum_boundary._core.margin import class_scores, margin_and_rival
+from captum_boundary._core.outputs import evaluate, has_one_output
 from captum_boundary.attr import BoundaryAttribution, BoundaryNormals
 from captum_boundary.attr._methods import core_of
 from captum_boundary.datasets._describe import generators_of
 from captum_boundary.datasets._examples import Example
 from captum_boundary.datasets._seeds import kept_randomness, seed_everything
+from captum_boundary.errors import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError
 
 __all__ = ["BatchExplainer", "Explained", "device_of"]
 

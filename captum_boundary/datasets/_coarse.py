@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["coarse", "pair_of"]
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.datasets._describe import hash_of_tensors
 from captum_boundary.datasets._seeds import kept_randomness, seed_everything
 from captum_boundary.datasets.errors import ExampleError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["Example", "Failure", "Form", "Reader", "check_dataset", "form_of", "message_of"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from captum_boundary._base.errors import BoundaryValueError
 from captum_boundary.datasets._batch import BatchExplainer
 from captum_boundary.datasets._examples import Example, Form, Reader, form_of, message_of
 from captum_boundary.datasets._seeds import kept_randomness
+from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["class_names_of", "find_form"]
 

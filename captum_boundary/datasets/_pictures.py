@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from captum_boundary._base.bounds import Bounds, box_of
+from captum_boundary._core.bounds import Bounds, box_of
 
 __all__ = ["is_image", "picture"]
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from captum_boundary._base.errors import BoundaryError
+from captum_boundary.errors import BoundaryError
 
 __all__ = ["Team"]
 

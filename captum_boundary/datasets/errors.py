@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from captum_boundary._base.errors import BoundaryError
+from captum_boundary.errors import BoundaryError
 
 __all__ = ["ExampleError", "FolderError"]
 

@@ -12,14 +12,14 @@ import torch
 from captum.attr import Attribution
 from torch.utils.data import Dataset
 
-from captum_boundary._base.checks import check_count
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.checks import check_count
 from captum_boundary.datasets._batch import device_of
 from captum_boundary.datasets._coarse import pair_of
 from captum_boundary.datasets._examples import check_dataset
 from captum_boundary.datasets._run import Run, Settings
 from captum_boundary.datasets._team import Team
 from captum_boundary.datasets.reading import Explanations, load_explanations
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["explain_dataset"]
 

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 import captum_boundary
-from captum_boundary._base.bounds import Bounds
-from captum_boundary._base.checks import check_count
+from captum_boundary._core.bounds import Bounds
+from captum_boundary._core.checks import check_count
 from captum_boundary.datasets._examples import Example, Reader, check_dataset
 from captum_boundary.datasets._folder import write_atomically
 from captum_boundary.datasets._html import page

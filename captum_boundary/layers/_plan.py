@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers._recording import Call, Pass
 from captum_boundary.layers._rows import Activation, Place, Row, StandIn, Tree, tree_of
 

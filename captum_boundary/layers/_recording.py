@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.layers._origins import Origins
 
 __all__ = ["Call", "Pass", "forward_replaced", "record"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
-from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.layers._plan import Plan
 from captum_boundary.layers._recording import forward_replaced
 from captum_boundary.layers._rows import Row, Tree

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from captum_boundary._base.captum_helpers import format_additional_forward_args
-from captum_boundary._base.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.outputs import config_of
-from captum_boundary._base.training_mode import watched_training_mode
+from captum_boundary._core.captum_helpers import format_additional_forward_args
+from captum_boundary._core.outputs import config_of
+from captum_boundary._core.training_mode import watched_training_mode
+from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers._origins import Origins
 from captum_boundary.layers._plan import Plan, plan_of
 from captum_boundary.layers._recording import record

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_boundary._base.checks import check_count
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.checks import check_count
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["nearest_tokens"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["baselines_for"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.captum_helpers import TargetType
-from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary._base.margin import resolve_target
-from captum_boundary._base.model_scores import ModelScores
+from captum_boundary._core.captum_helpers import TargetType
+from captum_boundary._core.margin import resolve_target
+from captum_boundary._core.model_scores import ModelScores
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.metrics._maps import check_attributions
 
 __all__ = ["TargetScore", "exchange_curves", "ranks"]

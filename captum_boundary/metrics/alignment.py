@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._base.bounds import Bounds, box_of
-from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_boundary._base.checks import check_inputs
-from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary._base.geometry import length, project_onto_hyperplane, row_dot
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary._core.bounds import Bounds, box_of
+from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric
+from captum_boundary._core.checks import check_inputs
+from captum_boundary._core.geometry import length, project_onto_hyperplane, row_dot
+from captum_boundary._core.oracle import MarginOracle
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.metrics._maps import check_attributions
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._given import points_for

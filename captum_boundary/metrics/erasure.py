@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import TargetType
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.captum_helpers import TargetType
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.metrics._curves import TargetScore
 from captum_boundary.metrics._maps import check_attributions
 

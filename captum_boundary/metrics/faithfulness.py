@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import TargetType
-from captum_boundary._base.checks import check_count, check_inputs
-from captum_boundary._base.errors import BoundaryTypeError
+from captum_boundary._core.captum_helpers import TargetType
+from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary.errors import BoundaryTypeError
 from captum_boundary.metrics._baselines import baselines_for
 from captum_boundary.metrics._curves import TargetScore, exchange_curves, ranks
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_boundary._base import agreement
-from captum_boundary._base.checks import check_count
-from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary._core import agreement
+from captum_boundary._core.checks import check_count
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.metrics._maps import check_attributions, summed_over_channels
 from captum_boundary.robust.evaluation import evaluate_attribution_robustness
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.geometry import Box
+from captum_boundary._core.geometry import Box
 from captum_boundary.robust._attack_objectives import Objective
 from captum_boundary.robust._attribution_maps import AttributionMaps, MapState
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from captum_boundary._base.agreement import center_of_mass, center_shift, top_features
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.agreement import center_of_mass, center_shift, top_features
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attribution_maps import AttributionMaps
 
 __all__ = ["Objective", "objective_of"]

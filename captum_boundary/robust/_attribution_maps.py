@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_boundary._base.agreement import flat_maps
-from captum_boundary._base.captum_helpers import TargetType
-from captum_boundary._base.flat import pack
-from captum_boundary._base.geometry import Box
-from captum_boundary._base.margin import resolve_target
+from captum_boundary._core.agreement import flat_maps
+from captum_boundary._core.captum_helpers import TargetType
+from captum_boundary._core.flat import pack
+from captum_boundary._core.geometry import Box
+from captum_boundary._core.margin import resolve_target
 from captum_boundary.robust._batch_sizes import batches, points_at_once
 from captum_boundary.robust._flat_model import FlatModel
 from captum_boundary.robust._map_baselines import format_baselines

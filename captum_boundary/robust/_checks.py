@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_boundary._base.checks import check_count
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.generators import check_generator
-from captum_boundary._base.margin import class_scores
-from captum_boundary._base.outputs import has_one_output, score_tensor
+from captum_boundary._core.checks import check_count
+from captum_boundary._core.generators import check_generator
+from captum_boundary._core.margin import class_scores
+from captum_boundary._core.outputs import has_one_output, score_tensor
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._model_modes import ordinary, unwrapped
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 from captum_boundary.robust._smooth_activations import KinksOutOfReach

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._base.flat import pack, unpack
-from captum_boundary._base.margin import margin_and_rival
-from captum_boundary._base.model_scores import ModelScores
+from captum_boundary._core.flat import pack, unpack
+from captum_boundary._core.margin import margin_and_rival
+from captum_boundary._core.model_scores import ModelScores
 
 __all__ = ["FlatModel"]
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.bounds import Bounds, box_of
-from captum_boundary._base.geometry import length
+from captum_boundary._core.bounds import Bounds, box_of
+from captum_boundary._core.geometry import length
 from captum_boundary.robust._neighbourhood import Neighbourhood
 
 __all__ = ["InnerMaximizer"]

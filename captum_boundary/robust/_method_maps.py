@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import format_output
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.flat import pack
+from captum_boundary._core.captum_helpers import format_output
+from captum_boundary._core.flat import pack
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attribution_maps import AttributionMaps, as_shares
 
 __all__ = ["MethodMaps"]

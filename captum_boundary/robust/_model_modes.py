@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary.errors import BoundaryValueError
 
 __all__ = [
     "evaluation_mode",

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.flat import pack, unpack
-from captum_boundary._base.geometry import Box, project_onto_ball
+from captum_boundary._core.flat import pack, unpack
+from captum_boundary._core.geometry import Box, project_onto_ball
 
 __all__ = ["Neighbourhood", "within"]
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.robust._batch_sizes import batches
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.flat import pack, unpack
-from captum_boundary._base.outputs import score_tensor
+from captum_boundary._core.flat import pack, unpack
+from captum_boundary._core.outputs import score_tensor
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._batch_sizes import saved_bytes
 from captum_boundary.robust._model_modes import evaluation_mode, twice_differentiable, unwrapped
 from captum_boundary.robust._smooth_activations import smooth_activations

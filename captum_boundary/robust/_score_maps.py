@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary._base.flat import pack
-from captum_boundary._base.margin import rival_scores, shaped_scores
+from captum_boundary._core.flat import pack
+from captum_boundary._core.margin import rival_scores, shaped_scores
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.robust._map_baselines import format_baselines
 from captum_boundary.robust._path_gradients import Quadrature, path_attribution
 from captum_boundary.robust._pointwise_loss import PointwiseLoss, cross_entropy

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["Size", "size_of"]
 

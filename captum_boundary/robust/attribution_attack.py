@@ -10,13 +10,13 @@ import torch
 from captum.robust import Perturbation
 from torch import Tensor
 
-from captum_boundary._base.agreement import kendall_tau, top_count, topk_intersection
-from captum_boundary._base.bounds import Bounds, box_of
-from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._base.checks import check_count, check_inputs
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.generators import check_generator
-from captum_boundary._base.geometry import Box
+from captum_boundary._core.agreement import kendall_tau, top_count, topk_intersection
+from captum_boundary._core.bounds import Bounds, box_of
+from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
+from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.generators import check_generator
+from captum_boundary._core.geometry import Box
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attack_loop import minimize, random_move
 from captum_boundary.robust._attack_objectives import Objective, objective_of
 from captum_boundary.robust._attribution_maps import AttributionMaps

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.agreement import (
+from captum_boundary._core.agreement import (
     center_shift,
     cosine_similarity,
     kendall_tau,
@@ -19,10 +19,10 @@ from captum_boundary._base.agreement import (
     top_count,
     topk_intersection,
 )
-from captum_boundary._base.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._base.checks import check_count, check_inputs
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.flat import pack
+from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
+from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.flat import pack
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attack_loop import random_move
 from captum_boundary.robust._attribution_maps import AttributionMaps
 from captum_boundary.robust._method_maps import MethodMaps

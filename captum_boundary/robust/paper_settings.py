@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["paper_settings"]
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_boundary._base.bounds import Bounds
-from captum_boundary._base.captum_helpers import (
+from captum_boundary._core.bounds import Bounds
+from captum_boundary._core.captum_helpers import (
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
     format_output,
     is_tuple,
 )
-from captum_boundary._base.checks import check_inputs
-from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary._base.flat import pack, unpack
+from captum_boundary._core.checks import check_inputs
+from captum_boundary._core.flat import pack, unpack
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.robust._checks import (
     as_target,
     check_classification,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, softplus
 
-from captum_boundary._base.agreement import top_count
-from captum_boundary._base.checks import check_count
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.agreement import top_count
+from captum_boundary._core.checks import check_count
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._batch_mean import mean_of
 from captum_boundary.robust._batch_sizes import batches
 from captum_boundary.robust._checks import check_weight

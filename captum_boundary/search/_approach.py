@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import project_onto_hyperplane
-from captum_boundary._base.oracle import Linearization
+from captum_boundary._core.geometry import project_onto_hyperplane
+from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._landing import pull_back
 from captum_boundary.search._problem import Candidates, Problem
 

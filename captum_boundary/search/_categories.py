@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.checks import shown
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.geometry import Box
+from captum_boundary._core.checks import shown
+from captum_boundary._core.geometry import Box
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["Categories", "Groups", "columns_of", "group_columns"]
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.geometry import Box, length, project_onto_hyperplane, row_dot
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary._core.geometry import Box, length, project_onto_hyperplane, row_dot
+from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.search._categories import Categories
+from captum_boundary.search._differentiable_scores import DifferentiableScores
 from captum_boundary.search._landing import move_onto_boundary
 from captum_boundary.search._problem import Candidates, Problem
-from captum_boundary.search._pull_back import PullBack
 from captum_boundary.search.boundary_search import BoundarySearch
 
 __all__ = ["Combinations"]
@@ -101,7 +101,7 @@ class Combinations:
         points = self.categories.put(problem.x[rows], combination)
 
         def scores(points: Tensor, owners: Tensor) -> Tensor:
-            given: Tensor = PullBack.apply(points, oracle, owners)
+            given: Tensor = DifferentiableScores.apply(points, oracle, owners)
             return given
 
         inner = MarginOracle(scores, oracle.unpack(points), oracle.target[rows], rows, self._search.internal_batch_size)

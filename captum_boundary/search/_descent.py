@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import Box, length, row_dot
+from captum_boundary._core.geometry import Box, length, row_dot
 from captum_boundary.search._approach import SMOOTHING
 from captum_boundary.search._landing import move_onto_boundary
 from captum_boundary.search._linear_programs import LinearPrograms

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.mask import Mask
+from captum_boundary._core.mask import Mask
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.nearest import NearestBoundary

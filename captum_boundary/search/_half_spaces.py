@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import Box, project_onto_hyperplane, row_dot
-from captum_boundary._base.oracle import Linearization
+from captum_boundary._core.geometry import Box, project_onto_hyperplane, row_dot
+from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._problem import Problem
 
 __all__ = ["HalfSpaces", "project_onto_half_spaces"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import Box, project_onto_hyperplane, row_dot
+from captum_boundary._core.geometry import Box, project_onto_hyperplane, row_dot
 from captum_boundary.search._problem import Candidates, Problem
 from captum_boundary.search._walk import Place
 

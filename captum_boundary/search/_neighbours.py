@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.generators import seed_of
-from captum_boundary._base.geometry import length, project_onto_hyperplane, row_dot
-from captum_boundary._base.margin import rival_scores
+from captum_boundary._core.generators import seed_of
+from captum_boundary._core.geometry import length, project_onto_hyperplane, row_dot
+from captum_boundary._core.margin import rival_scores
 from captum_boundary.search._normals import unit_normals
 from captum_boundary.search._problem import Problem
 from captum_boundary.search.boundary_points import BoundaryPoints

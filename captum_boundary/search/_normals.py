@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import length
+from captum_boundary._core.geometry import length
 from captum_boundary.search._problem import Problem
 
 __all__ = ["unit_normals"]

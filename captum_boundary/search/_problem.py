@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import Box, length
-from captum_boundary._base.oracle import Linearization, MarginOracle
+from captum_boundary._core.geometry import Box, length
+from captum_boundary._core.oracle import Linearization, MarginOracle
 
 __all__ = ["Candidates", "Problem", "score_noise"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import length
-from captum_boundary._base.margin import rival_scores
+from captum_boundary._core.geometry import length
+from captum_boundary._core.margin import rival_scores
 from captum_boundary.search._landing import pull_back
 from captum_boundary.search._problem import Candidates, Problem
 from captum_boundary.search._refinement import refine

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["check_same_model"]
 

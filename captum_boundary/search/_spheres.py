@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.geometry import length, project_onto_ball, ratio
+from captum_boundary._core.geometry import length, project_onto_ball, ratio
 from captum_boundary.search._approach import newton_step
 from captum_boundary.search._problem import Candidates, Problem
 from captum_boundary.search._walk import Place

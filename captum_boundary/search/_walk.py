@@ -6,8 +6,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from captum_boundary._base.geometry import Box
-from captum_boundary._base.oracle import Linearization
+from captum_boundary._core.geometry import Box
+from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._problem import Candidates, Problem
 
 __all__ = ["Place", "Walk"]

@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex
 
 from torch import Tensor
 
-from captum_boundary._base.bounds import Bounds, bounds_of_rows
+from captum_boundary._core.bounds import Bounds, bounds_of_rows
 
 __all__ = ["BoundaryPoints"]
 

@@ -16,26 +16,26 @@ from captum.robust import Perturbation
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.bounds import Bounds, box_of
-from captum_boundary._base.captum_helpers import (
+from captum_boundary._core.bounds import Bounds, box_of
+from captum_boundary._core.captum_helpers import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
     format_output,
     is_tuple,
 )
-from captum_boundary._base.checks import check_count, check_inputs, shown
-from captum_boundary._base.errors import (
+from captum_boundary._core.checks import check_count, check_inputs, shown
+from captum_boundary._core.generators import check_generator, seed_of
+from captum_boundary._core.geometry import Box, length
+from captum_boundary._core.mask import Mask, MaskedModel, box_within, movable_values
+from captum_boundary._core.oracle import MarginOracle
+from captum_boundary._core.training_mode import watched_training_mode
+from captum_boundary.errors import (
     BoundaryNotFoundError,
     BoundaryNotFoundWarning,
     BoundaryTypeError,
     BoundaryValueError,
 )
-from captum_boundary._base.generators import check_generator, seed_of
-from captum_boundary._base.geometry import Box, length
-from captum_boundary._base.mask import HeldModel, Mask, box_within, movable_values
-from captum_boundary._base.oracle import MarginOracle
-from captum_boundary._base.training_mode import watched_training_mode
 from captum_boundary.search._landing import move_onto_boundary
 from captum_boundary.search._problem import Problem, score_noise
 from captum_boundary.search.boundary_points import BoundaryPoints
@@ -215,7 +215,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         box = box_within(box_of(self.bounds, tensors), tensors, movable)
         function, arguments = self.forward_func, format_additional_forward_args(additional_forward_args)
         if movable is not None:
-            function, arguments = HeldModel(function, len(tensors)), (*(arguments or ()), *movable, *tensors)
+            function, arguments = MaskedModel(function, len(tensors)), (*(arguments or ()), *movable, *tensors)
         with watched_training_mode(self.forward_func) as first_evaluation_is_over:
             oracle = MarginOracle(function, tensors, target, arguments, self.internal_batch_size)
             is_fixed = not first_evaluation_is_over()

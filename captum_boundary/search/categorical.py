@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.captum_helpers import TargetType
-from captum_boundary._base.checks import check_count, check_inputs
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.mask import Mask
+from captum_boundary._core.captum_helpers import TargetType
+from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.mask import Mask
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search._categories import Categories, Groups, columns_of, group_columns
 from captum_boundary.search._combinations import Combinations
 from captum_boundary.search._problem import Problem

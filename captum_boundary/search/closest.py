@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.bounds import Bounds, box_of
-from captum_boundary._base.captum_helpers import TargetType, format_output, is_tuple
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.flat import unpack
-from captum_boundary._base.mask import Mask
+from captum_boundary._core.bounds import Bounds, box_of
+from captum_boundary._core.captum_helpers import TargetType, format_output, is_tuple
+from captum_boundary._core.flat import unpack
+from captum_boundary._core.mask import Mask
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search._problem import Problem
 from captum_boundary.search._same_model import check_same_model
 from captum_boundary.search.boundary_points import BoundaryPoints

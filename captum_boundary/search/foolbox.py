@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary._core.oracle import MarginOracle
+from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
+from captum_boundary.search._differentiable_scores import DifferentiableScores
 from captum_boundary.search._problem import Problem
-from captum_boundary.search._pull_back import PullBack
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.pgd import increasing_radii
 
@@ -166,7 +166,7 @@ class _ClassScores(torch.nn.Module):
         points = points.flatten(1)
         # Some attacks divide by the length of a vanishing gradient. The input stands in for what comes of it.
         points = torch.where(torch.isfinite(points), points, self.oracle.x)
-        scores: Tensor = PullBack.apply(points, self.oracle, None)
+        scores: Tensor = DifferentiableScores.apply(points, self.oracle, None)
         return scores
 
 

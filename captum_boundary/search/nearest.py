@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.bounds import Bounds
-from captum_boundary._base.checks import check_count
+from captum_boundary._core.bounds import Bounds
+from captum_boundary._core.checks import check_count
 from captum_boundary.search._approach import approach, scan
 from captum_boundary.search._descent import TURN, descend, descend_in_turns, dive
 from captum_boundary.search._problem import Candidates, Problem

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.bounds import Bounds
-from captum_boundary._base.checks import check_count
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.geometry import Box, length, project_onto_ball
+from captum_boundary._core.bounds import Bounds
+from captum_boundary._core.checks import check_count
+from captum_boundary._core.geometry import Box, length, project_onto_ball
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search._problem import Problem
 from captum_boundary.search.boundary_search import BoundarySearch
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.outputs import score_tensor
+from captum_boundary._core.outputs import score_tensor
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["AVERAGES", "average_over_copies", "by_copies"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._base.checks import check_count
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.checks import check_count
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["NoiseSource", "check_pairs", "checked_stdevs", "follow", "slices"]
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from captum_boundary._base.captum_helpers import TensorOrTupleOfTensorsGeneric, format_additional_forward_args
-from captum_boundary._base.checks import check_count, check_inputs
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.flat import geometry_dtype
-from captum_boundary._base.generators import check_generator, seed_of
-from captum_boundary._base.margin import class_scores
-from captum_boundary._base.training_mode import watched_training_mode
+from captum_boundary._core.captum_helpers import TensorOrTupleOfTensorsGeneric, format_additional_forward_args
+from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.flat import geometry_dtype
+from captum_boundary._core.generators import check_generator, seed_of
+from captum_boundary._core.margin import class_scores
+from captum_boundary._core.training_mode import watched_training_mode
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._noise import NoiseSource, slices
 from captum_boundary.smoothing.smoothed_model import SmoothedModel
 

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._base.captum_helpers import (
+from captum_boundary._core.captum_helpers import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
 )
-from captum_boundary._base.checks import check_inputs
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.generators import check_generator
-from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target
-from captum_boundary._base.outputs import evaluate, has_one_output
-from captum_boundary._base.training_mode import watched_training_mode
+from captum_boundary._core.checks import check_inputs
+from captum_boundary._core.generators import check_generator
+from captum_boundary._core.margin import class_scores, margin_and_rival, resolve_target
+from captum_boundary._core.outputs import evaluate, has_one_output
+from captum_boundary._core.training_mode import watched_training_mode
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing.smoothed_model import SmoothedModel
 
 __all__ = ["largest_stdev"]

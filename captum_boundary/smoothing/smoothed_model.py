@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_boundary._base.checks import check_count
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.generators import check_generator, seed_of
+from captum_boundary._core.checks import check_count
+from captum_boundary._core.generators import check_generator, seed_of
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._averages import AVERAGES, average_over_copies, by_copies
 from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, follow, slices
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 
 __all__ = ["NOT_FOUND", "BoundaryWords", "check_boundary", "check_example"]

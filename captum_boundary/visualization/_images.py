@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_boundary._base.bounds import Bounds, box_of
-from captum_boundary._base.checks import check_inputs
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.bounds import Bounds, box_of
+from captum_boundary._core.checks import check_inputs
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.metrics._maps import check_attributions
 
 __all__ = ["Array", "check_images", "displayed", "maps_of", "scale_of"]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from captum_boundary._base.errors import BoundaryTypeError
+from captum_boundary.errors import BoundaryTypeError
 from captum_boundary.visualization._images import Array
 
 __all__ = ["AxesArray", "caption", "grid", "say", "show_image", "show_map", "title"]

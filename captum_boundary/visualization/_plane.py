@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.margin import margin_and_rival, rival_scores
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary._core.margin import margin_and_rival, rival_scores
+from captum_boundary._core.oracle import MarginOracle
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["Plane", "Scene", "normal_at", "plane_through", "scores_in"]
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.checks import check_inputs
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.checks import check_inputs
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._categories import Groups, group_columns
 from captum_boundary.visualization._boundary_words import check_boundary

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_boundary._base.bounds import Bounds
-from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary._core.bounds import Bounds
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords, check_boundary
 from captum_boundary.visualization._images import Array, check_images, displayed

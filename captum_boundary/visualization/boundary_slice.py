@@ -17,11 +17,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import TensorOrTupleOfTensorsGeneric
-from captum_boundary._base.checks import check_count, check_inputs
-from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary._base.margin import margin_and_rival
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary._core.captum_helpers import TensorOrTupleOfTensorsGeneric
+from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.margin import margin_and_rival
+from captum_boundary._core.oracle import MarginOracle
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.visualization._boundary_words import BoundaryWords, check_boundary, check_example
 from captum_boundary.visualization._plane import Plane, Scene, normal_at, plane_through, scores_in

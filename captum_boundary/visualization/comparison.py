@@ -12,8 +12,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_boundary._base.bounds import Bounds
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.bounds import Bounds
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords, check_boundary
 from captum_boundary.visualization._images import Array, check_images, displayed, maps_of, scale_of

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from captum_boundary._base.checks import check_count
+from captum_boundary._core.checks import check_count
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._categories import Groups
 from captum_boundary.visualization._boundary_words import BoundaryWords, check_example

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from captum_boundary._base.agreement import top_count, top_features
-from captum_boundary._base.bounds import Bounds
-from captum_boundary._base.checks import check_count
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.agreement import top_count, top_features
+from captum_boundary._core.bounds import Bounds
+from captum_boundary._core.checks import check_count
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust import AttributionRobustness
 from captum_boundary.visualization._images import Array, check_images, displayed, maps_of
 from captum_boundary.visualization._panels import AxesArray, caption, grid, show_image, show_map, title

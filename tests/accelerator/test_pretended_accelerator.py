@@ -236,6 +236,6 @@ def test_lines_of_the_package_are_named(x: Tensor) -> None:
     with counting() as counts:
         cosine_similarity(x, x)
     assert counts.lines["operations"]["elsewhere"] == 0
-    assert any(line.startswith("_base/agreement.py:") for line in counts.lines["operations"])
+    assert any(line.startswith("_core/agreement.py:") for line in counts.lines["operations"])
     for kind, lines in counts.lines.items():
         assert lines.total() == getattr(counts.own, kind)

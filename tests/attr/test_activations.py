@@ -10,9 +10,9 @@ from captum.attr import LRP, DeepLift, GuidedBackprop
 from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 from torch import nn
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.attr import separate_activations
 from captum_boundary.attr._activation_table import SETTINGS
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Setting forward, backward hooks:UserWarning"),

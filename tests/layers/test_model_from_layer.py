@@ -26,7 +26,7 @@ from captum_boundary import (
     NearestBoundary,
     metrics,
 )
-from captum_boundary._base.outputs import score_tensor
+from captum_boundary._core.outputs import score_tensor
 
 N = 4
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_boundary._base.geometry import Box
+from captum_boundary._core.geometry import Box
 from captum_boundary.robust import AttributionAttack
 from captum_boundary.robust._attack_loop import minimize
 from captum_boundary.robust._attack_objectives import Objective

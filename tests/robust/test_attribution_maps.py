@@ -8,8 +8,8 @@ from captum.attr import IntegratedGradients, Saliency
 from torch import nn
 
 from captum_boundary import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.flat import pack
-from captum_boundary._base.geometry import Box
+from captum_boundary._core.flat import pack
+from captum_boundary._core.geometry import Box
 from captum_boundary.robust._attribution_maps import AttributionMaps
 
 OPTIONS = {

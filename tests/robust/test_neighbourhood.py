@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from captum_boundary._base.flat import pack
-from captum_boundary._base.geometry import Box
+from captum_boundary._core.flat import pack
+from captum_boundary._core.geometry import Box
 from captum_boundary.robust import AttributionAttack, RARLoss
 from captum_boundary.robust._neighbourhood import Neighbourhood, _next_towards
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_boundary import NearestBoundary
-from captum_boundary._base.bounds import box_of
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary._core.bounds import box_of
+from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.search._approach import approach, newton_step
 from captum_boundary.search._problem import Problem
 

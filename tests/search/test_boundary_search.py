@@ -26,7 +26,7 @@ from captum_boundary import (
     NearestBoundary,
     PGDBoundary,
 )
-from captum_boundary._base.bounds import box_of
+from captum_boundary._core.bounds import box_of
 
 RADII = (0.5, 1.0, 2.0, 4.0)
 

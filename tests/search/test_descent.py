@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from captum_boundary import NearestBoundary
-from captum_boundary._base.bounds import box_of
-from captum_boundary._base.geometry import length
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary._core.bounds import box_of
+from captum_boundary._core.geometry import length
+from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.search import _descent
 from captum_boundary.search._approach import approach
 from captum_boundary.search._descent import TURN, _follow, descend, descend_in_turns, dive

@@ -9,9 +9,9 @@ import pytest
 import torch
 from exact_distances import least_distance
 
-from captum_boundary._base.bounds import box_of
-from captum_boundary._base.geometry import Box
-from captum_boundary._base.oracle import Linearization, MarginOracle
+from captum_boundary._core.bounds import box_of
+from captum_boundary._core.geometry import Box
+from captum_boundary._core.oracle import Linearization, MarginOracle
 from captum_boundary.search._half_spaces import HalfSpaces, project_onto_half_spaces
 from captum_boundary.search._problem import Problem
 

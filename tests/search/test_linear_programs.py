@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
-from captum_boundary._base.bounds import box_of
-from captum_boundary._base.geometry import length, project_onto_hyperplane
-from captum_boundary._base.oracle import Linearization, MarginOracle
+from captum_boundary._core.bounds import box_of
+from captum_boundary._core.geometry import length, project_onto_hyperplane
+from captum_boundary._core.oracle import Linearization, MarginOracle
 from captum_boundary.search._approach import approach
 from captum_boundary.search._descent import descend
 from captum_boundary.search._linear_programs import _AIM, _FURTHER, _MEMORY, LinearPrograms

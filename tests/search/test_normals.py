@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_boundary._base.bounds import box_of
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary._core.bounds import box_of
+from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.search._normals import unit_normals
 from captum_boundary.search._problem import Problem
 

@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 
-from captum_boundary._base.errors import BoundaryError, BoundaryValueError
 from captum_boundary.datasets._command.models import build_explainer, load_model
 from captum_boundary.datasets._command.options import parser
 from captum_boundary.datasets._command.sources import load_data
 from captum_boundary.datasets.explain import explain_dataset
 from captum_boundary.datasets.gallery import write_gallery
 from captum_boundary.datasets.reading import Explanations
+from captum_boundary.errors import BoundaryError, BoundaryValueError
 
 __all__ = ["main"]
 

@@ -12,8 +12,7 @@ import torch
 from captum.attr import Attribution, DeepLift, IntegratedGradients, Saliency
 from torch import Tensor, nn
 
-from captum_boundary._base.bounds import Bounds
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.bounds import Bounds
 from captum_boundary.attr import (
     AggregatedBoundaryNormals,
     BoundaryAttribution,
@@ -21,6 +20,7 @@ from captum_boundary.attr import (
     BoundarySaliency,
 )
 from captum_boundary.datasets._command.named import is_name, named
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundarySearch, NearestBoundary
 
 __all__ = ["METHODS", "Normalized", "build_explainer", "load_model"]

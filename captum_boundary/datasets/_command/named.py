@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from captum_boundary._base.errors import BoundaryValueError
+from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["is_name", "named"]
 

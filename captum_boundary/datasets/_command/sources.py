@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.datasets._command.named import is_name, named
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["ImageFiles", "NpzArrays", "load_data"]
 

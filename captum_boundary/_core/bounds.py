@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.flat import geometry_dtype, pack
-from captum_boundary._base.geometry import Box
+from captum_boundary._core.flat import geometry_dtype, pack
+from captum_boundary._core.geometry import Box
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["Bounds", "bounds_of_rows", "box_of"]
 

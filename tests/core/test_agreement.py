@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from captum_boundary._base.agreement import (
+from captum_boundary._core.agreement import (
     center_of_mass,
     center_shift,
     cosine_similarity,

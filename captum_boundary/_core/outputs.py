@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["config_of", "evaluate", "has_one_output", "output_of", "score_tensor"]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
-from captum_boundary._base.geometry import (
+from captum_boundary._core.geometry import (
     Box,
     length,
     project_onto_ball,

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captum_boundary._base.oracle import MarginOracle
+from captum_boundary._core.oracle import MarginOracle
 
-__all__ = ["PullBack"]
+__all__ = ["DifferentiableScores"]
 
 
-class PullBack(torch.autograd.Function):
+class DifferentiableScores(torch.autograd.Function):
     """Scores ``(n, C)`` at ``points`` ``(n, D)`` of an oracle's ``rows``, or of all; counted by the oracle.
 
     They can be differentiated by the points alone: a ``backward`` of whoever asks for them would otherwise add to the

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import TargetType, format_additional_forward_args
-from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary._base.flat import geometry_dtype, pack, unpack
-from captum_boundary._base.margin import class_scores, margin_and_rival, resolve_target, rival_scores, shaped_scores
-from captum_boundary._base.model_scores import arguments_of, differentiable
-from captum_boundary._base.outputs import evaluate, has_one_output
+from captum_boundary._core.captum_helpers import TargetType, format_additional_forward_args
+from captum_boundary._core.flat import geometry_dtype, pack, unpack
+from captum_boundary._core.margin import class_scores, margin_and_rival, resolve_target, rival_scores, shaped_scores
+from captum_boundary._core.model_scores import arguments_of, differentiable
+from captum_boundary._core.outputs import evaluate, has_one_output
+from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["Linearization", "MarginOracle"]
 

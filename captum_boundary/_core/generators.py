@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from captum_boundary._base.errors import BoundaryTypeError
+from captum_boundary.errors import BoundaryTypeError
 
 __all__ = ["check_generator", "seed_of"]
 

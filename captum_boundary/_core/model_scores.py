@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import format_additional_forward_args
-from captum_boundary._base.errors import BoundaryValueError
-from captum_boundary._base.margin import class_scores
-from captum_boundary._base.outputs import evaluate
+from captum_boundary._core.captum_helpers import format_additional_forward_args
+from captum_boundary._core.margin import class_scores
+from captum_boundary._core.outputs import evaluate
+from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["ModelScores", "arguments_of", "differentiable"]
 

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_boundary._base.captum_helpers import TargetType
-from captum_boundary._base.checks import shown
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.outputs import score_tensor
+from captum_boundary._core.captum_helpers import TargetType
+from captum_boundary._core.checks import shown
+from captum_boundary._core.outputs import score_tensor
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["class_scores", "margin_and_rival", "resolve_target", "rival_scores", "shaped_scores"]
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._base.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary._base.flat import pack
-from captum_boundary._base.geometry import Box
-from captum_boundary._base.outputs import config_of
+from captum_boundary._core.flat import pack
+from captum_boundary._core.geometry import Box
+from captum_boundary._core.outputs import config_of
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["HeldModel", "Mask", "box_within", "movable_values"]
+__all__ = ["Mask", "MaskedModel", "box_within", "movable_values"]
 
 Mask = Tensor | tuple[Tensor | None, ...] | None
 
@@ -64,7 +64,7 @@ def box_within(box: Box, inputs: tuple[Tensor, ...], movable: tuple[Tensor, ...]
     return Box(torch.where(free, box.lower, x), torch.where(free, box.upper, x))
 
 
-class HeldModel:
+class MaskedModel:
     """A model of the values that may move: the others are those of the inputs, whatever points it is asked about.
 
     Masks and inputs are the last arguments, so that they follow their examples.
