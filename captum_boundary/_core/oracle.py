@@ -92,6 +92,17 @@ class MarginOracle:
         part._set(self._integers[rows], self._numbers[rows])
         return part
 
+    def against(self, rival: Tensor) -> MarginOracle:
+        """The same rows, whose margins are those over one rival ``(n,)`` each; over all where that is -1."""
+        part = copy.copy(self)
+        integers = self._integers.clone()
+        integers[:, 3] = rival
+        numbers = self._numbers.clone()
+        part._has_one_rival = True
+        part._set(integers, numbers)
+        part.start_depth.copy_(part.depth_of(self.start_scores)[0])
+        return part
+
     def _begin(self, x: Tensor, owners: Tensor) -> None:
         self.x = x
         self._n_passes = torch.zeros(len(x), 2, dtype=torch.long, device=self.device)
@@ -99,19 +110,21 @@ class MarginOracle:
         self._owners = owners  # which of the user's examples each row is
         self.slots = torch.arange(len(x), device=self.device)  # which entry of the counters each row has
 
+    _has_one_rival = False  # whether any row's margin is that over a single rival
+
     def _decide(self, scores: Tensor, target: Tensor) -> None:
         margin, _ = margin_and_rival(scores, target)
         sign = torch.where(margin < 0, -1.0, 1.0).to(margin.dtype)
         self._all_scores = scores
         self._set(
-            torch.stack([target, self._owners, self.slots], dim=1),
+            torch.stack([target, self._owners, self.slots, torch.full_like(target, -1)], dim=1),
             torch.stack([sign, -sign, sign * margin], dim=1).to(self.dtype),
         )
 
     def _set(self, integers: Tensor, numbers: Tensor) -> None:
         # What belongs to a row stands together, so that choosing rows is one operation.
         self._integers, self._numbers = integers, numbers
-        self.target, self._owners, self.slots = integers.unbind(dim=1)
+        self.target, self._owners, self.slots, self.rival = integers.unbind(dim=1)
         self.sign, self._opposite, self.start_depth = numbers.unbind(dim=1)
 
     def __len__(self) -> int:
@@ -161,24 +174,46 @@ class MarginOracle:
 
     def depth_of(self, scores: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Depth ``(n,)`` and strongest rival class ``(n,)`` where the model returned ``scores`` ``(n, C)``."""
-        margin, rival = margin_and_rival(scores, self._of(self.target, rows))
+        best, rival = self._rival_scores(scores, rows).max(dim=1)
+        margin = scores.gather(1, self._of(self.target, rows)[:, None]).squeeze(1) - best
         return _usable((self._of(self.sign, rows) * margin).to(self.dtype)), rival
 
-    def linearize(
+    def linearize(self, points: Tensor, rows: Tensor | None = None) -> Linearization:
+        """Linearize the margin over the strongest rival at ``points`` ``(n, D)``."""
+
+        def weights_of(others: Tensor, _: slice) -> Tensor:
+            return _one_hot(others.argmax(dim=1, keepdim=True), others)
+
+        return self._linearize(points, rows, weights_of)
+
+    def linearize_runner_up(self, points: Tensor, rows: Tensor | None = None) -> Linearization:
+        """Linearize the margin over the second strongest rival."""
+
+        def weights_of(others: Tensor, _: slice) -> Tensor:
+            return _one_hot(others.topk(2, dim=1).indices[:, 1:], others)
+
+        return self._linearize(points, rows, weights_of, is_margin=False)
+
+    def linearize_smoothed(self, points: Tensor, temperature: Tensor, rows: Tensor | None = None) -> Linearization:
+        """Linearize the margin with the slope of a log-sum-exp over rivals, at a temperature ``(n,)``.
+
+        The slope is then an average over all rivals that come close to the strongest one.
+        """
+
+        def weights_of(others: Tensor, here: slice) -> Tensor:
+            scale = temperature[here, None].to(others).clamp_min(torch.finfo(others.dtype).tiny)
+            return torch.softmax((others - others.amax(dim=1, keepdim=True)) / scale, dim=1)
+
+        return self._linearize(points, rows, weights_of)
+
+    def _linearize(
         self,
         points: Tensor,
-        rows: Tensor | None = None,
-        temperature: Tensor | None = None,
-        rival: Tensor | None = None,
-        rank: int = 0,
+        rows: Tensor | None,
+        weights_of: Callable[[Tensor, slice], Tensor],
+        is_margin: bool = True,
     ) -> Linearization:
-        """Linearise the decision at ``points``.
-
-        By default the margin itself, against the strongest rival. With ``temperature`` ``(n,)`` the maximum over
-        rivals is smoothed to a log-sum-exp, so that the slope heeds several rivals at once; with ``rival`` ``(n,)``
-        it is the margin over that class alone, where that is not -1; with ``rank`` it is the margin over the rival of
-        that rank, 0 being the strongest.
-        """
+        """Linearize the target's score minus an average of its rivals', whose weights follow from their scores."""
         parts = []
         n_done = 0
         for part, part_rows in self._parts(points, rows):
@@ -191,27 +226,26 @@ class MarginOracle:
             with torch.no_grad():
                 known = scores.detach()
                 sign, opposite = sign.to(known), opposite.to(known)
-                others = rival_scores(known, target)
-                best, strongest = others.max(dim=1, keepdim=True)
-                depth = (sign * (known.gather(1, target[:, None]) - best)).squeeze(1).to(self.dtype)
-                value = depth
-                if temperature is not None:
-                    scale = temperature[here, None].to(known).clamp_min(torch.finfo(known.dtype).tiny)
-                    weights = torch.softmax((others - best) / scale, dim=1).mul_(opposite)
-                else:
-                    if rank > 0:
-                        strongest = others.topk(rank + 1, dim=1).indices[:, rank:]
-                    if rival is not None:
-                        strongest = torch.where(rival[here, None] < 0, strongest, rival[here, None])
-                    weights = torch.zeros_like(known).scatter_(1, strongest, opposite)
-                weights.scatter_(1, target[:, None], sign)
-                if rival is not None or rank > 0:
-                    value = (weights * known).sum(dim=1).to(self.dtype)
+                others = self._rival_scores(known, part_rows)
+                depth = (sign * (known.gather(1, target[:, None]) - others.amax(dim=1, keepdim=True))).squeeze(1)
+                weights = weights_of(others, here).mul_(opposite).scatter_(1, target[:, None], sign)
+                value = depth if is_margin else (weights * known).sum(dim=1)
                 slope = self._slope(scores, leaves, weights)
-                parts.append((_usable(depth), torch.nan_to_num(value, 0.0, 0.0, 0.0), slope))
+                parts.append(
+                    (_usable(depth.to(self.dtype)), torch.nan_to_num(value.to(self.dtype), 0.0, 0.0, 0.0), slope)
+                )
         if self.on_gradient is not None:
             self.on_gradient()
         return Linearization(*map(_joined, zip(*parts, strict=True)))
+
+    def _rival_scores(self, scores: Tensor, rows: Tensor | None) -> Tensor:
+        """Scores ``(n, C)`` of the rivals that count, minus infinity for the target and for all others."""
+        others = rival_scores(scores, self._of(self.target, rows))
+        if not self._has_one_rival:
+            return others
+        rival = self._of(self.rival, rows)[:, None]
+        kept = torch.full_like(others, -torch.inf).scatter_(1, rival.clamp_min(0), others.gather(1, rival.clamp_min(0)))
+        return torch.where(rival < 0, others, kept)
 
     def scores_at(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
         """Class scores ``(n, C)`` at ``points``."""
@@ -269,6 +303,10 @@ class MarginOracle:
         else:
             rows = self.all_rows if rows is None else rows
             yield from zip(torch.split(points, self._chunk), torch.split(rows, self._chunk), strict=True)
+
+
+def _one_hot(column: Tensor, scores: Tensor) -> Tensor:
+    return torch.zeros_like(scores).scatter_(1, column, 1.0)
 
 
 def _usable(depth: Tensor) -> Tensor:

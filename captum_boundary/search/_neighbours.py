@@ -116,7 +116,7 @@ def _linearised_distance(problem: Problem, rival: Tensor | None = None) -> Tenso
     Infinite where the limits do not let it vanish.
     """
     x = problem.x
-    plane = problem.linearize(x, rival=rival)
+    plane = (problem if rival is None else problem.against(rival)).linearize(x)
     drop = plane.value.clamp_min(0.0)
     nearest = project_onto_hyperplane(x, plane.slope, drop, problem.box, problem.norm)
     reaches = row_dot(plane.slope, x - nearest) >= 0.99 * drop

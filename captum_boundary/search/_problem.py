@@ -128,11 +128,15 @@ class Problem:
         """Depths ``(n,)`` of ``points``."""
         return self.oracle.depth(points)[0]
 
-    def linearize(
-        self, points: Tensor, temperature: Tensor | None = None, rival: Tensor | None = None
-    ) -> Linearization:
-        """The decision at ``points``, to first order."""
-        return self.oracle.linearize(points, temperature=temperature, rival=rival)
+    def against(self, rival: Tensor) -> Problem:
+        """The same, where a boundary is that of one rival class ``(n,)``; of all where that is -1."""
+        return Problem(self.oracle.against(rival), self.box, self.norm, self.noise)
+
+    def linearize(self, points: Tensor, temperature: Tensor | None = None) -> Linearization:
+        """The decision at ``points``, to first order; its slope is smoothed if there is a temperature ``(n,)``."""
+        if temperature is None:
+            return self.oracle.linearize(points)
+        return self.oracle.linearize_smoothed(points, temperature)
 
 
 class Candidates:

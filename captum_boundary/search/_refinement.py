@@ -64,12 +64,13 @@ def refine(
             rival = None if rival is None else rival[going]
         if len(here) == 0:
             break
-        plane = here.linearize(points, rival=rival if step == 0 else None)
+        first = here if rival is None or step > 0 else here.against(rival)
+        plane = first.linearize(points)
         distance = here.distance(points)
         best = best.or_nearer(points, distance, plane.depth)
         half_spaces.add(here, points, plane)
         if takes_two:
-            half_spaces.add(here, points, here.oracle.linearize(points, rank=1))
+            half_spaces.add(here, points, here.oracle.linearize_runner_up(points))
         nearest = half_spaces.nearest(here)
         promised = here.distance(nearest)
         is_promising = (promised > 0) & (promised < (1 - here.tolerance) * best.distance)
