@@ -4,6 +4,7 @@ from captum_boundary import metrics, visualization
 from captum_boundary.attr import (
     AggregatedBoundaryNormals,
     BoundaryAttribution,
+    BoundaryDistance,
     BoundaryEnergy,
     BoundaryIntegratedGradients,
     BoundaryNormals,
@@ -49,6 +50,7 @@ __all__ = [
     "AttributionCosine",
     "AttributionRobustness",
     "BoundaryAttribution",
+    "BoundaryDistance",
     "BoundaryEnergy",
     "BoundaryError",
     "BoundaryIntegratedGradients",

@@ -3,6 +3,7 @@
 from captum_boundary.attr._activations import separate_activations
 from captum_boundary.attr.aggregated_boundary_normals import AggregatedBoundaryNormals
 from captum_boundary.attr.boundary_attribution import BoundaryAttribution
+from captum_boundary.attr.boundary_distance import BoundaryDistance
 from captum_boundary.attr.boundary_energy import BoundaryEnergy
 from captum_boundary.attr.boundary_normals import BoundaryNormals
 from captum_boundary.attr.layer_boundary_attribution import LayerBoundaryAttribution
@@ -11,6 +12,7 @@ from captum_boundary.attr.paper_methods import BoundaryIntegratedGradients, Boun
 __all__ = [
     "AggregatedBoundaryNormals",
     "BoundaryAttribution",
+    "BoundaryDistance",
     "BoundaryEnergy",
     "BoundaryIntegratedGradients",
     "BoundaryNormals",

@@ -30,6 +30,7 @@ from captum_boundary import (
     AttributionAttack,
     AttributionCosine,
     BoundaryAttribution,
+    BoundaryDistance,
     BoundaryEnergy,
     BoundaryIntegratedGradients,
     BoundaryPoints,
@@ -200,6 +201,16 @@ def searched_with_mask(device: str) -> BoundaryPoints:
 
 
 case("NearestBoundary", searched_with_mask, "mask")
+
+
+def distances_of_segments(device: str) -> Any:
+    model = classifier(device)
+    search = NearestBoundary(model, norm=math.inf, budget=10, internal_batch_size=5)
+    images, segments = IMAGES.to(device), MASKS[0].long().to(device)
+    return BoundaryDistance(model, search).attribute(images, feature_mask=segments, return_boundary=True)
+
+
+case("BoundaryDistance", distances_of_segments)
 
 
 class Texts(nn.Module):
