@@ -1,6 +1,6 @@
 """What does the decision boundary say about an input? Attributions by Captum's methods, from boundary points."""
 
-from captum_boundary.attr._activations import separate_activations
+from captum_boundary.attr._rewrite import separate_activations
 from captum_boundary.attr.aggregated_boundary_normals import AggregatedBoundaryNormals
 from captum_boundary.attr.boundary_attribution import BoundaryAttribution
 from captum_boundary.attr.boundary_distance import BoundaryDistance

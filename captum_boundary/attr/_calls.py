@@ -1,4 +1,4 @@
-"""How a Captum method is asked for attributions, so that nothing of the user's is changed by it."""
+"""Calls of a Captum method, so that nothing of the user's is changed by them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from captum.attr import Attribution, DeepLiftShap, GradientAttribution
+from captum.attr import Attribution
 from torch import Tensor
 
 from captum_boundary._core.captum_helpers import format_output
-from captum_boundary.attr._methods import baseline_argument, core_of, takes_target
+from captum_boundary.attr._methods import Capabilities
 
-__all__ = ["MethodCall", "ask", "ask_one_by_one"]
+__all__ = ["MethodCall", "call_in_groups", "call_method"]
 
 _EXPECTED_WARNINGS = (
     "Setting forward, backward hooks and attributes on non-linear",  # DeepLift
@@ -23,39 +23,40 @@ _EXPECTED_WARNINGS = (
 
 
 class MethodCall(NamedTuple):
-    """What a method is asked about N examples: everything that has one entry for each of them."""
+    """The arguments of a call for N examples that have one entry for each of them."""
 
     inputs: tuple[Tensor, ...]
     baselines: tuple[Tensor, ...] | None
     target: Tensor | int | None
     arguments: tuple[Any, ...] | None
 
-    def example(self, index: int) -> MethodCall:
-        """The same question about one example alone, tensors with N entries following their examples."""
+    def rows(self, rows: slice) -> MethodCall:
+        """The same for some of the examples: tensors with N entries follow their examples."""
         n_examples = len(self.inputs[0])
 
-        def row_of(value: Any) -> Any:
+        def of_rows(value: Any) -> Any:
             is_per_example = isinstance(value, Tensor) and value.ndim > 0 and len(value) == n_examples
-            return value[index : index + 1] if is_per_example else value
+            return value[rows] if is_per_example else value
 
         return MethodCall(
-            inputs=tuple(map(row_of, self.inputs)),
-            baselines=None if self.baselines is None else tuple(map(row_of, self.baselines)),
-            target=row_of(self.target),
-            arguments=None if self.arguments is None else tuple(map(row_of, self.arguments)),
+            inputs=tuple(map(of_rows, self.inputs)),
+            baselines=None if self.baselines is None else tuple(map(of_rows, self.baselines)),
+            target=of_rows(self.target),
+            arguments=None if self.arguments is None else tuple(map(of_rows, self.arguments)),
         )
 
 
-def ask(method: Attribution, call: MethodCall, as_tuple: bool, options: Mapping[str, Any]) -> Any:
-    """Call the method on copies of the inputs, so that whatever it does to them stays with them."""
-    needs_grad = isinstance(core_of(method), GradientAttribution)
-    inputs = tuple(tensor.detach().clone().requires_grad_(needs_grad) for tensor in call.inputs)
+def call_method(
+    method: Attribution, can: Capabilities, call: MethodCall, as_tuple: bool, options: Mapping[str, Any]
+) -> Any:
+    """Call the method with copies of the inputs, so that whatever it does to them stays with them."""
+    inputs = tuple(tensor.detach().clone().requires_grad_(can.needs_grad) for tensor in call.inputs)
     arguments = dict(options)
-    if call.baselines is not None:
-        arguments[baseline_argument(method) or "baselines"] = format_output(
+    if call.baselines is not None and can.baselines is not None:
+        arguments[can.baselines] = format_output(
             as_tuple, tuple(baseline.detach().clone() for baseline in call.baselines)
         )
-    if call.target is not None and takes_target(method):
+    if call.target is not None and can.takes_target:
         arguments["target"] = call.target
     if call.arguments is not None:
         arguments["additional_forward_args"] = call.arguments
@@ -65,15 +66,27 @@ def ask(method: Attribution, call: MethodCall, as_tuple: bool, options: Mapping[
         return method.attribute(format_output(as_tuple, inputs), **arguments)
 
 
-def ask_one_by_one(method: Attribution, call: MethodCall, as_tuple: bool, options: Mapping[str, Any]) -> Any:
-    """Call the method for one example after the other, each with its own boundary point."""
+def call_in_groups(
+    method: Attribution,
+    can: Capabilities,
+    call: MethodCall,
+    as_tuple: bool,
+    options: Mapping[str, Any],
+    group_size: int,
+) -> Any:
+    """Call the method for one group of examples after the other, each example with its own boundary point."""
+    n_examples = len(call.inputs[0])
+    if group_size >= n_examples and can.least_baselines == 1:
+        return call_method(method, can, call, as_tuple, options)
     answers = []
-    for index in range(len(call.inputs[0])):
-        alone = call.example(index)
-        if isinstance(method, DeepLiftShap) and alone.baselines is not None:
+    for first in range(0, n_examples, group_size):
+        group = call.rows(slice(first, first + group_size))
+        if can.least_baselines > 1 and group.baselines is not None:
             # DeepLiftShap refuses a distribution of one baseline; the mean over two equal ones is the same.
-            alone = alone._replace(baselines=tuple(baseline.repeat_interleave(2, 0) for baseline in alone.baselines))
-        answers.append(ask(method, alone, as_tuple, options))
+            group = group._replace(
+                baselines=tuple(baseline.repeat_interleave(can.least_baselines, 0) for baseline in group.baselines)
+            )
+        answers.append(call_method(method, can, group, as_tuple, options))
     if isinstance(answers[0], tuple):
         return tuple(torch.cat(parts) for parts in zip(*answers, strict=True))
     return torch.cat(answers)

@@ -1,4 +1,4 @@
-r"""Captum's layer methods, told from boundary points in the layer, and models whose layer they can hook.
+r"""Captum's layer methods with boundary points in the layer, and models whose layer they can hook.
 
 Captum's layer methods take baselines in the space of the inputs, whereas a boundary point lies in that of the layer. So
 they are given a model whose inputs are the activations, with a layer that passes them on.
@@ -11,12 +11,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from captum.attr import LRP, Attribution
+from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_boundary._core.captum_helpers import format_additional_forward_args
-from captum_boundary.attr._activations import copy_sharing_tensors
-from captum_boundary.attr._methods import build_method, core_of, hookable_copy, hooks_modules
+from captum_boundary.attr._methods import Hooks, build_method, capabilities_of
+from captum_boundary.attr._rewrite import copy_model, hookable_copy
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers import ModelFromLayer
 from captum_boundary.layers.model_from_layer import n_activations_of
@@ -24,17 +24,21 @@ from captum_boundary.layers.model_from_layer import n_activations_of
 __all__ = ["HookableFromLayer", "build_layer_method", "for_activations", "hookable_from_layer"]
 
 
+class _OfActivations:
+    """A layer method as a method for a function of activations; a class, since it must pickle."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
+        self.__name__ = getattr(method, "__name__", type(method).__name__)
+
+    def __call__(self, forward_func: Callable[..., Any]) -> Any:
+        model = _ThroughLayer(forward_func)
+        return self.method(model, model.layer)
+
+
 def for_activations(method: Callable[..., Any]) -> Callable[..., Any]:
     """What builds the method from a function of activations: the method itself, unless it wants a layer as well."""
-    if not callable(method) or not _wants_layer(method):
-        return method
-
-    def build(forward_func: Callable[..., Any]) -> Any:
-        model = _ThroughLayer(forward_func)
-        return method(model, model.layer)
-
-    build.__name__ = getattr(method, "__name__", type(method).__name__)
-    return build
+    return _OfActivations(method) if callable(method) and _wants_layer(method) else method
 
 
 def _wants_layer(method: Callable[..., Any]) -> bool:
@@ -51,15 +55,16 @@ def _wants_layer(method: Callable[..., Any]) -> bool:
 def build_layer_method(method: Callable[..., Any], from_layer: ModelFromLayer, score: str) -> Attribution:
     """Build the method for activations, or say why it cannot be used with them."""
     built = build_method(method, from_layer, score)
-    if isinstance(core_of(built), LRP):
+    can = capabilities_of(built)
+    if can.hooks is Hooks.RULES:
         raise BoundaryTypeError(
             "LRP has no rule for a model that is evaluated from a layer on. Write what follows the layer as a model of "
             "its own, for BoundaryAttribution(upper, LRP), or use LayerDeepLift, which is the nearest to it."
         )
-    if hooks_modules(built) and not isinstance(from_layer.forward_func, nn.Module):
+    if can.hooks_modules and not isinstance(from_layer.forward_func, nn.Module):
         raise BoundaryTypeError(
-            f"{type(core_of(built)).__name__} hooks the layers of a model, so that forward_func must be a "
-            f"torch.nn.Module, but it is {type(from_layer.forward_func).__name__}."
+            f"{can.name} hooks the layers of a model, so that forward_func must be a torch.nn.Module, but it is "
+            f"{type(from_layer.forward_func).__name__}."
         )
     return built
 
@@ -91,13 +96,13 @@ class HookableFromLayer(ModelFromLayer):
 def hookable_from_layer(
     from_layer: ModelFromLayer, method: Attribution, inputs: Any, additional_forward_args: object
 ) -> tuple[HookableFromLayer, tuple[Any, ...]]:
-    """The same in a copy of the model, in which the layer can be told although other modules are rewritten.
+    """The same in a copy of the model, in which the layer can be found although other modules are rewritten.
 
     Its arguments at the inputs come with it.
     """
     model, layer = from_layer.forward_func, from_layer.layer
     paths = [name for name, module in model.named_modules(remove_duplicate=False) if module is layer]
-    marked = copy_sharing_tensors(model)
+    marked = copy_model(model)
     own = _Marked(marked.get_submodule(paths[0]))
     for path in filter(None, paths):
         parent, _, name = path.rpartition(".")

@@ -1,10 +1,11 @@
-"""What must be known of a Captum method to ask it about boundary points."""
+"""What Captum's methods take and what they do to a model and a batch: one table, which everything else reads."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from captum.attr import (
@@ -14,6 +15,7 @@ from captum.attr import (
     DeepLift,
     DeepLiftShap,
     FeaturePermutation,
+    GradientAttribution,
     GuidedBackprop,
     LayerAttribution,
     NeuronAttribution,
@@ -21,24 +23,118 @@ from captum.attr import (
 )
 from torch import nn
 
-from captum_boundary.attr._activations import separate_activations
-from captum_boundary.attr._max_pooling import pool_in_batches
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers import ModelFromLayer
 
 __all__ = [
-    "baseline_argument",
+    "Capabilities",
+    "Hooks",
     "build_method",
+    "capabilities_of",
     "check_arguments",
     "core_of",
-    "has_delta",
-    "hookable_copy",
-    "hooks_modules",
-    "inside_parallel",
-    "mixes_examples",
-    "takes_baselines",
-    "takes_target",
+    "known_arguments",
 ]
+
+
+class Hooks(Enum):
+    """What a method sets on the modules of a model, and so what its own copy of the model must be like."""
+
+    NONE = "none"
+    GRADIENTS = "other gradients of ReLUs, each a module of its own"
+    MULTIPLIERS = "multipliers in place of gradients, of activations that are modules of their own"
+    RULES = "rules for all modules, and changes of their weights"
+
+
+# What cannot be read from a signature; a method that is not listed does none of it.
+_HOOKS: Mapping[type[Attribution], Hooks] = {
+    Deconvolution: Hooks.GRADIENTS,
+    GuidedBackprop: Hooks.GRADIENTS,
+    DeepLift: Hooks.MULTIPLIERS,
+    LRP: Hooks.RULES,
+}
+# Whose distribution of baselines must hold several of them.
+_LEAST_BASELINES: Mapping[type[Attribution], int] = {DeepLiftShap: 2}
+# Captum's rules for these read the gradients of all examples of a batch, or of its first.
+_MIXED_BY_MULTIPLIERS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Softmax)
+_REFUSED: Mapping[type[Attribution], str] = {
+    FeaturePermutation: (
+        "FeaturePermutation shuffles features between the examples of a batch and has no use for boundary points. "
+        "FeatureAblation replaces features by those of the boundary point."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a method takes and does. Where a NoiseTunnel is around it, that is part of the method.
+
+    Attributes:
+
+        name (str): What to call the method in messages.
+        baselines (str or None): The argument for its baselines; None if it takes none, and is evaluated at boundary
+            points in place of the inputs.
+        least_baselines (int): Baselines of an example, at least.
+        shares_baselines (bool): Whether its baselines are a distribution that all examples of a batch share.
+        takes_target (bool): Whether it explains an output, which LayerActivation does not.
+        needs_grad (bool): Whether its inputs should require gradients, without which Captum warns.
+        has_delta (bool): Whether it has one meaningful convergence delta for each example.
+        has_internal_batch_size (bool): Whether it can bound what passes through the model at once.
+        is_random (bool): Whether noise is drawn for a whole batch, which must then not be divided.
+        targets_are_sides (bool): Whether the target of a model with one output is one of its two sides, as it is for
+            this package's methods and not for Captum's.
+        hooks (Hooks): What it sets on the modules of a model.
+    """
+
+    name: str
+    baselines: str | None
+    least_baselines: int
+    shares_baselines: bool
+    takes_target: bool
+    needs_grad: bool
+    has_delta: bool
+    has_internal_batch_size: bool
+    is_random: bool
+    targets_are_sides: bool
+    hooks: Hooks
+
+    @property
+    def hooks_modules(self) -> bool:
+        """Whether the method sets anything on the modules of a model, and so deserves its own copy of it."""
+        return self.hooks is not Hooks.NONE
+
+    def mixes_examples(self, forward_func: object) -> bool:
+        """Whether examples of one batch would influence each other, so that the method is called for each alone."""
+        if self.shares_baselines:
+            return True
+        return (
+            self.hooks is Hooks.MULTIPLIERS
+            and isinstance(forward_func, nn.Module)
+            and any(isinstance(module, _MIXED_BY_MULTIPLIERS) for module in forward_func.modules())
+        )
+
+
+def capabilities_of(method: Attribution) -> Capabilities:
+    """The row of the table for a method that was built, also for one of a user's own."""
+    core = core_of(method)
+    parameters = _parameters(core)
+    baselines = next((name for name in ("baselines", "layer_baselines") if name in parameters), None)
+    is_noisy = core is not method
+    return Capabilities(
+        name=_name(core),
+        baselines=baselines,
+        least_baselines=_entry(_LEAST_BASELINES, core, 1),
+        # A required argument is a distribution, as GradientShap's is.
+        shares_baselines=baselines == "baselines" and parameters[baselines].default is inspect.Parameter.empty,
+        takes_target="target" in parameters,
+        needs_grad=isinstance(core, GradientAttribution),
+        # The deltas of a NoiseTunnel are those of its copies, which only a common baseline makes those of the example.
+        has_delta=bool(method.has_convergence_delta()) and not (is_noisy and baselines is None),
+        has_internal_batch_size="internal_batch_size" in parameters,
+        is_random=is_noisy,
+        targets_are_sides=getattr(core, "_targets_are_sides", False),
+        hooks=_entry(_HOOKS, core, Hooks.NONE),
+    )
 
 
 def build_method(method: Callable[..., Any], forward_func: Callable[..., Any], score: str) -> Attribution:
@@ -63,26 +159,24 @@ def build_method(method: Callable[..., Any], forward_func: Callable[..., Any], s
         )
     core = core_of(built)
     _refuse_layers_and_neurons(type(core), forward_func)
-    if isinstance(core, FeaturePermutation):
-        raise BoundaryTypeError(
-            "FeaturePermutation shuffles features between the examples of a batch and has no use for boundary points. "
-            "FeatureAblation replaces features by those of the boundary point."
-        )
+    if refusal := _entry(_REFUSED, core, ""):
+        raise BoundaryTypeError(refusal)
     if "inputs" not in _parameters(core):
-        raise BoundaryTypeError(f"{_name(core)}.attribute takes no inputs, so that it cannot be asked about tensors.")
-    if isinstance(core, LRP) and score == "margin":
+        raise BoundaryTypeError(f"{_name(core)}.attribute takes no inputs, so that it cannot be called with tensors.")
+    can = capabilities_of(built)
+    if can.hooks is Hooks.RULES and score == "margin":
         raise BoundaryValueError(
-            'LRP redistributes the value of one output, so that it cannot explain score="margin", a difference of two '
-            'outputs that is zero on the boundary. Use score="output".'
+            f'{can.name} redistributes the value of one output, so that it cannot explain score="margin", a difference '
+            'of two outputs that is zero on the boundary. Use score="output".'
         )
-    if isinstance(core, DeepLiftShap) and core is not built:
+    if can.least_baselines > 1 and can.is_random:
         raise BoundaryTypeError(
-            "NoiseTunnel cannot hand DeepLiftShap one boundary point for each example. Wrap DeepLift, the same "
-            "for one baseline."
+            f"NoiseTunnel cannot hand {can.name} one boundary point for each example. Wrap DeepLift, the same for one "
+            "baseline."
         )
-    if hooks_modules(built) and not isinstance(forward_func, nn.Module):
+    if can.hooks_modules and not isinstance(forward_func, nn.Module):
         raise BoundaryTypeError(
-            f"{_name(core)} hooks the layers of a model, so that forward_func must be a torch.nn.Module, "
+            f"{can.name} hooks the layers of a model, so that forward_func must be a torch.nn.Module, "
             f"but it is {type(forward_func).__name__}."
         )
     return built
@@ -106,99 +200,39 @@ def core_of(method: Attribution) -> Attribution:
     return _chain(method)[-1]
 
 
-def takes_baselines(method: Attribution) -> bool:
-    """Whether boundary points are the method's baselines; if not, it is evaluated at them."""
-    return baseline_argument(method) is not None
-
-
-def baseline_argument(method: Attribution) -> str | None:
-    """What the method calls its baselines, if it takes any."""
-    parameters = _parameters(core_of(method))
-    return next((name for name in ("baselines", "layer_baselines") if name in parameters), None)
-
-
-def takes_target(method: Attribution) -> bool:
-    """Whether the method explains an output, which LayerActivation does not."""
-    return "target" in _parameters(core_of(method))
-
-
-def has_delta(method: Attribution) -> bool:
-    """Whether the method has one meaningful convergence delta for each example."""
-    averages_deltas = isinstance(method, NoiseTunnel) and not takes_baselines(method)
-    return bool(method.has_convergence_delta()) and not averages_deltas
-
-
-def hooks_modules(method: Attribution) -> bool:
-    """Whether the method sets hooks or attributes on all layers of a model, and so deserves its own copy of it."""
-    return isinstance(core_of(method), DeepLift | Deconvolution | GuidedBackprop | LRP)
-
-
-def inside_parallel(model: Any) -> Any:
-    """What parallel wrappers wrap, which hooks must not meet on several devices."""
-    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
-    return model
-
-
-def hookable_copy(model: nn.Module, method: Attribution, inputs: tuple[Any, ...]) -> nn.Module:
-    """A copy of ``model`` for ``method`` to hook, made anew for every call since weights may change between calls.
-
-    DeepLift and guided backpropagation need every activation to be a module of its own; LRP brings its own rules for
-    the modules that it finds.
-    """
-    if isinstance(model, ModelFromLayer):
-        raise BoundaryTypeError(
-            f"{_name(core_of(method))} hooks the modules of a model, which a model from a layer on does not own. Use "
-            "LayerBoundaryAttribution, which gives it a copy of its own."
-        )
-    core = core_of(method)
-    if isinstance(core, LRP):
-        return copy.deepcopy(model)
-    separated = separate_activations(model, inputs)
-    return pool_in_batches(separated, core.eps) if isinstance(core, DeepLift) else separated
-
-
-def mixes_examples(method: Attribution, forward_func: Callable[..., Any]) -> bool:
-    """Whether examples of one batch would influence each other, so that each must be asked about alone.
-
-    A required ``baselines`` is a distribution that all examples share, as in GradientShap. Captum's rules for
-    softmax and for max pooling, where we have not replaced it, read the gradients of all examples or of the first.
-    """
-    core = core_of(method)
-    parameters = _parameters(core)
-    if "baselines" in parameters and parameters["baselines"].default is inspect.Parameter.empty:
-        return True
-    mixing = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Softmax)
-    return (
-        isinstance(core, DeepLift)
-        and isinstance(forward_func, nn.Module)
-        and any(isinstance(module, mixing) for module in forward_func.modules())
-    )
+def known_arguments(method: Attribution) -> tuple[dict[str, inspect.Parameter], bool]:
+    """All arguments of ``attribute`` and of what it passes them on to, and whether any other is taken as well."""
+    links = _chain(method)
+    while (built := getattr(links[-1], "_prototype", None)) is not None:  # what a boundary attribution calls
+        links += _chain(built)
+    parameters = [parameter for link in links for parameter in _parameters(link).values()]
+    known: dict[str, inspect.Parameter] = {}
+    for parameter in parameters:
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            known.setdefault(parameter.name, parameter)
+    return known, parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
 
 
 def check_arguments(method: Attribution, arguments: Mapping[str, Any]) -> None:
     """Refuse keyword arguments that the method does not know, and calls that lack one it needs."""
-    links = _chain(method)
+    name = _name(core_of(method))
     baselines, layer = ("baselines", "layer_baselines"), ("attribute_to_layer_input",)
     ours = {"inputs", *baselines, "target", "additional_forward_args", "return_convergence_delta", *layer}
-    parameters = [parameter for link in links for parameter in _parameters(link).values()]
-    options = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ours]
-    is_open = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-    unknown = [name for name in arguments if name not in options]
+    known, is_open = known_arguments(method)
+    options = {option: parameter for option, parameter in known.items() if option not in ours}
+    unknown = [argument for argument in arguments if argument not in options]
     if unknown and not is_open:
         raise BoundaryTypeError(
-            f"{_name(links[-1])}.attribute does not know the argument {unknown[0]!r}. "
+            f"{name}.attribute does not know the argument {unknown[0]!r}. "
             f"Its options are: {', '.join(options) or 'none'}."
         )
     if arguments.get("draw_baseline_from_distrib"):
         raise BoundaryValueError(
             "draw_baseline_from_distrib=True would pair examples with boundary points of others. Leave it out."
         )
-    for parameter in parameters:
-        if parameter.default is parameter.empty and parameter.name in options and parameter.name not in arguments:
-            raise BoundaryTypeError(
-                f"{_name(links[-1])}.attribute needs {parameter.name}: pass it as a keyword argument."
-            )
+    for option, parameter in options.items():
+        if parameter.default is parameter.empty and option not in arguments:
+            raise BoundaryTypeError(f"{name}.attribute needs {option}: pass it as a keyword argument.")
 
 
 def _chain(method: Attribution) -> list[Attribution]:
@@ -207,6 +241,11 @@ def _chain(method: Attribution) -> list[Attribution]:
     while isinstance(links[-1], NoiseTunnel):
         links.append(links[-1].attribution_method)
     return links
+
+
+def _entry(table: Mapping[type[Attribution], Any], method: Attribution, default: Any) -> Any:
+    """The entry of the method's class, or of the nearest of its bases that has one."""
+    return next((table[kind] for kind in type(method).__mro__ if kind in table), default)
 
 
 def _parameters(method: Attribution) -> Mapping[str, inspect.Parameter]:

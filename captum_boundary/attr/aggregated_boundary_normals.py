@@ -77,6 +77,8 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         (torch.Size([2, 4]), torch.Size([2, 2, 4]), torch.Size([2, 2]))
     """
 
+    _targets_are_sides = True
+
     def __init__(
         self,
         forward_func: Callable[..., Any],

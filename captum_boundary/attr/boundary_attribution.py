@@ -21,20 +21,12 @@ from captum_boundary._core.checks import check_inputs
 from captum_boundary._core.margin import class_scores, resolve_target
 from captum_boundary._core.mask import Mask
 from captum_boundary._core.outputs import has_one_output, output_of, score_tensor
-from captum_boundary.attr._calls import MethodCall, ask, ask_one_by_one
+from captum_boundary.attr._calls import MethodCall, call_in_groups, call_method
+from captum_boundary.attr._global_state import default_device_of, preserve_rng_state
 from captum_boundary.attr._layer_methods import HookableFromLayer
-from captum_boundary.attr._methods import (
-    build_method,
-    check_arguments,
-    has_delta,
-    hookable_copy,
-    hooks_modules,
-    inside_parallel,
-    mixes_examples,
-    takes_baselines,
-)
+from captum_boundary.attr._methods import build_method, capabilities_of, check_arguments
+from captum_boundary.attr._rewrite.hookable import hookable_copy, inside_parallel
 from captum_boundary.attr._score import MarginScore, ScoreTensor
-from captum_boundary.attr._surroundings import default_device_of, undisturbed_randomness
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 from captum_boundary.search._given import check_same_target, points_for, refuse_mask, search_for
@@ -102,6 +94,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
     """
 
     _default_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    _targets_are_sides = True
 
     def __init__(
         self,
@@ -118,6 +111,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         self.method = method
         self.score = score
         self._prototype = build_method(method, forward_func, score)
+        self._can = capabilities_of(self._prototype)
 
     @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
     def attribute(
@@ -178,7 +172,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         self._check_options(options, return_convergence_delta)
         tensors = check_inputs(inputs)
         with (
-            undisturbed_randomness(),
+            preserve_rng_state(),
             default_device_of(tensors[0].device),
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -250,7 +244,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
 
     def has_convergence_delta(self) -> bool:
         r"""Whether the method has a convergence delta for each example."""
-        return has_delta(self._prototype)
+        return self._can.has_delta
 
     def _attribute(
         self,
@@ -265,8 +259,8 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         """Attributions and, if asked for, delta of all examples; those of examples without a point mean nothing."""
         points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
         function, score_target, score_arguments = self._score_of(inputs, target, arguments, boundary)
-        method = self.method(function)
-        uses_baselines = takes_baselines(method)
+        method = self._prototype if function is self.forward_func else self.method(function)
+        uses_baselines = self._can.baselines is not None
         call = MethodCall(
             inputs=inputs if uses_baselines else points,
             baselines=points if uses_baselines else None,
@@ -274,10 +268,11 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             arguments=score_arguments,
         )
         if with_delta and not uses_baselines:
-            attributions, delta = ask(method, call, as_tuple, {**options, "return_convergence_delta": True})
+            options = {**options, "return_convergence_delta": True}
+            attributions, delta = call_method(method, self._can, call, as_tuple, options)
             return attributions, delta
-        ask_all = ask_one_by_one if mixes_examples(method, function) else ask
-        attributions = ask_all(method, call, as_tuple, options)
+        group_size = 1 if self._can.mixes_examples(function) else len(boundary)
+        attributions = call_in_groups(method, self._can, call, as_tuple, options, group_size)
         if not with_delta:
             return attributions, None
         delta = GradientAttribution(function).compute_convergence_delta(
@@ -299,7 +294,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         scores = class_scores(output, len(boundary))
         if target is not None and not _is_target_of(boundary, target):
             check_same_target(resolve_target(target, scores, has_one_output(output)), boundary.target)
-        is_hooked = hooks_modules(self._prototype)
+        is_hooked = self._can.hooks_modules
         function = inside_parallel(self.forward_func) if is_hooked else self.forward_func
         if not isinstance(returned, Tensor):
             function = ScoreTensor(function)

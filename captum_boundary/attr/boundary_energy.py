@@ -80,6 +80,8 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         (torch.Size([2, 1, 6, 6]), True)
     """
 
+    _targets_are_sides = True
+
     def __init__(
         self,
         forward_func: Callable[..., Any],

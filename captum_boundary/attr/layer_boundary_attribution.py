@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.mask import Mask
 from captum_boundary.attr._layer_methods import build_layer_method, for_activations, hookable_from_layer
-from captum_boundary.attr._methods import has_delta, hooks_modules
+from captum_boundary.attr._methods import capabilities_of
 from captum_boundary.attr.boundary_attribution import BoundaryAttribution
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.layers import ModelFromLayer
@@ -72,6 +72,8 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
         (torch.Size([2, 3]), True)
     """
 
+    _targets_are_sides = True
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -90,6 +92,7 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
         self.score = score
         self._build = for_activations(method)
         self._prototype = build_layer_method(self._build, from_layer, score)
+        self._can = capabilities_of(self._prototype)
 
     @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
     def attribute(
@@ -150,7 +153,7 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
         if boundary is None:
             boundary = self.search._of(from_layer).find(activations, target, arguments, mask=mask)
             target = mask = None  # what they mean is known from here on
-        if hooks_modules(self._prototype):
+        if self._can.hooks_modules:
             from_layer, arguments = hookable_from_layer(from_layer, self._prototype, inputs, additional_forward_args)
         return BoundaryAttribution(from_layer, self._build, score=self.score).attribute(
             activations,
@@ -174,4 +177,4 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
 
     def has_convergence_delta(self) -> bool:
         r"""Whether the method has a convergence delta for each example."""
-        return has_delta(self._prototype)
+        return self._can.has_delta

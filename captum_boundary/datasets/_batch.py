@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from captum.attr import Attribution, GradientAttribution
+from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_boundary._core.captum_helpers import format_additional_forward_args, format_output
 from captum_boundary._core.margin import class_scores, margin_and_rival
 from captum_boundary._core.outputs import evaluate, has_one_output
-from captum_boundary.attr import BoundaryAttribution, BoundaryNormals
-from captum_boundary.attr._methods import core_of
+from captum_boundary.attr import BoundaryNormals
+from captum_boundary.attr._methods import capabilities_of, known_arguments
 from captum_boundary.datasets._describe import generators_of
 from captum_boundary.datasets._examples import Example
 from captum_boundary.datasets._seeds import kept_randomness, seed_everything
@@ -59,7 +59,7 @@ class BatchExplainer:
         self.save_points = save_points
         self.generators = generators_of(explainer)
         parameters = _check_options(explainer, options)
-        self.knows_sides = _is_ours(core_of(explainer))
+        self.can = capabilities_of(explainer)
         self.gives_boundary = "return_boundary" in parameters
         self.gives_delta = "return_convergence_delta" in parameters and bool(explainer.has_convergence_delta())
         if save_points and not self.gives_boundary:
@@ -94,7 +94,7 @@ class BatchExplainer:
         prediction = scores.argmax(dim=1)
         target = self._targets(examples, prediction, has_one_output)
         margin, _ = margin_and_rival(scores, target)
-        is_plain = has_one_output and (not self.knows_sides or torch.equal(target, prediction))
+        is_plain = has_one_output and (not self.can.targets_are_sides or torch.equal(target, prediction))
         attributions, delta, boundary = self._ask(inputs, as_tuple, None if is_plain else target)
         columns: dict[str, list[Any]] = {
             "index": [example.index for example in examples],
@@ -135,8 +135,7 @@ class BatchExplainer:
             asked["return_convergence_delta"] = True
         if self.gives_boundary:
             asked["return_boundary"] = True
-        needs_grad = isinstance(self.explainer, GradientAttribution)
-        copies = tuple(tensor.clone().requires_grad_(needs_grad) for tensor in inputs)
+        copies = tuple(tensor.clone().requires_grad_(self.can.needs_grad) for tensor in inputs)
         with torch.enable_grad():
             answer = self.explainer.attribute(format_output(as_tuple, copies), target=target, **asked, **self.options)
         attributions, *others = answer if asked else (answer,)
@@ -151,31 +150,16 @@ def _check_options(explainer: object, options: Mapping[str, Any]) -> Mapping[str
             "explainer must be a captum.attr.Attribution, such as BoundaryIntegratedGradients(model), but it is a "
             f"{type(explainer).__name__}."
         )
-    known = _known_options(explainer)
+    known, is_open = known_arguments(explainer)
     for name in options:
         if name in _OURS:
             raise BoundaryValueError(f"options cannot hold {name!r}, which is set for every batch.")
-        if known is not None and name not in known:
+        if not is_open and name not in known:
             raise BoundaryTypeError(
                 f"{type(explainer).__name__}.attribute does not know the option {name!r}. Its options are: "
                 f"{', '.join(name for name in known if name not in _OURS)}."
             )
     return inspect.signature(explainer.attribute).parameters
-
-
-def _known_options(explainer: Any) -> list[str] | None:
-    """All arguments of ``attribute``, and of what it hands them on to. None where that cannot be known."""
-    known: list[str] = []
-    while isinstance(explainer, Attribution):
-        parameters = inspect.signature(explainer.attribute).parameters.values()
-        known += [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-            return known
-        if isinstance(explainer, BoundaryAttribution):
-            explainer = explainer.method(explainer.forward_func)
-        else:
-            explainer = getattr(explainer, "attribution_method", None)  # of a NoiseTunnel
-    return None
 
 
 def _boundary_columns(boundary: Any) -> dict[str, list[Any]]:
@@ -193,11 +177,6 @@ def _boundary_columns(boundary: Any) -> dict[str, list[Any]]:
         "found": found.tolist(),
         "evaluations": (boundary.n_forward + boundary.n_gradient).tolist(),
     }
-
-
-def _is_ours(explainer: Attribution) -> bool:
-    """Whether a target of a model with one output is one of its two sides, as it is not for Captum's methods."""
-    return any(kind.__module__.startswith("captum_boundary.") for kind in type(explainer).__mro__)
 
 
 def _tensors(values: Any) -> tuple[Tensor, ...]:

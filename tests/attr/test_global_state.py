@@ -27,7 +27,7 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_boundary import BoundaryAttribution, BoundaryPoints, NearestBoundary, separate_activations
-from captum_boundary.attr._surroundings import undisturbed_randomness
+from captum_boundary.attr._global_state import preserve_rng_state
 
 N, D = 4, 6
 
@@ -101,7 +101,7 @@ def global_states() -> list[Any]:
 
 def test_all_generators_are_restored_after_an_exception(accelerator: Accelerator) -> None:
     before = global_states()
-    with pytest.raises(OverflowError), undisturbed_randomness():  # noqa: PT012
+    with pytest.raises(OverflowError), preserve_rng_state():  # noqa: PT012
         Noisy(accelerator)(torch.ones(9))
         raise OverflowError
     assert global_states() == before

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from captum_boundary.attr._activation_table import POOLING, SETTINGS
-from captum_boundary.attr._hook_safe import WindowMaxPool, has_own_hooks
+from captum_boundary.attr._rewrite.hook_safe import WindowMaxPool, has_own_hooks
+from captum_boundary.attr._rewrite.table import POOLING, SETTINGS
 
 __all__ = ["pool_in_batches"]
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_boundary.attr._activation_table import POOLING, SETTINGS
+from captum_boundary.attr._rewrite.table import POOLING, SETTINGS
 
 __all__ = ["WindowMaxPool", "has_own_hooks", "prepare_for_hooks"]
 

@@ -11,7 +11,7 @@ from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 from torch import nn
 
 from captum_boundary.attr import separate_activations
-from captum_boundary.attr._activation_table import SETTINGS
+from captum_boundary.attr._rewrite.table import SETTINGS
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 pytestmark = [

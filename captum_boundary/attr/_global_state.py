@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["default_device_of", "undisturbed_randomness"]
+__all__ = ["default_device_of", "preserve_rng_state"]
 
 
 @contextmanager
-def undisturbed_randomness() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Leave the global random states of Python, NumPy and PyTorch, on every device, as they were.
 
     Captum's methods draw from them, and so do models. What happens inside starts from the states as they stand.

@@ -7,7 +7,6 @@ nothing else uses or hooks. Otherwise Captum raises an error, or returns attribu
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 from typing import Any
@@ -15,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from captum_boundary.attr._activation_table import FUNCTIONAL_FORMS, SETTINGS
-from captum_boundary.attr._hook_safe import prepare_for_hooks
-from captum_boundary.attr._separation_check import verify
-from captum_boundary.attr._surroundings import undisturbed_randomness
+from captum_boundary.attr._global_state import preserve_rng_state
+from captum_boundary.attr._rewrite.copies import copy_model
+from captum_boundary.attr._rewrite.hook_safe import prepare_for_hooks
+from captum_boundary.attr._rewrite.table import FUNCTIONAL_FORMS, SETTINGS
+from captum_boundary.attr._rewrite.verification import verify
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["copy_sharing_tensors", "separate_activations"]
+__all__ = ["separate_activations"]
 
 
 def separate_activations(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
@@ -67,14 +67,14 @@ def separate_activations(model: nn.Module, example_inputs: Tensor | tuple[Any, .
         2
     """
     _require_plain_module(model)
-    with undisturbed_randomness():  # tracing runs the model's own code
+    with preserve_rng_state():  # tracing runs the model's own code
         return _separated_copy(model, example_inputs)
 
 
 def _separated_copy(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None) -> nn.Module:
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     untraceable: dict[nn.Module, str] = {}
-    separated = _separate(copy_sharing_tensors(model), () if example_inputs is None else inputs, untraceable, set())
+    separated = _separate(copy_model(model), () if example_inputs is None else inputs, untraceable, set())
     separated = prepare_for_hooks(separated)
     reasons = "; ".join(
         f"{type(module).__name__}: {reason}"
@@ -104,16 +104,6 @@ def _require_plain_module(model: nn.Module) -> None:
             raise BoundaryTypeError(f"{kind} is a parallel wrapper. Pass the module that it wraps (.module).")
 
 
-def copy_sharing_tensors(module: nn.Module) -> nn.Module:
-    """A copy of the modules with the very parameters and buffers."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    for submodule in module.modules():
-        for value in vars(submodule).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # deepcopy refuses these, such as stored activations
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo)
-
-
 def _separate(
     module: nn.Module, inputs: tuple[Any, ...], untraceable: dict[nn.Module, str], seen: set[nn.Module]
 ) -> nn.Module:
@@ -124,7 +114,7 @@ def _separate(
     if isinstance(traced, str):
         for name, child in module._modules.items():
             if child is not None:
-                own_child = child if seen.isdisjoint(child.modules()) else copy_sharing_tensors(child)
+                own_child = child if seen.isdisjoint(child.modules()) else copy_model(child)
                 module._modules[name] = separated = _separate(own_child, (), untraceable, seen)
                 seen.update(separated.modules())
         traced = _trace(module, inputs, untraceable)  # with the untraceable children, known by now, called as they are
@@ -167,7 +157,7 @@ def _trace(module: nn.Module, inputs: tuple[Any, ...], untraceable: dict[nn.Modu
     if _has_hooks(module):
         return "it has hooks"
     kept_whole = {name for name, submodule in module.named_modules() if submodule in untraceable}
-    root = copy_sharing_tensors(module)  # tracing may leave its proxies behind in attributes
+    root = copy_model(module)  # tracing may leave its proxies behind in attributes
     try:
         parameters = inspect.signature(module.forward).parameters
         arguments = {name: parameter.default for name, parameter in parameters.items()}
@@ -199,7 +189,7 @@ def _separate_calls(traced: fx.GraphModule) -> bool:
             module = traced.get_submodule(node.target)
             in_place = getattr(module, "inplace", False) is True
             if node.target in called and any(type(submodule) in SETTINGS for submodule in module.modules()):
-                node.target = _add_submodule(traced, node.target, copy_sharing_tensors(module))
+                node.target = _add_submodule(traced, node.target, copy_model(module))
                 changed = True
             called.add(node.target)
             if node.kwargs and type(module) in SETTINGS:  # Captum's hooks do not see keywords

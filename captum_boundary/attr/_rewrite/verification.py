@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_boundary.attr._activation_table import FUNCTIONAL_FORMS, SETTINGS
-from captum_boundary.attr._surroundings import undisturbed_randomness
+from captum_boundary.attr._global_state import preserve_rng_state
+from captum_boundary.attr._rewrite.table import FUNCTIONAL_FORMS, SETTINGS
 from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["verify"]
@@ -68,7 +68,7 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> object:
     """
     own_inputs = tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
     own_buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.no_grad(), undisturbed_randomness():
+    with torch.no_grad(), preserve_rng_state():
         return torch.func.functional_call(model, own_buffers, own_inputs)
 
 
