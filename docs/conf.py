@@ -123,6 +123,7 @@ def find_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
         "captum_boundary.datasets",
         "captum_boundary.metrics",
         "captum_boundary.robust",
+        "captum_boundary.search",
         "captum_boundary.visualization",
     ):
         name = f"{module}.{node['reftarget']}"

@@ -151,7 +151,7 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
         from_layer = ModelFromLayer(self.forward_func, self.layer, attribute_to_layer_input)
         activations, arguments = from_layer.at(inputs, additional_forward_args)
         if boundary is None:
-            boundary = self.search._of(from_layer).find(activations, target, arguments, mask=mask)
+            boundary = self.search.with_forward_func(from_layer).find(activations, target, arguments, mask=mask)
             target = mask = None  # what they mean is known from here on
         if self._can.hooks_modules:
             from_layer, arguments = hookable_from_layer(from_layer, self._prototype, inputs, additional_forward_args)

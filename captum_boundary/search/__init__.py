@@ -2,18 +2,23 @@
 
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_search import BoundarySearch
+from captum_boundary.search.boundary_status import BoundaryStatus
 from captum_boundary.search.categorical import CategoricalBoundary
 from captum_boundary.search.closest import ClosestBoundary
 from captum_boundary.search.foolbox import FoolboxBoundary
 from captum_boundary.search.nearest import NearestBoundary
 from captum_boundary.search.pgd import PGDBoundary
+from captum_boundary.search.search_problem import Proposal, SearchProblem
 
 __all__ = [
     "BoundaryPoints",
     "BoundarySearch",
+    "BoundaryStatus",
     "CategoricalBoundary",
     "ClosestBoundary",
     "FoolboxBoundary",
     "NearestBoundary",
     "PGDBoundary",
+    "Proposal",
+    "SearchProblem",
 ]

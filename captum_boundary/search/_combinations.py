@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from captum_boundary._core.geometry import Box, length, project_onto_hyperplane, row_dot
 from captum_boundary._core.oracle import MarginOracle
@@ -13,6 +12,7 @@ from captum_boundary.search._differentiable_scores import DifferentiableScores
 from captum_boundary.search._landing import move_onto_boundary
 from captum_boundary.search._problem import Candidates, Problem
 from captum_boundary.search.boundary_search import BoundarySearch
+from captum_boundary.search.search_problem import Proposal, SearchProblem
 
 __all__ = ["Combinations"]
 
@@ -107,7 +107,10 @@ class Combinations:
         inner = MarginOracle(scores, oracle.unpack(points), oracle.target[rows], rows, self._search.internal_batch_size)
         lower, upper = (torch.where(self._pinned, points, side) for side in (box.lower, box.upper))
         within = Problem(inner, Box(lower, upper), problem.norm, problem.noise)
-        ends = self._search._cross(within, self._seed, tqdm(disable=True))
+        view = SearchProblem(within, self._seed, as_tuple=False, progress=lambda done: None)
+        with torch.enable_grad():
+            proposal = self._search.propose(view)
+        ends = view.flatten(proposal.points if isinstance(proposal, Proposal) else proposal).detach()
         ends, depth = move_onto_boundary(within, ends)
         return _or_nearer(best, rows, ends, length(ends - problem.x[rows], problem.norm), depth)
 

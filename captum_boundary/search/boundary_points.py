@@ -6,9 +6,11 @@ import operator
 from dataclasses import dataclass, fields, replace
 from typing import Any, SupportsIndex
 
+import torch
 from torch import Tensor
 
 from captum_boundary._core.bounds import Bounds, bounds_of_rows
+from captum_boundary.search.boundary_status import BoundaryStatus
 
 __all__ = ["BoundaryPoints"]
 
@@ -35,6 +37,8 @@ class BoundaryPoints:
         n_forward (Tensor): Forward passes spent on each example, ``(N,)`` integers.
         n_gradient (Tensor): Backward passes spent on each example, ``(N,)`` integers. Each follows one of the forward
             passes.
+        status (Tensor): Which phase of the search found the point, and why the search of the example ended, ``(N,)``
+            integers: values of :class:`~captum_boundary.search.BoundaryStatus`.
         norm (float): Norm of the search. Default: 2
         bounds (tuple or None): Limits of the search, as it was given them. Default: None, no limits.
     """
@@ -49,6 +53,12 @@ class BoundaryPoints:
     n_gradient: Tensor
     norm: float = 2
     bounds: Bounds = None
+    status: Tensor = None  # type: ignore[assignment]  # filled in below, where it is not told
+
+    def __post_init__(self) -> None:
+        if self.status is None:
+            unreported = torch.where(self.found, BoundaryStatus.FOUND, BoundaryStatus.NOT_FOUND)
+            object.__setattr__(self, "status", unreported)
 
     def __len__(self) -> int:
         return len(self.found)

@@ -39,15 +39,19 @@ from captum_boundary.errors import (
 from captum_boundary.search._landing import move_onto_boundary
 from captum_boundary.search._problem import Problem, score_noise
 from captum_boundary.search.boundary_points import BoundaryPoints
+from captum_boundary.search.boundary_status import BoundaryStatus
+from captum_boundary.search.search_problem import Proposal, SearchProblem
 
 __all__ = ["BoundaryPoints", "BoundarySearch"]
+
+_BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"
 
 
 class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
     r"""Base class of all searches for the closest decision boundary.
 
-    A subclass implements :meth:`_cross`, which returns for each example some point beyond its boundary. This class does
-    the rest: it checks the arguments, moves the point back along the straight line to the input until it lies a hair
+    A subclass implements :meth:`propose`, which returns for each example some point beyond its boundary. This class
+    does the rest: it checks the arguments, moves the point back along the straight line to the input until it lies just
     beyond the boundary, checks its label again, and reports examples without a boundary point.
 
     The model is evaluated as it is. Call ``model.eval()`` first: with dropout or batch statistics in training mode
@@ -78,8 +82,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         BoundaryTypeError: For arguments of the wrong type.
     """
 
+    takes_starts = False  # whether propose searches from SearchProblem.starts, where they are given
     _description = "Boundary"  # of the progress bar
-    _unit = "example"
 
     def __init__(
         self,
@@ -169,41 +173,40 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         """
         return self.find(inputs, target, additional_forward_args, mask=mask).points
 
-    def _of(self, forward_func: Callable[..., Any]) -> BoundarySearch:
-        """A search with the same settings for another function."""
+    def with_forward_func(self, forward_func: Callable[..., Any]) -> BoundarySearch:
+        """A search with the same settings for another function, such as the part of a model above a layer."""
         other = copy.copy(self)
         other.forward_func = forward_func
         return other
 
     @abstractmethod
-    def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
-        """Points ``(n, D)`` inside the problem's box, beyond the boundary wherever the search succeeded.
+    def propose(self, problem: SearchProblem) -> Tensor | tuple[Tensor, ...] | Proposal:
+        r"""Points beyond the boundary, wherever they can be found: the one method that a search implements.
 
-        Random numbers start at the seed, and the bar is to be moved by :meth:`_n_steps`.
+        It is called by :meth:`find`, for one group of examples after the other, with gradients enabled. The nearer a
+        point lies to its input, the better; it need not lie on the boundary, for :meth:`find` moves it there. Where
+        none is found, any point on the input's own side will do, such as the input.
+
+        Args:
+
+            problem (SearchProblem): The model at the n examples of the group: inputs, classes, limits, the norm, a
+                counted and differentiable function of the scores, random numbers and the progress bar.
+
+        Returns:
+
+            - **points** (*Tensor*, *tuple[Tensor, ...]* or *Proposal*): Points ``(n, D)``, or with the structure and
+              shapes of the inputs. A :class:`Proposal` says how the search of each example ended as well.
         """
 
     def _land(self, problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
         """Points beyond the boundary moved onto it, and their depths."""
         return move_onto_boundary(problem, points)
 
-    def _n_steps(self, n_examples: int) -> int:
-        """Steps of the progress bar for a group of examples."""
-        return n_examples
-
-    def _cross_pairs(self, pairs: Problem, starts: Tensor | None, seed: int, bar: tqdm[Any]) -> Tensor:
-        """As :meth:`_cross`, for pairs of an example and a class, near to ``starts`` ``(P, D)`` where given."""
-        if starts is not None:
-            raise BoundaryValueError(
-                f'{type(self).__name__} cannot start in random directions: use NearestBoundary, or sampling="classes".'
-            )
-        return self._cross(pairs, seed, bar)
-
     def _find(
         self, inputs: Any, target: TargetType, additional_forward_args: object, mask: Mask = None
     ) -> BoundaryPoints:
         with self._opened(inputs, target, additional_forward_args, mask) as problem:
-            boundary = self._searched(problem, lambda part, _, *rest: self._cross(part, *rest), is_tuple(inputs))
-            return replace(boundary, bounds=self.bounds)
+            return replace(self._searched(problem, is_tuple(inputs)), bounds=self.bounds)
 
     @contextmanager
     def _opened(
@@ -233,13 +236,12 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
 
         Where an example has many pairs, less is spent on each than on ``one_each``.
         """
-
-        def cross(part: Problem, group: Tensor, seed: int, bar: tqdm[Any]) -> Tensor:
-            if one_each:
-                return self._cross(part, seed, bar)
-            return self._cross_pairs(part, None if starts is None else starts[group], seed, bar)
-
-        return self._searched(self._pairs(problem, rows, target), cross, as_tuple=True)
+        if starts is not None and not self.takes_starts:
+            raise BoundaryValueError(
+                f'{type(self).__name__} cannot start in random directions: use NearestBoundary, or sampling="classes".'
+            )
+        pairs = self._pairs(problem, rows, target)
+        return self._searched(pairs, as_tuple=True, starts=starts, is_one_of_many=not one_each)
 
     def _pairs(self, problem: Problem, rows: Tensor, target: Tensor) -> Problem:
         box = box_of(self.bounds, problem.oracle.inputs).of(rows)
@@ -249,25 +251,29 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         return Problem(problem.oracle.of_pairs(rows, target), box, self.norm, problem.noise)
 
     def _searched(
-        self, problem: Problem, cross: Callable[[Problem, Tensor, int, tqdm[Any]], Tensor], as_tuple: bool
+        self, problem: Problem, as_tuple: bool, starts: Tensor | None = None, is_one_of_many: bool = False
     ) -> BoundaryPoints:
         """Search a group of examples after the other, and say what has come of every one."""
         rows = problem.oracle.all_rows
         groups = torch.split(rows, self.internal_batch_size or len(rows))
-        total = sum(self._n_steps(len(group)) for group in groups)
         parts, seed = [], seed_of(self.generator)
-        with tqdm(total=total, desc=self._description, unit=self._unit, disable=not self.show_progress) as bar:
+        with tqdm(total=1.0, desc=self._description, bar_format=_BAR, disable=not self.show_progress) as bar:
             for group in groups:
                 part = problem if len(groups) == 1 else problem.select(group)
-                points, landed_depth = self._land(part, cross(part, group, seed, bar))
-                depth, adversarial = part.oracle.depth(points)
-                distance = length(part.oracle.round(points) - part.x, self.norm)
-                parts.append((points, distance, adversarial, torch.maximum(depth, landed_depth), depth))
-        points, distance, adversarial, highest, depth = (torch.cat(column) for column in zip(*parts, strict=True))
+                view = SearchProblem(
+                    part,
+                    seed,
+                    as_tuple,
+                    _progress_of_a_share(bar, len(group) / len(rows)),
+                    None if starts is None else starts[group],
+                    is_one_of_many,
+                )
+                parts.append(self._outcome(part, view))
+                view.progress(1.0)
+        points, distance, adversarial, landed_depth, depth, status = map(torch.cat, zip(*parts, strict=True))
         oracle = problem.oracle
-        found = highest < 0
-        if self.max_distance is not None:
-            found &= distance <= self.max_distance
+        is_beyond = torch.maximum(depth, landed_depth) < 0
+        found = is_beyond if self.max_distance is None else is_beyond & (distance <= self.max_distance)
         return BoundaryPoints(
             points=format_output(as_tuple, oracle.unpack(torch.where(found[:, None], points, oracle.x))),
             target=oracle.target.clone(),
@@ -278,7 +284,21 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             n_forward=oracle.n_forward,
             n_gradient=oracle.n_gradient,
             norm=self.norm,
+            status=_status_of(status, found, is_beyond, landed_depth < 0),
         )
+
+    def _outcome(self, problem: Problem, view: SearchProblem) -> tuple[Tensor, ...]:
+        """What the search proposes for a group of examples, moved onto the boundary and evaluated again."""
+        with torch.enable_grad():
+            proposal = self.propose(view)
+        proposed, status = proposal if isinstance(proposal, Proposal) else (proposal, None)
+        proposed = view.flatten(proposed).detach()
+        points, landed_depth = self._land(problem, torch.where(torch.isfinite(proposed), proposed, problem.x))
+        depth, adversarial = problem.oracle.depth(points)
+        distance = length(problem.oracle.round(points) - problem.x, self.norm)
+        if status is None:
+            status = torch.full_like(adversarial, BoundaryStatus.FOUND)
+        return points, distance, adversarial, landed_depth, depth, status.to(adversarial)
 
     def _report(self, found: Tensor, stacklevel: int = 3) -> None:
         """Name the rows where nothing was found, in an error if the search is strict and in a warning if not."""
@@ -287,6 +307,23 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             if self.strict:
                 raise BoundaryNotFoundError(message)
             warnings.warn(message, BoundaryNotFoundWarning, stacklevel=stacklevel)
+
+
+def _progress_of_a_share(bar: tqdm[Any], share: float) -> Callable[[float], object]:
+    """What moves a bar from where it stands, by shares of a share of its length."""
+    begin = bar.n
+    return lambda done: bar.update(begin + share * done - bar.n)
+
+
+def _status_of(status: Tensor, found: Tensor, is_beyond: Tensor, was_beyond: Tensor) -> Tensor:
+    """What the search said of its end, where a point was found, and what became of it where not."""
+    spent = status % 10 == BoundaryStatus.NOT_FOUND_BUDGET
+    missing = torch.where(spent, BoundaryStatus.NOT_FOUND_BUDGET, BoundaryStatus.NOT_FOUND)
+    missing = torch.where(was_beyond, BoundaryStatus.LABEL_NOT_KEPT, missing)
+    missing = torch.where(is_beyond, BoundaryStatus.TOO_FAR, missing)
+    # The way of a search that had given up may lead across the boundary a little further on.
+    status = torch.where(status < BoundaryStatus.FOUND, BoundaryStatus.FOUND + status % 10, status)
+    return torch.where(found, status, missing)
 
 
 def _not_found_message(missing: Tensor, max_distance: float | None) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.checks import check_count, check_inputs
@@ -19,6 +19,7 @@ from captum_boundary.search._problem import Problem
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.closest import ClosestBoundary
 from captum_boundary.search.foolbox import FoolboxBoundary
+from captum_boundary.search.search_problem import SearchProblem
 
 __all__ = ["CategoricalBoundary"]
 
@@ -143,8 +144,10 @@ class CategoricalBoundary(BoundarySearch):
         # The way back to the input would lead through what lies between categories.
         return points, problem.depth(points)
 
-    def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
-        categories = Categories.of(self._groups, problem.x)
-        best = Combinations(problem, categories, self.fixed, self.search, seed).nearest(self.n_combinations)
-        bar.update(len(problem))
-        return best.points
+    def propose(self, problem: SearchProblem) -> Tensor:
+        r"""The nearest valid rows beyond the boundary."""
+        inner = problem._problem
+        categories = Categories.of(self._groups, inner.x)
+        with torch.no_grad():
+            combinations = Combinations(inner, categories, self.fixed, self.search, problem.seed)
+            return combinations.nearest(self.n_combinations).points

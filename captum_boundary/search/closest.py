@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from captum_boundary._core.bounds import Bounds, box_of
 from captum_boundary._core.captum_helpers import TargetType, format_output, is_tuple
@@ -19,6 +18,7 @@ from captum_boundary.search._problem import Problem
 from captum_boundary.search._same_model import check_same_model
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_search import BoundarySearch
+from captum_boundary.search.search_problem import SearchProblem
 
 __all__ = ["ClosestBoundary"]
 
@@ -76,8 +76,10 @@ class ClosestBoundary(BoundarySearch):
         )
         self.searches = tuple(searches)
 
-    def _of(self, forward_func: Callable[..., Any]) -> ClosestBoundary:
-        return ClosestBoundary([search._of(forward_func) for search in self.searches], strict=self.strict)
+    def with_forward_func(self, forward_func: Callable[..., Any]) -> ClosestBoundary:
+        r"""The same searches for another function."""
+        searches = [search.with_forward_func(forward_func) for search in self.searches]
+        return ClosestBoundary(searches, strict=self.strict)
 
     def _find(
         self, inputs: Any, target: TargetType, additional_forward_args: object, mask: Mask = None
@@ -97,7 +99,8 @@ class ClosestBoundary(BoundarySearch):
             _nearer, (search._find_pairs(problem, rows, target, starts, one_each) for search in self.searches)
         )
 
-    def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
+    def propose(self, problem: SearchProblem) -> Tensor:
+        r"""Not used: the finished results of the searches are compared."""
         raise NotImplementedError("ClosestBoundary compares the finished results of its searches.")
 
 
@@ -118,6 +121,7 @@ def _nearer(first: BoundaryPoints, second: BoundaryPoints) -> BoundaryPoints:
         found=first.found | second.found,
         n_forward=first.n_forward + second.n_forward,
         n_gradient=first.n_gradient + second.n_gradient,
+        status=choose(first.status, second.status),
         norm=first.norm,
         bounds=first.bounds if _are_same(first.bounds, second.bounds) else _chosen_bounds(first, second, better),
     )

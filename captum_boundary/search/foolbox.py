@@ -11,14 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
-from captum_boundary.search._differentiable_scores import DifferentiableScores
-from captum_boundary.search._problem import Problem
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.pgd import increasing_radii
+from captum_boundary.search.search_problem import SearchProblem
 
 __all__ = ["FoolboxBoundary"]
 
@@ -103,71 +100,97 @@ class FoolboxBoundary(BoundarySearch):
 
     _description = "Foolbox"
 
-    def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
-        oracle, points = problem.oracle, problem.x
-        inside = oracle.sign > 0
+    def propose(self, problem: SearchProblem) -> Tensor:
+        r"""The attack's points; the inputs of examples that it does not even begin with."""
+        points = problem.x
         for leave in (True, False):
-            rows = (inside == leave).nonzero().flatten()
+            rows = (problem.targeted != leave).nonzero().flatten()
             if len(rows) == 0:
                 continue
-            with _seeded(seed, oracle.device), torch.inference_mode(False), torch.enable_grad():
-                points = points.index_copy(0, rows, self._attack(oracle.select(rows), leave))
-            bar.update(len(rows))
-        return torch.where(torch.isfinite(points), points, oracle.x)
+            with _seeded(problem.seed, points.device):
+                points = points.index_copy(0, rows, self._attack(problem.select(rows), leave))
+        return torch.where(torch.isfinite(points), points, problem.x)
 
-    def _attack(self, oracle: MarginOracle, leave: bool) -> Tensor:
+    def _attack(self, problem: SearchProblem, leave: bool) -> Tensor:
         """The attack's points ``(n, D)``, from the smallest radius that succeeds where radii are given."""
-        from foolbox.criteria import Misclassification, TargetedMisclassification
-        from foolbox.models.pytorch import PyTorchModel
-
-        criterion = Misclassification if leave else TargetedMisclassification
-        points = oracle.x.clamp(*self.limits)
-        start = _shaped(oracle, points.clone())
-        todo = oracle.all_rows
+        points = problem.x.clamp(*self.limits)
+        todo = torch.arange(len(points), device=points.device)
         for epsilon in self.epsilons or (None,):
-            active = oracle.select(todo)
-            model = PyTorchModel(_ClassScores(active).eval(), bounds=self.limits, device=oracle.device)
-            try:
-                _, clipped, success = self.attack(model, start[todo], criterion(active.target), epsilons=epsilon)
-            except ValueError as error:
-                if isinstance(error, BoundaryError) or "unsupported criterion" not in str(error):
-                    raise
-                raise BoundaryValueError(
-                    f"{type(self.attack).__name__} cannot be used for examples {'in' if leave else 'out'}side the "
-                    f"region of their target, rows {active.slots.tolist()}: it does not support {criterion.__name__}. "
-                    f"{'Choose another attack.' if leave else 'Choose an attack that does, or leave target=None.'}"
-                ) from error
-            points[todo[success]] = clipped.detach().flatten(1)[success]
+            reached, success = self._reached(problem.select(todo), points[todo], leave, epsilon)
+            points[todo[success]] = reached[success]
             todo = todo[~success]
             if len(todo) == 0:
                 break
         return points
 
+    def _reached(
+        self, problem: SearchProblem, start: Tensor, leave: bool, epsilon: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Points ``(n, D)`` that the attack reaches from ``start``, and for which examples it succeeds."""
+        from foolbox.criteria import Misclassification, TargetedMisclassification
+        from foolbox.models.pytorch import PyTorchModel
 
-def _shaped(oracle: MarginOracle, points: Tensor) -> Tensor:
+        criterion = Misclassification if leave else TargetedMisclassification
+        model = PyTorchModel(_ClassScores(problem).eval(), bounds=self.limits, device=start.device)
+        # A copy, for some attacks change what they are given.
+        shaped = _shaped(problem, start.clone())
+        try:
+            _, clipped, success = self.attack(model, shaped, criterion(problem.target), epsilons=epsilon)
+        except ValueError as error:
+            if isinstance(error, BoundaryError):
+                raise
+            if "init_attack failed" in str(error):
+                return self._reached_apart(problem, start, leave, epsilon)
+            if "unsupported criterion" not in str(error):
+                raise
+            raise BoundaryValueError(
+                f"{type(self.attack).__name__} cannot be used for examples {'in' if leave else 'out'}side the "
+                f"region of their target, rows {problem.example_index.tolist()}: it does not support "
+                f"{criterion.__name__}. "
+                f"{'Choose another attack.' if leave else 'Choose an attack that does, or leave target=None.'}"
+            ) from error
+        return clipped.detach().flatten(1), success
+
+    def _reached_apart(
+        self, problem: SearchProblem, start: Tensor, leave: bool, epsilon: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`_reached`, where the attack gave up on the whole batch since it cannot begin with some example.
+
+        Which one, it does not tell: halves are attacked apart, until it stands alone.
+        """
+        if len(problem) == 1:
+            return start, torch.zeros(1, dtype=torch.bool, device=start.device)
+        rows = torch.arange(len(problem), device=start.device)
+        halves = [
+            self._reached(problem.select(half), start[half], leave, epsilon)
+            for half in torch.split(rows, (len(rows) + 1) // 2)
+        ]
+        points, success = zip(*halves, strict=True)
+        return torch.cat(points), torch.cat(success)
+
+
+def _shaped(problem: SearchProblem, points: Tensor) -> Tensor:
     """Flat points in the shape of the inputs where there is one, for attacks that look for channels or pixels."""
-    inputs = oracle.unpack(points)
+    inputs = problem.inputs if isinstance(problem.inputs, tuple) else (problem.inputs,)
     return points.reshape(inputs[0].shape) if len(inputs) == 1 and inputs[0].ndim > 1 else points
 
 
 class _ClassScores(torch.nn.Module):
-    """The model as Foolbox wants it: one tensor of points of the examples in, class scores ``(n, C)`` out."""
+    """The model as Foolbox expects it: one tensor of points of the examples in, class scores ``(n, C)`` out."""
 
-    def __init__(self, oracle: MarginOracle) -> None:
+    def __init__(self, problem: SearchProblem) -> None:
         super().__init__()
-        self.oracle = oracle
+        self.problem = problem
 
     def forward(self, points: Tensor) -> Tensor:
-        if len(points) != len(self.oracle):
+        if len(points) != len(self.problem):
             raise BoundaryValueError(
-                f"The attack asked for the scores of {len(points)} points for {len(self.oracle)} examples, "
+                f"The attack asked for the scores of {len(points)} points for {len(self.problem)} examples, "
                 "which cannot be told apart. Choose an attack that evaluates one point for each example."
             )
         points = points.flatten(1)
         # Some attacks divide by the length of a vanishing gradient. The input stands in for what comes of it.
-        points = torch.where(torch.isfinite(points), points, self.oracle.x)
-        scores: Tensor = DifferentiableScores.apply(points, self.oracle, None)
-        return scores
+        return self.problem.scores(torch.where(torch.isfinite(points), points, self.problem.x))
 
 
 @contextmanager

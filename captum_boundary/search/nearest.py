@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.checks import check_count
@@ -19,6 +18,8 @@ from captum_boundary.search._problem import Candidates, Problem
 from captum_boundary.search._refinement import refine
 from captum_boundary.search._restarts import restart, settle
 from captum_boundary.search.boundary_search import BoundarySearch
+from captum_boundary.search.boundary_status import BoundaryStatus
+from captum_boundary.search.search_problem import Proposal, SearchProblem
 
 __all__ = ["NearestBoundary"]
 
@@ -69,7 +70,7 @@ class NearestBoundary(BoundarySearch):
             place of a :class:`BoundaryNotFoundWarning`. Default: False
         generator (torch.Generator, optional): Source of the restarts' directions. Default: None, the same ones on every
             call.
-        show_progress (bool, optional): Show a progress bar, in gradients of the budget. Default: False
+        show_progress (bool, optional): Show a progress bar. Default: False
         internal_batch_size (int, optional): Examples that are searched at once, to bound memory: the model's, and that
             of the search, some 15 to 35 vectors of the size of an input for each. Default: None, all of them.
 
@@ -115,32 +116,32 @@ class NearestBoundary(BoundarySearch):
         check_count("budget", budget)
         self.budget = budget
 
-    _description, _unit = "Nearest boundary", "gradient"
+    takes_starts = True
+    _description = "Nearest boundary"
 
-    def _n_steps(self, n_examples: int) -> int:
-        return self.budget
+    def propose(self, problem: SearchProblem) -> Proposal:
+        r"""Points on the boundary, as near as the budget allows, and how the search of each example ended."""
+        inner, starts, seed = problem._problem, problem.starts, problem.seed
 
-    def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
-        with self._watched(problem, bar):
-            return _on_each_side(problem, lambda part, enters, _: self._nearest_of_all(part, enters, seed)).points
-
-    def _cross_pairs(self, pairs: Problem, starts: Tensor | None, seed: int, bar: tqdm[Any]) -> Tensor:
         def nearest(part: Problem, enters: bool, rows: Tensor) -> Candidates:
-            return self._nearest_of_a_pair(part, enters, None if starts is None else starts[rows], seed)
+            if problem.is_one_of_many:
+                return self._nearest_of_a_pair(part, enters, None if starts is None else starts[rows], seed)
+            return self._nearest_of_all(part, enters, seed)
 
-        with self._watched(pairs, bar):
-            return _on_each_side(pairs, nearest).points
+        with torch.no_grad(), self._watched(problem):
+            points = _on_each_side(inner, nearest).points
+        is_spent = inner.oracle.gradients_spent >= self.budget
+        return Proposal(points, torch.where(is_spent, BoundaryStatus.FOUND_BUDGET, BoundaryStatus.FOUND))
 
     @contextmanager
-    def _watched(self, problem: Problem, bar: tqdm[Any]) -> Iterator[None]:
+    def _watched(self, problem: SearchProblem) -> Iterator[None]:
         """Move the bar with the gradients of the example that has most of them."""
         if not self.show_progress:
             yield
             return
-        begin, oracle = bar.n, problem.oracle
-        oracle.on_gradient = lambda: bar.update(begin + int(oracle.gradients_spent.max()) - bar.n)
+        oracle = problem._problem.oracle
+        oracle.on_gradient = lambda: problem.progress(min(1.0, int(oracle.gradients_spent.max()) / self.budget))
         yield
-        bar.update(begin + self.budget - bar.n)
 
     def _nearest_of_all(self, problem: Problem, enters: bool, seed: int) -> Candidates:
         """From first contact to the nearest point, whichever class lies beyond the boundary."""

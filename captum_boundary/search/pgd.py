@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.checks import check_count
-from captum_boundary._core.geometry import Box, length, project_onto_ball
+from captum_boundary._core.geometry import length, project_onto_ball
+from captum_boundary._core.margin import rival_scores
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.search._problem import Problem
 from captum_boundary.search.boundary_search import BoundarySearch
+from captum_boundary.search.search_problem import SearchProblem
 
 __all__ = ["PGDBoundary"]
 
@@ -26,7 +26,7 @@ class PGDBoundary(BoundarySearch):
     r"""Boundary points by projected gradient descent, the search of the boundary attribution paper.
 
     The cross-entropy of the target class is raised (lowered, where the input lies outside the region of its target) by
-    normalised gradient steps, projected onto a ball around the input and onto the bounds. Balls of growing radii are
+    normalized gradient steps, projected onto a ball around the input and onto the bounds. Balls of growing radii are
     tried; the first that holds a point of another class ends the search of that example, and the last such point met in
     it is moved back along the straight line to the input until it lies on the boundary.
 
@@ -108,57 +108,63 @@ class PGDBoundary(BoundarySearch):
         self.step_size = step_size
         self.random_start = random_start
 
-    _description, _unit = "PGD boundary", "step"
+    _description = "PGD boundary"
 
-    def _n_steps(self, n_examples: int) -> int:
-        return len(self.epsilons) * self.n_steps
-
-    def _cross(self, problem: Problem, seed: int, bar: tqdm[Any]) -> Tensor:
-        found = problem.x
-        here, rows = problem, problem.oracle.all_rows
-        start = self._start(problem.x, seed)
-        for n_left, radius in zip(range(len(self.epsilons), 0, -1), self.epsilons, strict=True):
-            ends, crossed = self._descend(here, radius, start, bar)
-            found = found.index_copy(0, rows, ends)
-            going = (~crossed).nonzero().flatten()
-            if len(going) == 0:
-                bar.update((n_left - 1) * self.n_steps)
+    def propose(self, problem: SearchProblem) -> Tensor:
+        r"""The last iterates beyond the boundary, in the smallest balls that hold any."""
+        ends, rows = problem.x, torch.arange(len(problem), device=problem.x.device)
+        part, start = problem, self._start(problem)
+        for ball, radius in enumerate(self.epsilons):
+            here, crossed = self._descend(part, radius, start, ball)
+            ends = ends.index_copy(0, rows, here)
+            active = (~crossed).nonzero().flatten()
+            if len(active) == 0:
                 break
-            here, rows = here.select(going), rows[going]
-        return found
+            part, rows = part.select(active), rows[active]
+        return ends
 
-    def _start(self, x: Tensor, seed: int) -> Tensor:
+    def _start(self, problem: SearchProblem) -> Tensor:
         """A point ``(1, D)`` of the unit ball: one for all examples, so that none depends on its place in the batch."""
-        size = (1, x.shape[1])
+        size = (1, problem.x.shape[1])
         if not self.random_start:
-            return x.new_zeros(size)
-        generator = torch.Generator("cpu").manual_seed(seed)
-        options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+            return problem.x.new_zeros(size)
+        options: dict[str, Any] = {"generator": problem.generator, "dtype": torch.float64, "device": "cpu"}
         if self.norm == math.inf:
             start = 2 * torch.rand(size, **options) - 1
         else:
             direction = torch.randn(size, **options)
             start = direction / length(direction, self.norm) * torch.rand(1, **options) ** (1 / size[1])
-        return start.to(x)
+        return start.to(problem.x)
 
-    def _descend(self, problem: Problem, radius: float, start: Tensor, bar: tqdm[Any]) -> tuple[Tensor, Tensor]:
+    def _descend(self, problem: SearchProblem, radius: float, start: Tensor, ball: int) -> tuple[Tensor, Tensor]:
         """The last iterates beyond the boundary within one ball, else the inputs, and for which rows there is one."""
-        x, box = problem.x, problem.box
-        radii = torch.full_like(problem.scale, radius)
+        x = problem.x
+        radii = x.new_full((len(x),), radius)
         step_size = 2 * radius / self.n_steps if self.step_size is None else self.step_size
         ends, crossed = x, torch.zeros_like(radii, dtype=torch.bool)
-        points = box.clamp(x + radius * start)
-        for _ in range(self.n_steps):
-            # The gradient of the cross-entropy, -log p_t, is that of the log-odds of t times -(1 - p_t). Steps are
-            # normalised, so both make the same ones, but the log-odds do not vanish where the model is confident.
-            plane = problem.linearize(points, temperature=torch.ones_like(radii))
-            beyond = plane.depth < 0
+        points = problem.clamp(x + radius * start)
+        for step in range(self.n_steps):
+            beyond, slope = _log_odds(problem, points)
             ends, crossed = torch.where(beyond[:, None], points, ends), crossed | beyond
-            points = points - step_size * _steepest(plane.slope, points, box, self.norm)
-            points = box.clamp(x + project_onto_ball(points - x, radii, self.norm))
-            bar.update()
-        beyond = problem.depth(points) < 0
+            points = points - step_size * _steepest(slope, points, problem)
+            points = problem.clamp(x + project_onto_ball(points - x, radii, self.norm))
+            problem.progress((ball * self.n_steps + step + 1) / (len(self.epsilons) * self.n_steps))
+        beyond = problem.signed_margin(points) < 0
         return torch.where(beyond[:, None], points, ends), crossed | beyond
+
+
+def _log_odds(problem: SearchProblem, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether points lie beyond the boundary, ``(n,)``, and slopes ``(n, D)`` of the log-odds of the target.
+
+    The gradient of the cross-entropy, -log p_t, is that of the log-odds of t times -(1 - p_t). Steps are normalized, so
+    both make the same ones, but the log-odds do not vanish where the model is confident.
+    """
+    points = points.detach().requires_grad_()
+    scores = problem.scores(points)
+    own = scores.gather(1, problem.target[:, None]).squeeze(1)
+    odds = own - rival_scores(scores, problem.target).logsumexp(dim=1)
+    (slope,) = torch.autograd.grad(torch.where(problem.targeted, -odds, odds).sum(), points)
+    return problem.margin_of(scores.detach()) < 0, slope
 
 
 def increasing_radii(epsilons: Sequence[float]) -> tuple[float, ...]:
@@ -176,13 +182,13 @@ def increasing_radii(epsilons: Sequence[float]) -> tuple[float, ...]:
     return radii
 
 
-def _steepest(slope: Tensor, points: Tensor, box: Box, norm: float) -> Tensor:
-    """Vectors ``(n, D)`` of unit norm (zero for a zero slope) along which the depth rises fastest."""
-    if norm == math.inf:
+def _steepest(slope: Tensor, points: Tensor, problem: SearchProblem) -> Tensor:
+    """Vectors ``(n, D)`` of unit norm (zero for a zero slope) along which a function with this slope rises fastest."""
+    if problem.norm == math.inf:
         return slope.sign()
-    if norm == 2:
+    if problem.norm == 2:
         return torch.nn.functional.normalize(slope, dim=1, eps=torch.finfo(slope.dtype).tiny)
     # A coordinate that already lies at its bound would use up the whole step and move nothing.
-    free = torch.where(slope > 0, points > box.lower, points < box.upper)
+    free = torch.where(slope > 0, points > problem.lower, points < problem.upper)
     index = (slope.abs() * free).argmax(dim=1, keepdim=True)
     return torch.zeros_like(slope).scatter_(1, index, slope.gather(1, index).sign())

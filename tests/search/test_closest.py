@@ -26,7 +26,7 @@ class Detour(BoundarySearch):
         super().__init__(forward_func, **options)
         self.direction = torch.tensor(direction, dtype=torch.float64)
 
-    def _cross(self, problem, seed, bar):
+    def propose(self, problem):
         return problem.x + 10 * self.direction
 
 

@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     pytest.importorskip("foolbox")
     from foolbox import attacks
     from foolbox.attacks.base import MinimizationAttack
+    from foolbox.distances import l2
 
 INPUTS = torch.rand(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -227,3 +228,50 @@ def test_an_attack_must_be_one(linear, attack):
 def test_fixed_attacks_need_radii(linear):
     with pytest.raises(BoundaryValueError, match=r"L2ProjectedGradientDescentAttack needs a fixed radius"):
         FoolboxBoundary(linear, attacks.L2PGD())
+
+
+class Choosy(Probe):
+    """An attack that begins with no example whose first value exceeds 0.5, as those that need a first point do."""
+
+    distance = l2
+
+    def run(self, model, inputs, criterion, *, early_stop=None, **kwargs):
+        self.shapes.append(tuple(inputs.shape))
+        failed = int((inputs[:, 0] > 0.5).sum().item())
+        if failed:
+            raise ValueError(f"init_attack failed for {failed} of {len(inputs)} inputs")
+        return inputs + 10
+
+
+@pytest.mark.parametrize("hopeless", [[2], [0, 3, 4], [0, 1, 2, 3, 4], []])
+@pytest.mark.parametrize("epsilons", [None, (30.0, 60.0)])
+def test_examples_that_an_attack_cannot_begin_with_are_not_found(hopeless, epsilons):
+    inputs = torch.zeros(5, 6, dtype=torch.float64)
+    inputs[hopeless, 0] = 1
+    attack = Choosy()
+    search = FoolboxBoundary(lambda x: x[:, 1] - 5, attack, bounds=(-50, 50), epsilons=epsilons)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BoundaryNotFoundWarning)
+        boundary = search.find(inputs)
+    expected = torch.ones(5, dtype=torch.bool)
+    expected[hopeless] = False
+    assert torch.equal(boundary.found, expected)
+    assert torch.equal(boundary.points[~expected], inputs[~expected])
+    assert (boundary.points[expected, 1] >= 5).all()
+
+
+@pytest.mark.filterwarnings("ignore:LinearSearchBlendedUniformNoiseAttack failed to draw")
+def test_a_real_attack_that_needs_a_first_point_leaves_out_what_has_none():
+    def model(x, varies):
+        return torch.where(varies, x[:, 1] - 0.6, 0 * x[:, 1] - 0.4)
+
+    inputs = torch.tensor([[0.0, 0.2], [0.9, 0.2], [0.1, 0.3]], dtype=torch.float64)
+    search = FoolboxBoundary(model, attacks.BoundaryAttack(steps=20))
+    with pytest.warns(BoundaryNotFoundWarning, match=r"1 of 3 examples, row\(s\) 1"):
+        boundary = search.find(inputs, additional_forward_args=torch.tensor([True, False, True]))
+    assert boundary.found.tolist() == [True, False, True]
+
+
+def test_other_errors_of_an_attack_are_passed_on(mlp):
+    with pytest.raises(ValueError, match="something else"):
+        FoolboxBoundary(mlp, Probe(ValueError("something else"))).find(INPUTS)

@@ -1,0 +1,172 @@
+"""What a search of one's own is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_boundary._core.captum_helpers import format_output
+from captum_boundary._core.flat import pack, unpack
+from captum_boundary._core.margin import margin_and_rival
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.search._differentiable_scores import DifferentiableScores
+from captum_boundary.search._landing import move_onto_boundary
+from captum_boundary.search._problem import Problem
+
+__all__ = ["Proposal", "SearchProblem"]
+
+
+class Proposal(NamedTuple):
+    r"""What :meth:`BoundarySearch.propose` may return in place of points alone.
+
+    Attributes:
+
+        points (Tensor or tuple[Tensor, ...]): Points ``(n, D)``, or with the structure and shapes of the inputs.
+        status (Tensor, optional): A :class:`BoundaryStatus` for each example, ``(n,)`` integers: which phase found the
+            point and why the search ended. It is replaced where the point turns out to be none. Default: None, which
+            means ``BoundaryStatus.FOUND``
+    """
+
+    points: Tensor | tuple[Tensor, ...]
+    status: Tensor | None = None
+
+
+class SearchProblem:
+    r"""The model at n examples, as :meth:`BoundarySearch.propose` sees it. It is read-only.
+
+    Points are flat: ``(n, D)``, all inputs of an example side by side, in float32, or float64 where the inputs are.
+    :meth:`unflatten` and :meth:`flatten` lead to the shapes of the inputs and back. Every evaluation of the model is
+    counted for its example.
+
+    Attributes:
+
+        x (Tensor): The inputs as flat points, ``(n, D)``.
+        target (Tensor): The class of each example whose region is left, or entered, ``(n,)``.
+        targeted (Tensor): Whether it is entered: the input lies outside of it. ``(n,)`` booleans.
+        lower (Tensor): Lower limits of the coordinates, that broadcast to ``(n, D)``; ``-inf`` where there are none.
+        upper (Tensor): Upper limits, likewise.
+        norm (float): Norm of the distance: 2, ``math.inf`` or 1.
+        n_classes (int): Columns of the scores.
+        example_index (Tensor): Which example of the whole batch each one is, ``(n,)``.
+        seed (int): Where random numbers start: the same for all examples, whatever batch they are in.
+        starts (Tensor, optional): Points ``(n, D)`` near which to search, or None. Only searches that set
+            ``takes_starts`` are given any.
+        is_one_of_many (bool): Whether an example occurs several times, for its boundaries with several classes or near
+            several starts, so that less should be spent on each.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int,
+        as_tuple: bool,
+        progress: Callable[[float], object],
+        starts: Tensor | None = None,
+        is_one_of_many: bool = False,
+    ) -> None:
+        self._problem = problem
+        self._as_tuple = as_tuple
+        self._progress = progress
+        self.seed = seed
+        self.starts = starts
+        self.is_one_of_many = is_one_of_many
+        self.n_classes = problem.oracle.n_classes
+        self.norm = problem.norm
+        self.x = problem.x
+        self.target = problem.oracle.target
+        self.example_index = problem.oracle.slots
+        self.targeted = problem.oracle.sign < 0
+        self.lower, self.upper = problem.box.lower, problem.box.upper
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def inputs(self) -> Tensor | tuple[Tensor, ...]:
+        """The inputs as they were given, of these examples."""
+        return self.unflatten(self.x)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A new source of random numbers on the CPU, at the seed."""
+        return torch.Generator("cpu").manual_seed(self.seed)
+
+    def select(self, rows: Tensor) -> SearchProblem:
+        """The same problem for some examples: indices ``(k,)`` or a mask ``(n,)``."""
+        rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        starts = None if self.starts is None else self.starts[rows]
+        part = self._problem.select(rows)
+        return SearchProblem(part, self.seed, self._as_tuple, self._progress, starts, self.is_one_of_many)
+
+    def unflatten(self, points: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Flat points with the structure, shapes, dtypes and devices of the inputs."""
+        shaped: Tensor | tuple[Tensor, ...] = format_output(self._as_tuple, unpack(points, self._problem.oracle.inputs))
+        return shaped
+
+    def flatten(self, points: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """Points with the structure and shapes of the inputs as flat ones; flat ones as they are.
+
+        Raises:
+
+            BoundaryTypeError: If they are no tensors.
+            BoundaryValueError: If they have another shape.
+        """
+        templates = self._problem.oracle.inputs
+        parts = points if isinstance(points, tuple) else (points,)
+        if not all(isinstance(part, Tensor) for part in parts):
+            raise BoundaryTypeError(
+                f"points must be a Tensor, or a tuple of them, but there is {[type(part).__name__ for part in parts]}."
+            )
+        shapes = [tuple(part.shape) for part in parts]
+        if shapes == [(len(self), *template.shape[1:]) for template in templates]:
+            return pack(parts).to(self.x)
+        if shapes == [tuple(self.x.shape)]:
+            return parts[0].to(self.x)
+        needed = [(len(self), *template.shape[1:]) for template in templates]
+        raise BoundaryValueError(
+            f"points must be flat, {tuple(self.x.shape)}, or have the shapes of the inputs, {needed}, but their "
+            f"shapes are {shapes}."
+        )
+
+    def scores(self, points: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """Class scores ``(n, C)`` at points, flat or not: one forward pass of each example.
+
+        They can be differentiated once, by the points; that counts a backward pass. A model with one output has the two
+        columns 0 and its output.
+        """
+        scores: Tensor = DifferentiableScores.apply(self.flatten(points), self._problem.oracle, None)
+        return scores
+
+    def signed_margin(self, points: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """The margin of the target at points, ``(n,)``, positive on the input's side of the boundary, negative beyond.
+
+        It is infinite where the model returns NaN or infinity. It can be differentiated as the scores can.
+        """
+        return self.margin_of(self.scores(points))
+
+    def margin_of(self, scores: Tensor) -> Tensor:
+        """The signed margin ``(n,)`` of points with these scores ``(n, C)``."""
+        margin, _ = margin_and_rival(scores, self.target)
+        return torch.where(self.targeted, -margin, margin).nan_to_num(torch.inf, torch.inf, torch.inf)
+
+    def clamp(self, points: Tensor) -> Tensor:
+        """Flat points moved to where the limits allow them."""
+        return self._problem.box.clamp(points)
+
+    def distance(self, points: Tensor) -> Tensor:
+        """Distances ``(n,)`` of flat points from the inputs."""
+        return self._problem.distance(points)
+
+    def project_to_boundary(self, points: Tensor) -> Tensor:
+        """Flat points beyond the boundary, moved along the straight lines to the inputs until they lie just beyond it.
+
+        Points that are not beyond the boundary stay where they are.
+        """
+        return move_onto_boundary(self._problem, points)[0]
+
+    def progress(self, done: float) -> None:
+        """Move the progress bar to where a share ``done`` of the search of these examples is over, from 0 to 1."""
+        self._progress(done)
