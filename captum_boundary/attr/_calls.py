@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_boundary._core.batch_sizes import points_at_once
 from captum_boundary._core.captum_helpers import format_output
-from captum_boundary.attr._methods import Capabilities
+from captum_boundary._core.checks import check_count
+from captum_boundary.attr._methods import Capabilities, known_arguments
 
-__all__ = ["MethodCall", "call_in_groups", "call_method"]
+__all__ = ["MethodCall", "call_in_groups", "call_method", "sizes_that_fit"]
 
 _EXPECTED_WARNINGS = (
     "Setting forward, backward hooks and attributes on non-linear",  # DeepLift
@@ -44,6 +46,49 @@ class MethodCall(NamedTuple):
             target=of_rows(self.target),
             arguments=None if self.arguments is None else tuple(map(of_rows, self.arguments)),
         )
+
+
+def sizes_that_fit(
+    method: Attribution,
+    can: Capabilities,
+    function: Callable[..., Any],
+    call: MethodCall,
+    options: Mapping[str, Any],
+) -> tuple[int, dict[str, Any]]:
+    """Examples of one call of the method, and its options with an ``internal_batch_size``.
+
+    Captum never divides the examples of a call, only their path points: where not even two points of every example may
+    pass through the model at once, the examples are divided here.
+    """
+    n_examples = len(call.inputs[0])
+    if not can.has_internal_batch_size:
+        return n_examples, dict(options)
+    size = options.get("internal_batch_size")
+    check_count("internal_batch_size", size, optional=True)
+    n_copies = _number(method, options, "nt_samples", 1)
+    if size is None:
+        few = call.rows(slice(0, 2))  # a single one is too few for batch statistics
+        n_points = n_examples * n_copies * _number(method, options, "n_steps", 1)
+        size = points_at_once(
+            n_points, few.inputs, function, lambda: function(*_differentiable(few.inputs), *(few.arguments or ()))
+        )
+        if size >= n_points:
+            return n_examples, dict(options)
+        if can.is_random:  # whose copies Captum takes at once
+            size = max(size, n_examples * (options.get("nt_samples_batch_size") or n_copies))
+    group_size = n_examples if can.is_random or size >= 2 * n_examples else max(1, size // 2)
+    return group_size, {**options, "internal_batch_size": size}
+
+
+def _number(method: Attribution, options: Mapping[str, Any], name: str, default: int) -> int:
+    """An option of the method, or what its signature says."""
+    known, _ = known_arguments(method)
+    value = options.get(name, known[name].default if name in known else default)
+    return value if isinstance(value, int) else default  # what is wrong with it is the method's to say
+
+
+def _differentiable(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.detach().clone().requires_grad_().clone() for tensor in inputs)
 
 
 def call_method(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from captum_boundary._core.margin import class_scores
 from captum_boundary._core.outputs import score_tensor
 
-__all__ = ["MarginScore", "ScoreTensor"]
+__all__ = ["FixedArguments", "MarginScore", "ScoreTensor", "fix_shared_tensors"]
 
 
 class ScoreTensor(nn.Module):
@@ -31,6 +31,48 @@ class ScoreTensor(nn.Module):
     def forward(self, *arguments: Any) -> Tensor:
         """Evaluate the model and return its scores alone."""
         return score_tensor(self.forward_func(*arguments))
+
+
+class FixedArguments(nn.Module):
+    r"""A model some of whose further arguments are the same for all examples.
+
+    Captum's methods repeat every tensor among further arguments as often as the inputs, as if each had an entry for
+    each example. The model is a submodule, so that methods that hook its layers find them.
+
+    Args:
+
+        forward_func (Callable): Model or function.
+        fixed (dict): Arguments by their position after the inputs.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], n_inputs: int, fixed: Mapping[int, Any]) -> None:
+        super().__init__()
+        self.forward_func = forward_func
+        self._n_inputs = n_inputs
+        self._fixed = fixed
+
+    def forward(self, *arguments: Any) -> Any:
+        """Evaluate the model at all other arguments."""
+        values = list(arguments)
+        for position, value in sorted(self._fixed.items()):
+            values.insert(self._n_inputs + position, value)
+        return self.forward_func(*values)
+
+
+def fix_shared_tensors(
+    forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], arguments: tuple[Any, ...] | None
+) -> tuple[Callable[..., Any], tuple[Any, ...] | None]:
+    """The model with its tensors that do not follow the examples in place, and the arguments that are left."""
+    n_examples = len(inputs[0])
+
+    def is_shared(value: object) -> bool:
+        return isinstance(value, Tensor) and (value.ndim == 0 or len(value) != n_examples)
+
+    fixed = {position: value for position, value in enumerate(arguments or ()) if is_shared(value)}
+    if not fixed:
+        return forward_func, arguments
+    left = tuple(value for position, value in enumerate(arguments or ()) if position not in fixed)
+    return FixedArguments(forward_func, len(inputs), fixed), left or None
 
 
 class MarginScore(nn.Module):

@@ -406,6 +406,47 @@ def test_tuples_and_additional_arguments_follow_their_rows(method: Callable[...,
 
 
 @pytest.mark.parametrize("method", ALL_QUICK_METHODS)
+class Weighted(nn.Module):
+    """Arguments that are the same for all examples, tensors too, around one that follows them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(D, 8), nn.ReLU(), nn.Linear(8, C)
+
+    def forward(self, x: Tensor, weights: Tensor, shift: Tensor, scale: Tensor, name: str = "a") -> Tensor:
+        return self.last(self.act(self.first(x) + shift)) * weights * scale + len(name)
+
+
+@pytest.mark.parametrize("score", ["output", "margin"])
+@pytest.mark.parametrize(
+    "method",
+    [IntegratedGradients, DeepLift, GradientShap, FeatureAblation, Saliency, GuidedBackprop, smooth_saliency],
+    ids=name_of,
+)
+def test_tensors_that_are_the_same_for_all_examples(method: Callable[..., Any], score: str, inputs: Tensor) -> None:
+    seed(1)
+    model = Weighted().double().eval()
+    shift, weights, scale = torch.randn(N, 8).double(), torch.rand(C).double() + 0.5, torch.tensor(1.5).double()
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+            return self.model(x, weights, shift, scale, "b")
+
+    options = NO_NOISE if method is smooth_saliency else {}
+    seed(0)
+    actual, boundary = BoundaryAttribution(model, method, quick_search(model), score).attribute(
+        inputs, additional_forward_args=(weights, shift, scale, "b"), return_boundary=True, **options
+    )
+    assert boundary.found.all()
+    seed(0)
+    same = BoundaryAttribution(Plain(), method, score=score)
+    close(actual, same.attribute(inputs, additional_forward_args=shift, boundary=boundary, **options))
+
+
 def test_tuple_of_one_is_a_tensor_in_a_tuple(
     method: Callable[..., Any], model: nn.Module, inputs: Tensor, boundary: BoundaryPoints
 ) -> None:
