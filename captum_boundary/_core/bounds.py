@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from captum_boundary._core.flat import geometry_dtype, pack
+from captum_boundary._core.checks import plain_number
+from captum_boundary._core.flat import geometry_dtype, pack, unpack
 from captum_boundary._core.geometry import Box
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["Bounds", "bounds_of_rows", "box_of"]
+__all__ = [
+    "Bounds",
+    "are_same_bounds",
+    "bounds_of_limits",
+    "bounds_of_rows",
+    "box_of",
+    "check_bounds",
+    "joined_bounds",
+    "limits_of_examples",
+]
 
 Pair = tuple[float | Tensor, float | Tensor]
 Bounds = Pair | tuple[Pair | None, ...] | None
@@ -59,6 +70,26 @@ def box_of(bounds: Bounds, inputs: tuple[Tensor, ...]) -> Box:
     return Box(lower, upper)
 
 
+def check_bounds(bounds: Any) -> Bounds:
+    """Return bounds with NumPy's numbers as Python's, or say what is wrong with them before there are any inputs."""
+    pairs = _pairs(bounds, None)
+    for pair in pairs:
+        lower, upper = (torch.as_tensor(side, device="cpu").detach() for side in map(plain_number, pair))
+        try:
+            is_ordered = bool((lower <= upper).all())
+        except RuntimeError:
+            raise BoundaryValueError(
+                f"The two sides of bounds must broadcast to an input, but their shapes are {tuple(lower.shape)} and "
+                f"{tuple(upper.shape)}."
+            ) from None
+        if not is_ordered:
+            raise BoundaryValueError(
+                f"bounds must be (lower, upper) with lower <= upper everywhere, but they are {pair!r}."
+            )
+    checked: Bounds = bounds if all(map(_is_plain, pairs)) else _plain(bounds)
+    return checked
+
+
 def bounds_of_rows(bounds: Bounds, points: tuple[Tensor, ...], choose: Callable[[Tensor], Tensor]) -> Bounds:
     """The bounds of some rows of ``points``, in the same form: limits of single examples follow their rows."""
 
@@ -75,6 +106,47 @@ def bounds_of_rows(bounds: Bounds, points: tuple[Tensor, ...], choose: Callable[
         return tuple(of_pair(pair, tensor) for pair, tensor in zip(bounds, points, strict=True))
     pair: Pair = of_pair(bounds, points[0])
     return pair
+
+
+def are_same_bounds(one: Any, other: Any) -> bool:
+    """Whether bounds are certainly the same; values of tensors are not compared."""
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(are_same_bounds, one, other))
+    return one is other or not (isinstance(one, Tensor) or isinstance(other, Tensor) or one != other)
+
+
+def limits_of_examples(bounds: Bounds, points: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Lower and upper limits of every coordinate of every example, ``(N, D)`` each."""
+    box, size = box_of(bounds, points), (len(points[0]), -1)
+    return box.lower.expand(size), box.upper.expand(size)
+
+
+def bounds_of_limits(lower: Tensor, upper: Tensor, templates: tuple[Tensor, ...], as_tuple: bool) -> Bounds:
+    """Bounds with a row for each example, from limits ``(N, D)`` each, for inputs shaped like ``templates``."""
+    pairs = tuple(zip(unpack(lower, templates), unpack(upper, templates), strict=True))
+    return pairs if as_tuple else pairs[0]
+
+
+def joined_bounds(parts: list[tuple[Bounds, tuple[Tensor, ...]]], as_tuple: bool) -> Bounds:
+    """The bounds of several batches of points, given with these, as those of one batch."""
+    (first, points), *others = parts
+    is_shared = all(are_same_bounds(first, bounds) for bounds, _ in others) and not _has_examples(first, points)
+    if is_shared or not others:
+        return first
+    lower, upper = (torch.cat(side) for side in zip(*(limits_of_examples(*part) for part in parts), strict=True))
+    return bounds_of_limits(lower, upper, points, as_tuple)
+
+
+def _has_examples(bounds: Bounds, points: tuple[Tensor, ...]) -> bool:
+    """Whether any limit is that of a single example."""
+    seen: list[Tensor] = []
+
+    def look_at(side: Tensor) -> Tensor:
+        seen.append(side)
+        return side
+
+    bounds_of_rows(bounds, points, look_at)
+    return bool(seen)
 
 
 class _Sides(NamedTuple):
@@ -130,23 +202,32 @@ def _rounded_down(limit: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(nearest.to(limit) > limit, below, nearest).to(limit)
 
 
-def _pairs(bounds: Any, n_inputs: int) -> list[Pair]:
+def _is_plain(pair: Pair) -> bool:
+    return all(plain_number(side) is side for side in pair)
+
+
+def _plain(bounds: Any) -> Any:
+    return tuple(map(_plain, bounds)) if isinstance(bounds, (tuple, list)) else plain_number(bounds)
+
+
+def _pairs(bounds: Any, n_inputs: int | None) -> list[Pair]:
+    """A pair for each input, of which there may be any number that suits the bounds if it is None."""
     if bounds is None:
-        return [_UNLIMITED] * n_inputs
+        return [_UNLIMITED] * (n_inputs or 1)
     if not isinstance(bounds, (tuple, list)):
         raise BoundaryTypeError(
             f"bounds must be None, a pair (lower, upper), or a tuple of such pairs, but it is {type(bounds).__name__}."
         )
     if all(pair is None or isinstance(pair, (tuple, list)) for pair in bounds):
-        if len(bounds) != n_inputs:
+        if n_inputs is not None and len(bounds) != n_inputs:
             raise BoundaryValueError(
                 f"bounds holds {len(bounds)} pair(s) for {n_inputs} input(s): give one pair for each, or one for all."
             )
         pairs = [_UNLIMITED if pair is None else pair for pair in bounds]
     else:
-        pairs = [bounds] * n_inputs
+        pairs = [bounds] * (n_inputs or 1)
     for pair in pairs:
-        if len(pair) != 2 or not all(isinstance(side, (int, float, Tensor)) for side in pair):
+        if len(pair) != 2 or not all(isinstance(side, (numbers.Real, Tensor)) for side in pair):
             raise BoundaryValueError(f"Each pair of bounds must be two numbers or two Tensors, but one is {pair!r}.")
     return pairs
 

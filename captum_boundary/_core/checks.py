@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["check_count", "check_inputs", "shown"]
+__all__ = ["check_count", "check_inputs", "plain_number", "shown"]
 
 
 def check_inputs(inputs: object) -> tuple[Tensor, ...]:
@@ -51,12 +54,17 @@ def _refuse_values(tensors: tuple[Tensor, ...], is_tuple: bool) -> None:
             raise BoundaryValueError(f"{name} contains NaN or infinity in row(s) {rows}.")
 
 
-def check_count(name: str, value: int | None, optional: bool = False) -> None:
+def check_count(name: str, value: object, optional: bool = False) -> None:
     """Refuse everything but positive integers (and None, where it is optional)."""
     if value is None and optional:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
         raise BoundaryValueError(f"{name} must be a positive integer, but it is {value!r}.")
+
+
+def plain_number(value: Any) -> Any:
+    """NumPy's numbers as Python's, which work with tensors and are stored without NumPy; all else as it is."""
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
 
 
 def shown(rows: Tensor) -> str:

@@ -44,6 +44,13 @@ def _movable(mask: Any, tensor: Tensor, index: int, n_inputs: int) -> Tensor:
             f"{name} must be 1 (or True) where values may move and 0 (or False) where they are held, but it has "
             f"values from {mask.min():.4g} to {mask.max():.4g}."
         )
+    if 1 < mask.ndim < tensor.ndim and mask.shape == tensor.shape[: mask.ndim]:
+        # It may broadcast as well, where dimensions happen to be equal, and hold other values than were meant.
+        raise BoundaryValueError(
+            f"{name} of shape {tuple(mask.shape)} has the first dimensions of {of} of shape {tuple(tensor.shape)}, but "
+            f"broadcasting begins with the last ones. Add those that are missing: "
+            f"mask[..., {', '.join(['None'] * (tensor.ndim - mask.ndim))}]."
+        )
     try:
         return movable.broadcast_to(tensor.shape).contiguous()
     except RuntimeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from captum.robust import Perturbation
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._core.bounds import Bounds, box_of
+from captum_boundary._core.bounds import Bounds, box_of, check_bounds
 from captum_boundary._core.captum_helpers import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
@@ -24,7 +25,7 @@ from captum_boundary._core.captum_helpers import (
     format_output,
     is_tuple,
 )
-from captum_boundary._core.checks import check_count, check_inputs, shown
+from captum_boundary._core.checks import check_count, check_inputs, plain_number, shown
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary._core.geometry import Box, length
 from captum_boundary._core.mask import Mask, MaskedModel, box_within, movable_values
@@ -101,18 +102,20 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
         if norm not in (1, 2, math.inf):
             raise BoundaryValueError(f"norm must be 2, math.inf or 1, but it is {norm!r}.")
+        if max_distance is not None and not isinstance(max_distance, numbers.Real):
+            raise BoundaryTypeError(f"max_distance must be a number or None, but it is {max_distance!r}.")
         if max_distance is not None and not max_distance > 0:
             raise BoundaryValueError(f"max_distance must be positive, but it is {max_distance!r}.")
         check_count("internal_batch_size", internal_batch_size, optional=True)
         check_generator(generator)
         self.forward_func = forward_func
-        self.bounds = bounds
-        self.norm = norm
-        self.max_distance = max_distance
+        self.bounds = check_bounds(bounds)
+        self.norm = plain_number(norm)
+        self.max_distance = plain_number(max_distance)
         self.strict = strict
         self.generator = generator
         self.show_progress = show_progress
-        self.internal_batch_size = internal_batch_size
+        self.internal_batch_size = plain_number(internal_batch_size)
 
     def find(
         self,

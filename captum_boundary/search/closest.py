@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._core.bounds import Bounds, box_of
+from captum_boundary._core.bounds import Bounds, are_same_bounds, bounds_of_limits, limits_of_examples
 from captum_boundary._core.captum_helpers import TargetType, format_output, is_tuple
-from captum_boundary._core.flat import unpack
 from captum_boundary._core.mask import Mask
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search._problem import Problem
@@ -123,25 +122,18 @@ def _nearer(first: BoundaryPoints, second: BoundaryPoints) -> BoundaryPoints:
         n_gradient=first.n_gradient + second.n_gradient,
         status=choose(first.status, second.status),
         norm=first.norm,
-        bounds=first.bounds if _are_same(first.bounds, second.bounds) else _chosen_bounds(first, second, better),
+        bounds=_chosen_bounds(first, second, better),
     )
-
-
-def _are_same(one: Any, other: Any) -> bool:
-    """Whether bounds are certainly the same; values of tensors are not compared."""
-    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
-        return len(one) == len(other) and all(map(_are_same, one, other))
-    return one is other or not (isinstance(one, Tensor) or isinstance(other, Tensor) or one != other)
 
 
 def _chosen_bounds(first: BoundaryPoints, second: BoundaryPoints, better: Tensor) -> Bounds:
     """For every example the bounds of the search that found its point."""
-    one, other = (box_of(each.bounds, _as_tuple(each.points)) for each in (first, second))
-    templates, is_better = _as_tuple(first.points), better[:, None]
-    lower = unpack(torch.where(is_better, other.lower, one.lower), templates)
-    upper = unpack(torch.where(is_better, other.upper, one.upper), templates)
-    pairs = tuple(zip(lower, upper, strict=True))
-    return pairs if is_tuple(first.points) else pairs[0]
+    if are_same_bounds(first.bounds, second.bounds):
+        return first.bounds
+    points = _as_tuple(first.points)
+    pairs = (limits_of_examples(each.bounds, _as_tuple(each.points)) for each in (first, second))
+    lower, upper = (torch.where(better[:, None], other, one) for one, other in zip(*pairs, strict=True))
+    return bounds_of_limits(lower, upper, points, is_tuple(first.points))
 
 
 def _as_tuple(points: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

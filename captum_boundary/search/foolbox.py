@@ -83,6 +83,7 @@ class FoolboxBoundary(BoundarySearch):
         show_progress: bool = False,
         internal_batch_size: int | None = None,
     ) -> None:
+        limits = _two_numbers(bounds)
         super().__init__(
             forward_func,
             bounds=bounds,
@@ -94,7 +95,7 @@ class FoolboxBoundary(BoundarySearch):
             internal_batch_size=internal_batch_size,
         )
         _check_attack(attack, epsilons)
-        self.limits = _two_numbers(bounds)
+        self.limits = limits
         self.attack = attack
         self.epsilons = None if epsilons is None else increasing_radii(epsilons)
 

@@ -114,7 +114,7 @@ class NearestBoundary(BoundarySearch):
             internal_batch_size=internal_batch_size,
         )
         check_count("budget", budget)
-        self.budget = budget
+        self.budget = int(budget)
 
     takes_starts = True
     _description = "Nearest boundary"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_boundary._core.bounds import Bounds
-from captum_boundary._core.checks import check_count
+from captum_boundary._core.checks import check_count, plain_number
 from captum_boundary._core.geometry import length, project_onto_ball
 from captum_boundary._core.margin import rival_scores
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
@@ -101,11 +101,11 @@ class PGDBoundary(BoundarySearch):
             internal_batch_size=internal_batch_size,
         )
         check_count("n_steps", n_steps)
-        if step_size is not None and not 0 < step_size < math.inf:
+        if step_size is not None and (not isinstance(step_size, numbers.Real) or not 0 < step_size < math.inf):
             raise BoundaryValueError(f"step_size must be positive and finite, or None, but it is {step_size!r}.")
         self.epsilons = increasing_radii(epsilons)
-        self.n_steps = n_steps
-        self.step_size = step_size
+        self.n_steps = int(n_steps)
+        self.step_size = plain_number(step_size)
         self.random_start = random_start
 
     _description = "PGD boundary"

@@ -767,6 +767,67 @@ def test_bad_bounds_are_refused(make, bounds, error, message):
         make(nn.Linear(4, 3), bounds=bounds).find(INPUTS)
 
 
+BAD_FOR_ALL_INPUTS = {
+    **{name: BAD_BOUNDS[name] for name in ("a number", "three numbers", "text", "one None", "reversed", "NaN")},
+    "reversed in the second pair": (((0, 1), (1, 0)), BoundaryValueError, r"everywhere, but they are \(1, 0\)"),
+    "one reversed limit": (
+        (torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, 1.0])),
+        BoundaryValueError,
+        "lower <= upper everywhere",
+    ),
+    "sides of other shapes": ((torch.zeros(4), torch.ones(3)), BoundaryValueError, r"shapes are \(4,\) and \(3,\)"),
+}
+
+
+@every_own_search
+@pytest.mark.parametrize(("bounds", "error", "message"), BAD_FOR_ALL_INPUTS.values(), ids=BAD_FOR_ALL_INPUTS)
+def test_bounds_that_suit_no_inputs_are_refused_at_once(make, bounds, error, message):
+    with pytest.raises(error, match=message):
+        make(nn.Linear(4, 3), bounds=bounds)
+
+
+@every_search
+def test_numbers_of_numpy_are_numbers(make, linear):
+    inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    target = [0, 1, 2, 0, 1]
+    for norm in (2, math.inf, 1):
+        expected = make(linear, norm=norm, bounds=(-8, 8), max_distance=50, internal_batch_size=2).find(inputs, target)
+        search = make(
+            linear,
+            norm=np.float32(norm),
+            bounds=(np.int64(-8), np.float32(8)),
+            max_distance=np.float32(50),
+            internal_batch_size=np.int64(2),
+        )
+        boundary = search.find(inputs, [np.int64(label) for label in target])
+        assert torch.equal(boundary.points, expected.points)
+        assert boundary.bounds == (-8, 8)
+        assert {type(value) for value in (boundary.norm, *boundary.bounds)} <= {int, float}
+
+
+def test_settings_of_numpy_are_numbers(linear):
+    inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    pairs = [
+        (NearestBoundary(linear, budget=np.int64(7)), NearestBoundary(linear, budget=7)),
+        (
+            PGDBoundary(linear, epsilons=[np.float32(2), np.int64(9)], n_steps=np.int32(5), step_size=np.float32(0.5)),
+            PGDBoundary(linear, epsilons=[2, 9], n_steps=5, step_size=0.5),
+        ),
+    ]
+    for numpys, own in pairs:
+        assert torch.equal(numpys.find(inputs).points, own.find(inputs).points)
+
+
+@every_search
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_labels_of_every_integer_type(make, dtype, linear):
+    inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    expected = make(linear).find(inputs, [2, 0, 1])
+    boundary = make(linear).find(inputs, torch.tensor([2, 0, 1], dtype=dtype))
+    assert torch.equal(boundary.points, expected.points)
+    assert boundary.target.dtype == torch.long
+
+
 @needs_foolbox
 def test_inputs_outside_the_bounds_of_foolbox_are_refused():
     with pytest.raises(BoundaryValueError, match=r"row 0 has values from 0 to 0 where bounds allow 0\.5 to 1"):
@@ -778,6 +839,7 @@ BAD_OPTIONS = {
     "norm in words": ({"norm": "l2"}, BoundaryValueError, "but it is 'l2'"),
     "negative max_distance": ({"max_distance": -1.0}, BoundaryValueError, r"must be positive, but it is -1\.0"),
     "NaN max_distance": ({"max_distance": math.nan}, BoundaryValueError, "must be positive, but it is nan"),
+    "max_distance in words": ({"max_distance": "far"}, BoundaryTypeError, "must be a number or None, but it is 'far'"),
     "internal_batch_size": ({"internal_batch_size": 0}, BoundaryValueError, "positive integer, but it is 0"),
     "generator": ({"generator": 7}, BoundaryTypeError, r"must be a torch\.Generator, but it is int"),
 }

@@ -192,6 +192,24 @@ def test_normals_lie_among_the_values_that_move(make, options, network, inputs, 
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
 
 
+@pytest.mark.parametrize(
+    ("shape", "mask_shape", "missing"),
+    [
+        ((1, 3, 3), (1, 3), "None"),
+        ((4, 4, 4), (4, 4), "None"),
+        ((2, 2, 2, 2), (2, 2), "None, None"),
+        ((2, 5, 3), (2, 5), "None"),
+    ],
+)
+def test_masks_of_the_first_dimensions_are_never_taken_for_the_last(shape, mask_shape, missing):
+    """A mask of tokens must not turn into one of the coordinates of their embeddings where the numbers agree."""
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    search = nearest(lambda x: x.flatten(1)[:, :3])
+    with pytest.raises(BoundaryValueError, match=rf"first dimensions of inputs.*mask\[\.\.\., {missing}\]\.$"):
+        search.find(inputs, mask=torch.ones(mask_shape))
+    assert search.find(inputs, mask=torch.ones(mask_shape)[(..., *[None] * (len(shape) - len(mask_shape)))]).found.all()
+
+
 def test_bad_masks_say_how_to_mend_them(network, inputs):
     search = nearest(network)
     with pytest.raises(BoundaryTypeError, match="mask must be a Tensor, or a tuple of them, but it is str"):
