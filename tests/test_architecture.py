@@ -21,6 +21,7 @@ FLOORS = {
     "robust": {"_core"},
     "metrics": {"_core", "search", "attr", "robust"},
     "visualization": {"_core", "search", "attr", "metrics", "robust"},
+    "llm": {"_core", "search", "layers", "smoothing", "attr", "metrics", "visualization"},
     "datasets": {"_core", "search", "attr", "metrics", "robust", "visualization"},
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -123,19 +122,20 @@ class BoundaryDistance(GradientAttribution):  # type: ignore[misc]
         groups, n_groups = _groups_of(feature_mask, tensors)
         _check_length(target, n_examples)
         arguments = format_additional_forward_args(additional_forward_args)
-        parts = []
+        parts, distances = [], []
         with torch.inference_mode(False), torch.no_grad():
             for pairs in self._batches(tensors, arguments, n_groups):
                 part = self._of_pairs(pairs, tensors, groups, n_groups, target, arguments, is_tuple(inputs))
-                parts.append(part if return_boundary else replace(part, points=part.distance))  # points take memory
-            boundary = _joined(parts)
-            closeness = boundary.distance.reciprocal().view(n_examples, n_groups)
+                distances.append(part.distance)
+                if return_boundary:  # points take memory
+                    parts.append(part)
+            closeness = torch.cat(distances).reciprocal().view(n_examples, n_groups)
             maps = tuple(
                 closeness.to(tensor).gather(1, ids.to(tensor.device).expand(tensor.shape).flatten(1)).view(tensor.shape)
                 for ids, tensor in zip(groups, tensors, strict=True)
             )
         attributions = format_output(is_tuple(inputs), maps)
-        return (attributions, boundary) if return_boundary else attributions
+        return (attributions, BoundaryPoints.cat(parts)) if return_boundary else attributions
 
     def attribute_future(self) -> None:
         r"""This method is not implemented for boundary distances."""
@@ -233,17 +233,3 @@ def _check_length(target: Any, n_examples: int) -> None:
         raise BoundaryValueError(
             f"target must have one entry for each of the {n_examples} examples, but it has {len(target)}."
         )
-
-
-def _joined(parts: list[BoundaryPoints]) -> BoundaryPoints:
-    """The rows of all parts, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-
-    def joined(values: list[Any]) -> Any:
-        if isinstance(values[0], tuple):
-            return tuple(map(torch.cat, zip(*values, strict=True)))
-        return torch.cat(values)
-
-    names = [field.name for field in fields(parts[0]) if field.name not in ("norm", "bounds")]
-    return replace(parts[0], **{name: joined([getattr(part, name) for part in parts]) for name in names})

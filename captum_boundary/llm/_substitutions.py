@@ -1,0 +1,258 @@
+r"""Real tokens in place of those of the prompt that flip a decision.
+
+A boundary point of a prompt is no text. At the point where token :math:`i` alone has reached the boundary, the decision
+is linearized, and every token :math:`v` of the vocabulary has a prediction,
+
+.. math:: f(e_{i \to v}) \approx f(p) + \nabla f(p) \cdot (e_{i \to v} - p).
+
+The best candidates are evaluated, all in one batch, and only what flips the decision counts. HotFlip
+(https://arxiv.org/abs/1712.06751) does so with the slope at the prompt itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_boundary.llm._decision import Decision
+from captum_boundary.llm._text import Prompt, token_texts
+from captum_boundary.llm.result import Substitution
+
+__all__ = ["Vocabulary", "find_substitutions"]
+
+# Of the candidates of a batch, the share that are single substitutions where pairs may follow.
+_SINGLES = 0.75
+_BEST_SINGLES = 8  # from which pairs are made
+
+
+class Vocabulary:
+    """All tokens, their embeddings, and which of them may stand in the place of which."""
+
+    def __init__(self, tokenizer: Any, weight: Tensor) -> None:
+        self.tokenizer = tokenizer
+        n_tokens = min(len(tokenizer), len(weight))
+        self.weight = weight[:n_tokens].detach().float()
+        self.texts = [str(text) for text in tokenizer.convert_ids_to_tokens(list(range(n_tokens)))]
+        kinds: dict[tuple[bool, ...], int] = {}
+        self.kinds = torch.tensor([kinds.setdefault(_kind(text), len(kinds)) for text in self.texts])
+        self._is_special = torch.zeros(n_tokens, dtype=torch.bool)
+        special = {*getattr(tokenizer, "all_special_ids", ()), *getattr(tokenizer, "added_tokens_decoder", ())}
+        self._is_special[[index for index in special if index < n_tokens]] = True
+
+    def allowed(self, token: int, forbidden: set[str]) -> Tensor:
+        """Which tokens ``(V,)`` may take the place of a token: others of its kind, apart from forbidden words."""
+        allowed = (self.kinds == self.kinds[token]) & ~self._is_special
+        if forbidden:
+            allowed &= torch.tensor([_word(text) not in forbidden for text in self.texts])
+        allowed &= torch.tensor([_word(text) != _word(self.texts[token]) for text in self.texts])
+        return allowed
+
+    def words_of(self, ids: Tensor) -> set[str]:
+        """The words of tokens, whatever their case and the spaces around them."""
+        return {_word(self.texts[index]) for index in ids.tolist() if index < len(self.texts)} - {""}
+
+
+def _word(text: str) -> str:
+    return text.strip(" Ġ▁\n\t").lower()
+
+
+def _kind(text: str) -> tuple[bool, ...]:
+    """Whether a token begins a word, and whether it is made of letters or digits."""
+    word = text.strip(" Ġ▁")
+    return text[:1] in (" ", "Ġ", "▁"), text.startswith("##"), word.isalpha(), word.isdigit()
+
+
+@dataclass
+class _Search:
+    """What is known about one decision."""
+
+    decision: Decision
+    index: int
+    sign: float
+    ids: Tensor  # (M,) of the tokens that may move
+
+    def scores(self, replacements: list[dict[int, int]]) -> Tensor:
+        """Signed logits ``(R,)`` of prompts with some of their tokens replaced: ``{place: token}``."""
+        x = self.decision.moving
+        parts = []
+        for batch in _batches(replacements, self.decision.rows_at_once):
+            rows = x.repeat(len(batch), 1, 1)
+            for row, replaced in enumerate(batch):
+                for place, token in replaced.items():
+                    rows[row, place] = self._embedded(token)
+            with torch.no_grad():
+                index = torch.full((len(batch),), self.index, device=x.device)
+                parts.append(self.decision(rows, index).float().cpu())
+        return torch.cat(parts)
+
+    def _embedded(self, token: int) -> Tensor:
+        return self.decision.embed(torch.tensor([token]))[0]
+
+
+def find_substitutions(
+    decision: Decision,
+    index: int,
+    points: Tensor,
+    groups: Tensor,
+    prompt: Prompt,
+    vocabulary: Vocabulary,
+    forbidden: set[str],
+    n_candidates: int,
+) -> list[Substitution]:
+    """Substitutions that flip a decision, at most the nearest for each token, the nearest first.
+
+    ``points`` ``(G, M, E)`` are boundary points where each group moved alone (or the prompt itself, where it could not
+    flip the decision), and ``groups`` ``(M,)`` says which group a token is of. Where no single substitution flips the
+    decision, pairs are tried.
+    """
+    x = decision.moving
+    with torch.no_grad():
+        start = float(decision(x, torch.tensor([index], device=x.device)))
+        log_p = decision.all_logits(x)[0].float().log_softmax(dim=1).cpu()
+    search = _Search(decision, index, -1.0 if start < 0 else 1.0, prompt.ids[prompt.movable])
+    singles = _single_candidates(search, points, groups, prompt, vocabulary, forbidden, log_p, n_candidates)
+    n_singles = max(1, int(_SINGLES * n_candidates)) if n_candidates > 1 and len(search.ids) > 1 else n_candidates
+    tried = singles[:n_singles]
+    scores = search.sign * search.scores(tried) if tried else torch.zeros(0)
+    if len(tried) > 0 and not (scores < 0).any() and n_candidates > len(tried):
+        pairs = _pair_candidates(tried, scores, n_candidates - len(tried))
+        if pairs:
+            tried, scores = tried + pairs, torch.cat([scores, search.sign * search.scores(pairs)])
+    elif n_candidates > len(tried) and len(singles) > len(tried):
+        more = singles[len(tried) : n_candidates]
+        tried, scores = tried + more, torch.cat([scores, search.sign * search.scores(more)])
+    flips = [(replaced, float(score)) for replaced, score in zip(tried, scores, strict=True) if score < 0]
+    return _described(search, _nearest_for_each_place(search, flips), prompt, vocabulary, log_p)
+
+
+def _single_candidates(
+    search: _Search,
+    points: Tensor,
+    groups: Tensor,
+    prompt: Prompt,
+    vocabulary: Vocabulary,
+    forbidden: set[str],
+    log_p: Tensor,
+    n_candidates: int,
+) -> list[dict[int, int]]:
+    """The best candidates of every token in turn, so that each has its share of any number of them."""
+    x = search.decision.moving[0].float()
+    values, slopes = _linearized(search, points)
+    positions = prompt.movable.nonzero().flatten().tolist()
+    weight = vocabulary.weight.to(x.device)
+    ranked = []
+    for place, token in enumerate(search.ids.tolist()):
+        slope = slopes[groups[place]].float()
+        offset = values[groups[place]] + ((x - points[groups[place]].float()) * slope).sum() - slope[place] @ x[place]
+        predicted = (search.sign * (offset + weight @ slope[place])).cpu()
+        predicted[~vocabulary.allowed(token, forbidden)] = torch.inf
+        ranked.append(_ranked(predicted, log_p[positions[place] - 1] if positions[place] > 0 else None, n_candidates))
+    rounds = max(map(len, ranked), default=0)
+    return [
+        {place: tokens[turn]} for turn in range(rounds) for place, tokens in enumerate(ranked) if turn < len(tokens)
+    ]
+
+
+def _ranked(predicted: Tensor, log_p: Tensor | None, n_candidates: int) -> list[int]:
+    """Tokens by turns: the one that is predicted to flip the decision most, and the likeliest that is predicted to."""
+    n = min(n_candidates, int(predicted.isfinite().sum()))
+    strongest = predicted.topk(n, largest=False).indices.tolist()
+    if log_p is None:
+        return strongest
+    likely = torch.where(predicted < 0, log_p[: len(predicted)], -torch.inf)
+    n_likely = min(n, int(likely.isfinite().sum()))
+    both = _by_turns(strongest, likely.topk(n_likely).indices.tolist())
+    return list(dict.fromkeys(both))[:n]
+
+
+def _by_turns(first: list[int], second: list[int]) -> Iterator[int]:
+    for turn in range(max(len(first), len(second))):
+        yield from first[turn : turn + 1]
+        yield from second[turn : turn + 1]
+
+
+def _linearized(search: _Search, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Values ``(G,)`` and slopes ``(G, M, E)`` of the decision at points."""
+    values, slopes = [], []
+    for part in torch.split(points, search.decision.rows_at_once):
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = part.detach().clone().requires_grad_()
+            score = search.decision(leaf, torch.full((len(leaf),), search.index, device=leaf.device))
+            slopes.append(torch.autograd.grad(score.sum(), leaf)[0])
+        values.append(score.detach().float())
+    return torch.cat(values), torch.cat(slopes)
+
+
+def _pair_candidates(tried: list[dict[int, int]], scores: Tensor, n_pairs: int) -> list[dict[int, int]]:
+    """Pairs of the singles that came nearest to a flip, at different places."""
+    best = [tried[row] for row in scores.argsort()[:_BEST_SINGLES].tolist()]
+    pairs = [{**first, **second} for k, second in enumerate(best) for first in best[:k] if not first.keys() & second]
+    return pairs[:n_pairs]
+
+
+def _distance(search: _Search, replaced: dict[int, int]) -> float:
+    x = search.decision.moving[0]
+    new = search.decision.embed(torch.tensor(list(replaced.values())))
+    return float(torch.linalg.vector_norm(new - x[list(replaced)]))
+
+
+def _nearest_for_each_place(
+    search: _Search, flips: list[tuple[dict[int, int], float]]
+) -> list[tuple[dict[int, int], float, float]]:
+    nearest: dict[tuple[int, ...], tuple[dict[int, int], float, float]] = {}
+    for replaced, score in flips:
+        distance, places = _distance(search, replaced), tuple(sorted(replaced))
+        if places not in nearest or distance < nearest[places][2]:
+            nearest[places] = replaced, score, distance
+    return sorted(nearest.values(), key=lambda flip: flip[2])
+
+
+def _described(
+    search: _Search,
+    flips: list[tuple[dict[int, int], float, float]],
+    prompt: Prompt,
+    vocabulary: Vocabulary,
+    log_p: Tensor,
+) -> list[Substitution]:
+    positions = prompt.movable.nonzero().flatten().tolist()
+    place_of_answer = int(search.decision.positions(torch.tensor(search.index)))
+    before = _log_likelihood(log_p, prompt.ids)
+    tokenizer, described = vocabulary.tokenizer, []
+    for replaced, score, distance in flips:
+        ids = prompt.ids.clone()
+        x = search.decision.moving.clone()
+        places = sorted(replaced)
+        for place in places:
+            ids[positions[place]] = replaced[place]
+            x[0, place] = search.decision.embed(torch.tensor([replaced[place]]))[0]
+        with torch.no_grad():
+            new_log_p = search.decision.all_logits(x)[0].float().log_softmax(dim=1).cpu()
+        where = [positions[place] for place in places]
+        described.append(
+            Substitution(
+                positions=tuple(where),
+                tokens=tuple(token_texts(tokenizer, prompt.ids[where])),
+                replacements=tuple(token_texts(tokenizer, ids[where])),
+                replacement_ids=tuple(replaced[place] for place in places),
+                distance=distance,
+                score=search.sign * score,
+                log_likelihood_change=_log_likelihood(new_log_p, ids) - before,
+                prompt=str(tokenizer.decode(ids.tolist())),
+                says=str(tokenizer.decode([int(new_log_p[place_of_answer].argmax())])),
+            )
+        )
+    return described
+
+
+def _log_likelihood(log_p: Tensor, ids: Tensor) -> float:
+    """Of the tokens of a prompt ``(L,)``, given the first."""
+    return float(log_p[: len(ids) - 1].gather(1, ids[1:, None]).sum())
+
+
+def _batches(items: list[dict[int, int]], size: int) -> Iterator[list[dict[int, int]]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
