@@ -103,13 +103,13 @@ def hookable_from_layer(
     model, layer = from_layer.forward_func, from_layer.layer
     paths = [name for name, module in model.named_modules(remove_duplicate=False) if module is layer]
     marked = copy_model(model)
-    own = _Marked(marked.get_submodule(paths[0]))
+    own = _Marked(marked.get_submodule(paths[0]), from_layer.attribute_to_layer_input)
     for path in filter(None, paths):
         parent, _, name = path.rpartition(".")
         marked.get_submodule(parent)._modules[name] = own
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     further = format_additional_forward_args(additional_forward_args)
-    copied = hookable_copy(marked if paths[0] else own, method, (*tensors, *(further or ())))
+    copied = hookable_copy(marked if paths[0] else own, method, (*tensors, *(further or ())), n_attributed=0)
     for path in paths:  # by any of which the model may call the layer
         marker = ".".join(filter(None, (path, "before" if from_layer.attribute_to_layer_input else "after")))
         with suppress(AttributeError, BoundaryValueError):
@@ -127,9 +127,10 @@ class _Marked(nn.Module):
 
     is_marker = True
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, at_input: bool) -> None:
         super().__init__()
         self.before, self.layer, self.after = nn.Identity(), layer, nn.Identity()
+        (self.before if at_input else self.after).is_attributed_to = True  # type: ignore[assignment]
         self.train(layer.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -304,7 +304,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         if not isinstance(returned, Tensor):
             function = ScoreTensor(function)
         if is_hooked and not isinstance(self.forward_func, HookableFromLayer):
-            function = hookable_copy(function, self._prototype, (*inputs, *(arguments or ())))
+            function = hookable_copy(function, self._prototype, (*inputs, *(arguments or ())), len(inputs))
         function, arguments = fix_shared_tensors(function, inputs, arguments)
         if self.score == "margin":
             adversarial = torch.where(boundary.found, boundary.adversarial, boundary.target)

@@ -20,6 +20,8 @@ def prepare_for_hooks(module: nn.Module) -> nn.Module:
             module._modules[name] = prepare_for_hooks(child)
     if getattr(module, "inplace", False) is True:
         module.inplace = False  # type: ignore[assignment]
+    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) and module.activation is F.relu:
+        module.activation = prepare_for_hooks(nn.ReLU())  # these layers are not traced
     if type(module) in SETTINGS:
         module._backward_hooks.clear()  # Captum would leave a module with backward hooks out
         if _own_input not in module._forward_pre_hooks.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from captum.attr import Attribution
@@ -10,15 +11,18 @@ from torch import nn
 from captum_boundary.attr._methods import Hooks, capabilities_of, core_of
 from captum_boundary.attr._rewrite.copies import copy_model
 from captum_boundary.attr._rewrite.max_pooling import pool_in_batches
-from captum_boundary.attr._rewrite.separation import separate_activations
+from captum_boundary.attr._rewrite.rescale import rescale_elementwise
+from captum_boundary.attr._rewrite.separation import separated_copy
 from captum_boundary.errors import BoundaryTypeError
 from captum_boundary.layers import ModelFromLayer
 
 __all__ = ["hookable_copy", "inside_parallel"]
 
+_SHOWN = 4  # of the operations without a rule that a warning names
 
-def hookable_copy(model: nn.Module, method: Attribution, inputs: tuple[Any, ...]) -> nn.Module:
-    """A copy of ``model``, verified at ``inputs``, for ``method`` to hook.
+
+def hookable_copy(model: nn.Module, method: Attribution, inputs: tuple[Any, ...], n_attributed: int) -> nn.Module:
+    """A copy of ``model``, verified at ``inputs``, for ``method`` to hook and attribute to the first of them.
 
     DeepLift and guided backpropagation need every activation to be a module of its own. LRP brings rules for the
     modules that it finds and changes their weights.
@@ -31,8 +35,21 @@ def hookable_copy(model: nn.Module, method: Attribution, inputs: tuple[Any, ...]
         )
     if can.hooks is Hooks.RULES:
         return copy_model(model, share_tensors=False)
-    separated = separate_activations(model, inputs)
-    return pool_in_batches(separated, core_of(method).eps) if can.hooks is Hooks.MULTIPLIERS else separated
+    separated, unruled = separated_copy(model, inputs, n_attributed)
+    if can.hooks is Hooks.GRADIENTS:
+        return separated
+    if unruled:
+        warnings.warn(_without_rule(can.name, unruled), UserWarning, stacklevel=6)
+    eps = core_of(method).eps
+    return rescale_elementwise(pool_in_batches(separated, eps), eps)
+
+
+def _without_rule(name: str, unruled: list[str]) -> str:
+    shown = ", ".join(unruled[:_SHOWN]) + (f" and {len(unruled) - _SHOWN} more" if len(unruled) > _SHOWN else "")
+    return (
+        f"{name} has no rule for {shown}. It takes gradients there, so that attributions do not add up to the "
+        "difference of scores: return_convergence_delta=True tells by how much. IntegratedGradients needs no rules."
+    )
 
 
 def inside_parallel(model: Any) -> Any:

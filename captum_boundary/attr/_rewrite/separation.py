@@ -21,11 +21,11 @@ from captum_boundary.attr._rewrite.table import FUNCTIONAL_FORMS, SETTINGS
 from captum_boundary.attr._rewrite.verification import verify
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["separate_activations"]
+__all__ = ["separate_activations", "separated_copy"]
 
 
 def separate_activations(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
-    r"""Copy a model so that every call of an activation is its own module, as DeepLift and its kin require.
+    r"""Copy a model so that every call of an activation is its own module, as DeepLift and similar methods require.
 
     ReLU modules that are shared or in-place, functional calls such as ``F.relu(x)`` and ``x.relu()``, and reused
     pooling or softmax modules all become separate modules that are not in-place. The activations concerned are those
@@ -35,7 +35,7 @@ def separate_activations(model: nn.Module, example_inputs: Tensor | tuple[Any, .
 
     The model itself is left as it is. The copy computes the same outputs with the *same* parameter and buffer tensors:
     it takes hardly any memory and follows later changes of the weights. Make the copy after moving the model to its
-    device and dtype, and make it anew after ``model.train()`` or ``model.eval()``.
+    device and dtype, and make another one after ``model.train()`` or ``model.eval()``.
 
     A model that needs more than new modules is rewritten with :mod:`torch.fx`. Its layers keep their names, but
     containers (as ``layer4`` of a ResNet) are no longer called as modules, and arguments of ``forward`` other than
@@ -66,29 +66,32 @@ def separate_activations(model: nn.Module, example_inputs: Tensor | tuple[Any, .
         >>> sum(isinstance(module, nn.ReLU) for module in separated.modules())
         2
     """
+    return separated_copy(model, example_inputs)[0]
+
+
+def separated_copy(
+    model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None, n_attributed: int | None = None
+) -> tuple[nn.Module, list[str]]:
+    """The copy, and the names of what in it DeepLift has no rule for, in the ``n_attributed`` first inputs."""
     _require_plain_module(model)
-    with preserve_rng_state():  # tracing runs the model's own code
-        return _separated_copy(model, example_inputs)
-
-
-def _separated_copy(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None) -> nn.Module:
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     untraceable: dict[nn.Module, str] = {}
-    separated = _separate(copy_model(model), () if example_inputs is None else inputs, untraceable, set())
-    separated = prepare_for_hooks(separated)
-    reasons = "; ".join(
-        f"{type(module).__name__}: {reason}"
-        for module, reason in untraceable.items()
-        if not getattr(module, "is_marker", False)  # of ours, around a layer
-    )
-    if example_inputs is not None:
-        verify(model, separated, inputs, reasons)
-    elif untraceable:
+    with preserve_rng_state():  # tracing runs the model's own code
+        separated = _separate(copy_model(model), () if example_inputs is None else inputs, untraceable, set())
+        separated = prepare_for_hooks(separated)
+        reasons = "; ".join(
+            f"{type(module).__name__}: {reason}"
+            for module, reason in untraceable.items()
+            if not getattr(module, "is_marker", False)  # of ours, around a layer
+        )
+        if example_inputs is not None:
+            return separated, verify(model, separated, inputs, reasons, n_attributed)
+    if untraceable:
         raise BoundaryValueError(
             f"The model cannot be traced as a whole ({reasons}). "
             "Pass example_inputs, so that it can be verified that every activation was separated."
         )
-    return separated
+    return separated, []
 
 
 def _require_plain_module(model: nn.Module) -> None:
