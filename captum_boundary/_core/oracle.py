@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._core.captum_helpers import TargetType, format_additional_forward_args
+from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.flat import geometry_dtype, pack, unpack
-from captum_boundary._core.margin import class_scores, margin_and_rival, resolve_target, rival_scores, shaped_scores
-from captum_boundary._core.model_scores import arguments_of, differentiable
-from captum_boundary._core.outputs import evaluate, has_one_output
-from captum_boundary.errors import BoundaryValueError
+from captum_boundary._core.margin import class_scores, margin_and_rival, resolve_target, rival_scores
+from captum_boundary._core.model import Model
+from captum_boundary._core.repeatability import Repeatability
 
 __all__ = ["Linearization", "MarginOracle"]
 
@@ -46,7 +45,7 @@ class MarginOracle:
         target (Tensor): Class whose region is left or entered, ``(n,)``.
         sign (Tensor): 1 where it is left and -1 where it is entered, ``(n,)``.
         start_depth (Tensor): Depth of the inputs, ``(n,)``.
-        slots (Tensor): Which example of the whole batch each row is, ``(n,)``.
+        counter_index (Tensor): Which example of the whole batch each row is, ``(n,)``.
         n_forward (Tensor): Forward passes of each example of the whole batch, ``(N,)``.
         n_gradient (Tensor): Backward passes of each example of the whole batch, ``(N,)``.
     """
@@ -59,29 +58,37 @@ class MarginOracle:
         additional_forward_args: object = None,
         internal_batch_size: int | None = None,
     ) -> None:
-        self._forward_func = forward_func
+        self._model = Model(forward_func, len(inputs[0]), additional_forward_args)
         self.inputs = tuple(tensor.detach() for tensor in inputs)
-        self._arguments = differentiable(format_additional_forward_args(additional_forward_args))
         self._chunk = internal_batch_size
-        self._n_inputs = len(inputs[0])
         self.dtype = geometry_dtype(inputs)
-        self.resolution = max(torch.finfo(tensor.dtype).eps for tensor in inputs)
+        self._input_resolution = max(torch.finfo(tensor.dtype).eps for tensor in inputs)
         self.device = inputs[0].device
         self.on_gradient: Callable[[], None] | None = None  # called after every gradient, to show progress
         # What is added to the columns of forward and backward passes.
         self._forward, self._backward = torch.eye(2, dtype=torch.long, device=self.device).unbind()
         self._both = self._forward + self._backward
-        self._begin(self.pack(self.inputs), torch.arange(self._n_inputs, device=self.device))
+        self._begin(self.pack(self.inputs), torch.arange(len(inputs[0]), device=self.device))
 
-        scores = class_scores(self.scores_at(self.x), self._n_inputs)
+        scores = class_scores(self.scores_at(self.x), len(self.x))
         self.n_classes = scores.shape[1]
         self._decide(scores, resolve_target(target, scores, self.is_binary))
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the model has one output."""
+        return self._model.is_binary
+
+    @property
+    def resolution(self) -> float:
+        """Relative precision of the coarser of the inputs' numbers and the model's."""
+        return max(self._input_resolution, self._model.resolution)
 
     def of_pairs(self, rows: Tensor, target: Tensor) -> MarginOracle:
         """An oracle for pairs of an example, ``rows`` ``(P,)`` of this one, and a class ``(P,)``; it counts anew."""
         pairs = copy.copy(self)
         pairs.inputs = tuple(tensor[rows.to(tensor.device)] for tensor in self.inputs)
-        pairs._begin(self.x[rows], self._owners[rows])
+        pairs._begin(self.x[rows], self._example_index[rows])
         pairs._decide(self.start_scores[rows], target)
         return pairs
 
@@ -103,12 +110,12 @@ class MarginOracle:
         part.start_depth.copy_(part.depth_of(self.start_scores)[0])
         return part
 
-    def _begin(self, x: Tensor, owners: Tensor) -> None:
+    def _begin(self, x: Tensor, example_index: Tensor) -> None:
         self.x = x
         self._n_passes = torch.zeros(len(x), 2, dtype=torch.long, device=self.device)
         self.n_forward, self.n_gradient = self._n_passes.unbind(dim=1)
-        self._owners = owners  # which of the user's examples each row is
-        self.slots = torch.arange(len(x), device=self.device)  # which entry of the counters each row has
+        self._example_index = example_index  # which of the user's examples each row is
+        self.counter_index = torch.arange(len(x), device=self.device)  # which entry of the counters each row has
 
     _has_one_rival = False  # whether any row's margin is that over a single rival
 
@@ -117,15 +124,21 @@ class MarginOracle:
         sign = torch.where(margin < 0, -1.0, 1.0).to(margin.dtype)
         self._all_scores = scores
         self._set(
-            torch.stack([target, self._owners, self.slots, torch.full_like(target, -1)], dim=1),
+            torch.stack([target, self._example_index, self.counter_index, torch.full_like(target, -1)], dim=1),
             torch.stack([sign, -sign, sign * margin], dim=1).to(self.dtype),
         )
 
     def _set(self, integers: Tensor, numbers: Tensor) -> None:
         # What belongs to a row stands together, so that choosing rows is one operation.
         self._integers, self._numbers = integers, numbers
-        self.target, self._owners, self.slots, self.rival = integers.unbind(dim=1)
+        self.target, self._example_index, self.counter_index, self.rival = integers.unbind(dim=1)
         self.sign, self._opposite, self.start_depth = numbers.unbind(dim=1)
+
+    def score_noise(self, repeatability: Repeatability) -> Tensor:
+        """By how much scores change when they are evaluated again, relative to the largest of an example; a scalar."""
+        return repeatability.score_noise(
+            lambda rows: self.scores_at(self.x[rows], rows), self.start_scores, self.resolution, self.dtype
+        )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -138,17 +151,17 @@ class MarginOracle:
     @property
     def start_scores(self) -> Tensor:
         """Scores of the inputs, ``(n, C)``."""
-        return self._all_scores[self.slots]
+        return self._all_scores[self.counter_index]
 
     @property
     def gradients_spent(self) -> Tensor:
         """Backward passes of each row, ``(n,)``."""
-        return self.n_gradient[self.slots]
+        return self.n_gradient[self.counter_index]
 
     @property
     def forwards_spent(self) -> Tensor:
         """Forward passes of each row, ``(n,)``."""
-        return self.n_forward[self.slots]
+        return self.n_forward[self.counter_index]
 
     def pack(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """Flatten a tuple of ``(N, ...)`` tensors to one ``(N, D)`` tensor in the dtype of the geometry."""
@@ -167,7 +180,7 @@ class MarginOracle:
         depths, rivals = [], []
         with torch.no_grad():
             for part, part_rows in self._parts(points, rows):
-                depth, rival = self.depth_of(self._scores(part, part_rows, self._forward)[0], part_rows)
+                depth, rival = self.depth_of(self._scores(part, part_rows), part_rows)
                 depths.append(depth)
                 rivals.append(rival)
         return _joined(depths), _joined(rivals)
@@ -221,8 +234,7 @@ class MarginOracle:
             n_done += len(part)
             target = self._of(self.target, part_rows)
             sign, opposite = (self._of(values, part_rows)[:, None] for values in (self.sign, self._opposite))
-            with torch.inference_mode(False), torch.enable_grad():
-                scores, leaves = self._scores(part, part_rows, self._both, with_grad=True)
+            scores, leaves = self._differentiable_scores(part, part_rows, self._both)
             with torch.no_grad():
                 known = scores.detach()
                 sign, opposite = sign.to(known), opposite.to(known)
@@ -249,48 +261,36 @@ class MarginOracle:
 
     def scores_at(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
         """Class scores ``(n, C)`` at ``points``."""
-        with torch.no_grad():
-            return _joined(
-                self._scores(part, part_rows, self._forward)[0] for part, part_rows in self._parts(points, rows)
-            )
+        return _joined(self._scores(part, part_rows) for part, part_rows in self._parts(points, rows))
 
     def scores(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Class scores ``(n, C)`` at ``points``, and what pulls weights of them ``(n, C)`` back to slopes."""
-        with torch.inference_mode(False), torch.enable_grad():
-            scores, leaves = self._scores(points, rows, self._forward, with_grad=True)
+        """Class scores ``(n, C)`` at ``points``, and their vector-Jacobian product: from weights to slopes."""
+        scores, leaves = self._differentiable_scores(points, rows, self._forward)
 
-        def pull_back(weights: Tensor) -> Tensor:
+        def vjp(weights: Tensor) -> Tensor:
             self._count(rows, self._backward)
             return self._slope(scores, leaves, weights)
 
-        return scores.detach(), pull_back
+        return scores.detach(), vjp
 
     def _slope(self, scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor) -> Tensor:
-        if not scores.requires_grad:
-            raise BoundaryValueError(
-                "The model's scores carry no gradient of its inputs, without which boundaries cannot be found: the "
-                "forward function runs under torch.no_grad() or inference_mode, detaches, computes outside of torch "
-                "(numpy, .item()), or does not look at its inputs."
-            )
-        gradients = torch.autograd.grad(scores, leaves, weights, materialize_grads=True)
-        return torch.nan_to_num(self.pack(gradients), 0.0, 0.0, 0.0)
+        return torch.nan_to_num(self.pack(self._model.vjp(scores, leaves, weights)), 0.0, 0.0, 0.0)
 
-    def _scores(
-        self, points: Tensor, rows: Tensor | None, passes: Tensor, with_grad: bool = False
+    def _scores(self, points: Tensor, rows: Tensor | None) -> Tensor:
+        scores = self._model.scores(self.unpack(points), self._of(self._example_index, rows))
+        self._count(rows, self._forward)
+        return scores
+
+    def _differentiable_scores(
+        self, points: Tensor, rows: Tensor | None, passes: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        leaves = tuple(tensor.requires_grad_(with_grad) for tensor in self.unpack(points.clone()))
-        arguments = arguments_of(self._arguments, self._of(self._owners, rows), self._n_inputs)
-        output = evaluate(self._forward_func, leaves, arguments)
+        answer = self._model.differentiable_scores(self.unpack(points), self._of(self._example_index, rows))
         self._count(rows, passes)
-        scores = shaped_scores(output, len(points))
-        # A model may compute in a lower precision than that of its inputs.
-        self.resolution = max(self.resolution, torch.finfo(output.dtype).eps)
-        self.is_binary = has_one_output(output)
-        return scores, leaves
+        return answer
 
     def _count(self, rows: Tensor | None, passes: Tensor) -> None:
-        slots = self._of(self.slots, rows)
-        self._n_passes.index_add_(0, slots, passes.expand(len(slots), 2))
+        index = self._of(self.counter_index, rows)
+        self._n_passes.index_add_(0, index, passes.expand(len(index), 2))
 
     @staticmethod
     def _of(values: Tensor, rows: Tensor | None) -> Tensor:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.context import geometry
 from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.mask import Mask
 from captum_boundary._core.oracle import MarginOracle
-from captum_boundary._core.training_mode import watched_training_mode
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.attr._weighting import Weighting, check_weighting
 from captum_boundary.attr.boundary_normals import BoundaryNormals, FlatNormals, collect, flattened
 from captum_boundary.errors import BoundaryValueError
@@ -155,7 +156,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         if boundary is not None:
             refuse_mask(mask)
             return self._of_given(inputs, target, additional_forward_args, boundary, weighting, return_boundary)
-        with torch.inference_mode(False), torch.no_grad():
+        with geometry():
             with self.search._opened(inputs, target, additional_forward_args, mask) as problem:
                 oracle = problem.oracle
                 n_places = n_boundaries if sampling == "random" else min(n_boundaries, oracle.n_classes - 1)
@@ -197,7 +198,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
     ) -> Any:
         """Attributions from boundaries that were found before."""
         tensors = check_inputs(inputs)
-        with torch.inference_mode(False), torch.no_grad():
+        with geometry():
             boundaries = flattened(boundary, tensors, weighting)
             if target is not None:
                 self._check_target(tensors, target, additional_forward_args, boundary)
@@ -212,9 +213,8 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         additional_forward_args: object,
         boundary: BoundaryNormals,
     ) -> None:
-        with watched_training_mode(self.forward_func) as first_evaluation_is_over:
+        with watch_repeatability(self.forward_func):
             asked = MarginOracle(self.forward_func, inputs, target, additional_forward_args).target
-            first_evaluation_is_over()
         check_same_target(asked, boundary.target)
 
     def _aggregate(self, x: Tensor, boundaries: FlatNormals) -> Tensor:

@@ -14,10 +14,11 @@ from tqdm.auto import tqdm
 
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.context import geometry
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary._core.margin import margin_and_rival
 from captum_boundary._core.oracle import MarginOracle
-from captum_boundary._core.training_mode import watched_training_mode
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.attr._local_average import local_average
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, slices
@@ -145,12 +146,12 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         """
         tensors = check_inputs(inputs)
         self._check(tensors, n_samples, energy, width)
-        with torch.inference_mode(False), torch.no_grad():
-            with watched_training_mode(self.forward_func) as first_evaluation_is_over:
+        with geometry():
+            with watch_repeatability(self.forward_func) as repeatability:
                 oracle = MarginOracle(
                     self.forward_func, tensors, target, additional_forward_args, self.internal_batch_size
                 )
-                first_evaluation_is_over()
+                oracle.score_noise(repeatability)
                 total = len(oracle) * n_samples
                 with tqdm(total=total, desc="Boundary energy", unit="copy", disable=not show_progress) as bar:
                     maps = oracle.unpack(self._energies(oracle, n_samples, energy, bar.update))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from captum_boundary._core.modules import modules_of
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.layers._origins import Origins
 
@@ -50,6 +51,7 @@ def record(
     """Evaluate the model once. Tensors are copied, since a model may change them later on in the same pass."""
     inputs, arguments = _copied((inputs, arguments))
     happened = Pass()
+    modules = {id(module): module for module in (*modules_of(forward_func), *layer.modules())}
     root = Call(nn.Identity())
     running = [root]
     layer_forward = layer.forward
@@ -82,11 +84,10 @@ def record(
         return output
 
     with ExitStack() as stack:
-        for handle in (
-            nn.modules.module.register_module_forward_pre_hook(enter),
-            nn.modules.module.register_module_forward_hook(leave),
-        ):
-            stack.callback(handle.remove)
+        for module in modules.values():
+            with suppress(RuntimeError):  # scripted modules refuse hooks: they are evaluated as they are
+                stack.callback(module.register_forward_pre_hook(enter).remove)
+                stack.callback(module.register_forward_hook(leave, prepend=True).remove)
         stack.enter_context(forward_replaced(layer, in_layer))
         if origins is not None:
             origins.add(inputs)
@@ -99,6 +100,26 @@ def record(
             "Where several modules share a weight, as embeddings of encoders and decoders do, the one that is called."
         )
     return happened
+
+
+@contextmanager
+def as_written(function: Any) -> Iterator[None]:
+    """Let the modules of a function compute as they are written, neither compiled nor fused.
+
+    So each of them can be left out by itself. Nothing but these very modules is changed.
+    """
+    with ExitStack() as stack:
+        for module in modules_of(function):
+            inner = vars(module).get("_modules", {}).get("_orig_mod")
+            if inner is not None:  # what torch.compile returns
+                stack.enter_context(forward_replaced(module, inner.__call__))
+            if vars(module).get("_compiled_call_impl") is not None:  # by module.compile()
+                stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
+                module._compiled_call_impl = None
+            if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
+                stack.callback(setattr, module, "use_nested_tensor", True)
+                module.use_nested_tensor = False
+        yield
 
 
 @contextmanager

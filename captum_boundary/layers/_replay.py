@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,10 +13,10 @@ from torch.utils._pytree import tree_flatten
 
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.layers._plan import Plan
-from captum_boundary.layers._recording import forward_replaced
+from captum_boundary.layers._recording import as_written, forward_replaced
 from captum_boundary.layers._rows import Row, Tree
 
-__all__ = ["Readings", "as_written", "replay"]
+__all__ = ["Readings", "replay"]
 
 # What a tensor may be asked without a look at its values.
 _FORM = frozenset({"size", "dim", "ndimension", "numel", "nelement", "__len__", "is_floating_point", "requires_grad_"})
@@ -63,6 +61,7 @@ def replay(
         return layer_forward(*args, **kwargs)
 
     with ExitStack() as stack:
+        stack.enter_context(as_written(forward_func))
         for module in left:
             if not isinstance(module, torch.jit.ScriptModule):
                 stack.enter_context(forward_replaced(module, or_computed(module)))
@@ -105,19 +104,3 @@ class Readings(TorchFunctionMode):
                 if isinstance(leaf, Tensor) and id(leaf) in self._watched:
                     self.places.add(self._watched[id(leaf)][1])
         return result
-
-
-@contextmanager
-def as_written() -> Iterator[None]:
-    """Let modules compute as they are written, neither compiled nor fused, so that each can be left out by itself."""
-    is_fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
-            yield
-            return
-        with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(is_fused)

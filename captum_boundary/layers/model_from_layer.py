@@ -7,20 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
+from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.captum_helpers import format_additional_forward_args
+from captum_boundary._core.context import discarded_graph, geometry
+from captum_boundary._core.modules import unwrapped
 from captum_boundary._core.outputs import config_of
-from captum_boundary._core.training_mode import watched_training_mode
+from captum_boundary._core.repeatability import Repeatability, watch_repeatability
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers._origins import Origins
 from captum_boundary.layers._plan import Plan, plan_of
-from captum_boundary.layers._recording import record
-from captum_boundary.layers._replay import Readings, as_written, replay
+from captum_boundary.layers._recording import as_written, record
+from captum_boundary.layers._replay import Readings, replay
 
 __all__ = ["ModelFromLayer", "n_activations_of"]
-
-_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class ModelFromLayer(nn.Module):
@@ -90,7 +91,7 @@ class ModelFromLayer(nn.Module):
                 raise BoundaryTypeError(
                     f"{name} was scripted, so that no part of it can be left out. Give the module that was scripted."
                 )
-        self.forward_func = _unwrapped(forward_func)
+        self.forward_func = unwrapped(forward_func)
         self.config = config_of(self.forward_func)
         if isinstance(self.forward_func, nn.Module):
             if all(module is not layer for module in self.forward_func.modules()):
@@ -137,33 +138,20 @@ class ModelFromLayer(nn.Module):
         n_examples = len(tensors[0])
         few = torch.arange(3 if n_examples == 2 else 2) % n_examples
 
-        def of_few(value: Any) -> Any:
-            follows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == n_examples
-            return value[few.to(value.device)] if follows else value
-
-        def of_all(value: Any) -> Any:
-            return value.clone() if isinstance(value, Tensor) else value
-
         layer, function, at_input = self.layer, self.forward_func, self.attribute_to_layer_input
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            as_written(),
-            watched_training_mode(function) as first_is_over,
-        ):
-            all_args = tuple(map(of_all, tensors)), further and tuple(map(of_all, further))
-            few_args = tuple(map(of_few, tensors)), further and tuple(map(of_few, further))
+        with geometry(), as_written(function), watch_repeatability(function) as repeatability:
+            all_args = _cloned(tensors), _cloned(further or ())
+            few_args = of_examples(all_args[0], n_examples, few), of_examples(all_args[1], n_examples, few)
             full_pass = record(function, layer, *all_args)
-            is_fixed = not first_is_over()
             try:
                 few_pass = record(function, layer, *few_args, Origins() if at_input else None)
             except (IndexError, RuntimeError, ValueError) as error:
                 if isinstance(error, BoundaryError | torch.cuda.OutOfMemoryError):
                     raise
                 raise BoundaryValueError(_not_for_few(n_examples, len(few), error)) from error
-            own = (*all_args[0], *(all_args[1] or ())), (*few_args[0], *(few_args[1] or ()))
+            own = (*all_args[0], *all_args[1]), (*few_args[0], *few_args[1])
             plan, rows = plan_of(full_pass, few_pass, own, (n_examples, len(few)), layer, at_input)
-            if is_fixed:
+            if _is_repeatable(repeatability, full_pass.output, few_pass.output, few):
                 plan, rows = self._verified(plan, rows, few, full_pass.output, few_pass.output)
         activations = rows[: plan.n_activations]
         return (activations if len(activations) > 1 else activations[0]), (plan, *rows[plan.n_activations :])
@@ -171,8 +159,10 @@ class ModelFromLayer(nn.Module):
     def forward(self, *activations_and_arguments: Any) -> Any:
         r"""The model's output for activations of the layer, followed by the arguments that go with them."""
         plan, rows = _taken_apart(activations_and_arguments)
-        with as_written():
-            return replay(plan, self.forward_func, self.layer, rows)
+        output = self._replayed(plan, rows)
+        if torch.is_grad_enabled():
+            return output
+        return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)
 
     def _verified(
         self, plan: Plan, rows: tuple[Tensor, ...], few: Tensor, expected: Any, expected_of_few: Any
@@ -180,18 +170,23 @@ class ModelFromLayer(nn.Module):
         """The plan without what the rest of the model does not read, once it is seen to reproduce the model."""
         readings = Readings()
         with readings:
-            output = replay(plan, self.forward_func, self.layer, rows, readings)
+            output = self._replayed(plan, rows, readings)
         self._require_same(output, expected)
         slim_plan, slim_rows = plan.reduced(readings.places, readings.returned(output), rows)
         try:
-            self._require_same(self._replayed(slim_plan, slim_rows, few), expected_of_few)
+            self._require_same(self._replayed(slim_plan, _chosen(slim_rows, few)), expected_of_few)
         except Exception:  # the model looks at values in a way that was not seen: keep them all
-            self._require_same(self._replayed(plan, rows, few), expected_of_few)
+            self._require_same(self._replayed(plan, _chosen(rows, few)), expected_of_few)
             return plan, rows
         return slim_plan, slim_rows
 
-    def _replayed(self, plan: Plan, rows: tuple[Tensor, ...], few: Tensor) -> Any:
-        return replay(plan, self.forward_func, self.layer, tuple(row[few.to(row.device)] for row in rows))
+    def _replayed(self, plan: Plan, rows: tuple[Tensor, ...], readings: Readings | None = None) -> Any:
+        if torch.is_grad_enabled():
+            return replay(plan, self.forward_func, self.layer, rows, readings)
+        # Fused kernels, which are taken where no gradient is needed, would leave out modules that are filled in.
+        with torch.enable_grad(), discarded_graph():
+            moved = tuple(row.detach().requires_grad_() for row in rows[: plan.n_activations])
+            return replay(plan, self.forward_func, self.layer, (*moved, *rows[plan.n_activations :]), readings)
 
     def _require_same(self, output: Any, expected: Any) -> None:
         pairs = zip(tree_flatten(output)[0], tree_flatten(expected)[0], strict=True)
@@ -205,6 +200,24 @@ class ModelFromLayer(nn.Module):
                 )
 
 
+def _is_repeatable(repeatability: Repeatability, full: Any, few: Any, rows: Tensor) -> bool:
+    """Whether a few examples have the same scores by themselves as among all, or another reason than training mode."""
+    if repeatability.buffers_changed():
+        return False
+    if not repeatability.in_training_mode:
+        return True
+    for again, scores in zip(tree_flatten(few)[0], tree_flatten(full)[0], strict=True):
+        if isinstance(scores, Tensor) and scores.is_floating_point() and scores.ndim and len(again) == len(rows):
+            again, scores = again.reshape(len(rows), -1), scores[rows.to(scores.device)].reshape(len(rows), -1)
+            repeatability.noise_between(again, scores, torch.finfo(scores.dtype).eps, torch.float32)
+            return not repeatability.differs
+    return True
+
+
+def _chosen(rows: tuple[Tensor, ...], examples: Tensor) -> tuple[Tensor, ...]:
+    return tuple(row[examples.to(row.device)] for row in rows)
+
+
 def _not_for_few(n_examples: int, n_few: int, error: Exception) -> str:
     return (
         f"The model was evaluated, but cannot be evaluated for {n_few} of the {n_examples} examples: {error}. "
@@ -214,15 +227,8 @@ def _not_for_few(n_examples: int, n_few: int, error: Exception) -> str:
     )
 
 
-def _unwrapped(function: Any) -> Any:
-    """The module within parallel wrappers and compiled modules."""
-    while True:
-        if isinstance(function, _PARALLEL):
-            function = function.module
-        elif "_orig_mod" in getattr(function, "__dict__", {}).get("_modules", ()):
-            function = function._orig_mod
-        else:
-            return function
+def _cloned(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in values)
 
 
 def _checked(inputs: Any) -> tuple[Tensor, ...]:

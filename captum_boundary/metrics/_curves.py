@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.margin import resolve_target
-from captum_boundary._core.model_scores import ModelScores
+from captum_boundary._core.model import Model
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.metrics._maps import check_attributions
 
@@ -31,25 +31,26 @@ class TargetScore:
     ) -> None:
         if score not in ("probability", "output"):
             raise BoundaryValueError(f'score must be "probability" or "output", but it is {score!r}.')
-        self._scores = ModelScores(forward_func, len(inputs), additional_forward_args)
+        self._model = Model(forward_func, len(inputs), additional_forward_args)
         self._n_examples = len(inputs)
         self._examples = torch.arange(len(inputs), device=inputs.device)
         self._as_probability = score == "probability"
-        self._target = resolve_target(target, self._scores((inputs,), None), self._scores.has_one_output)
+        self._target = resolve_target(target, self._model.first_scores((inputs,)), self._model.is_binary)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Scores ``(R, N)`` of inputs ``(R * N, ...)``: R variants of all N examples, one variant after the other."""
         n_variants = len(inputs) // self._n_examples
-        scores = self._scores((inputs,), self._examples.repeat(n_variants) if n_variants > 1 else None)
+        examples = self._examples.repeat(n_variants) if n_variants > 1 else None
+        scores = self._model.scores((inputs,), examples, looks_at_values=True)
         if self._as_probability:
             scores = scores.softmax(dim=1)
-        elif self._scores.has_one_output:  # what speaks for one side speaks against the other
+        elif self._model.is_binary:  # what speaks for one side speaks against the other
             scores = torch.cat([-scores[:, 1:], scores[:, 1:]], dim=1)
         return scores.gather(1, self._target.repeat(n_variants)[:, None]).view(-1, self._n_examples)
 
     def check_finite(self) -> None:
         """Refuse scores that were NaN or infinite."""
-        self._scores.check_finite()
+        self._model.check_finite()
 
 
 def ranks(attributions: object, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -146,7 +146,7 @@ class AttributionMaps(FlatModel):
         total = torch.zeros_like(points)
         for rows, owners, path, nodes, weights in self._paths(points, self._rule):
             with torch.inference_mode(False), torch.enable_grad():
-                scores, leaves = self._scores(path, owners, with_grad=True)
+                scores, leaves = self._scores(path, owners)
                 explained = scores.gather(1, self._explained[owners, None])
                 gradients = torch.nan_to_num(self._gradient(explained.sum(), leaves))
             total[rows] += (weights[:, None] * gradients.view(-1, len(nodes), points.shape[1])).sum(dim=1)
@@ -163,7 +163,7 @@ class AttributionMaps(FlatModel):
                 twice_differentiable(self._model),
                 smooth_activations(self._beta),
             ):
-                scores, leaves = self._scores(path, owners, with_grad=True)
+                scores, leaves = self._scores(path, owners)
                 explained = scores.gather(1, self._explained[owners, None])
                 gradient = self._gradient(explained.sum(), leaves, keep_graph=True)
                 bend = self._gradient((gradient * along).sum(), leaves)
@@ -187,7 +187,7 @@ class AttributionMaps(FlatModel):
         """Points of paths that pass through the model at once."""
 
         def explained() -> None:
-            self._scores(self.x[:1], self.all_rows[:1], with_grad=True)
+            self._scores(self.x[:1], self.all_rows[:1])
 
         return points_at_once(explained, self._model, self.x)
 

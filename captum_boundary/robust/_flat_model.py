@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.margin import margin_and_rival
-from captum_boundary._core.model_scores import ModelScores
+from captum_boundary._core.model import Model
 
 __all__ = ["FlatModel"]
 
@@ -35,17 +35,13 @@ class FlatModel:
         self.inputs = tuple(tensor.detach() for tensor in inputs)
         self.x = pack(self.inputs)
         self.all_rows = torch.arange(len(self.x), device=self.x.device)
-        self._model_scores = ModelScores(model, len(self.x), additional_forward_args)
+        self._evaluated = Model(model, len(self.x), additional_forward_args)
         self._groups = torch.split(self.all_rows, internal_batch_size or len(self.x))
-        with torch.no_grad():
-            self.start_scores = torch.cat([self._scores(self.x[rows], rows)[0] for rows in self._groups])
-        self.is_binary = self._model_scores.has_one_output
+        self.start_scores = self._scores_at(self.x)
+        self.is_binary = self._evaluated.is_binary
         self._label = self.start_scores.argmax(dim=1)
         self.start_margin = self._margin(self.start_scores, self.all_rows)
-        resolution = torch.finfo(
-            self._model_scores.dtype
-        ).eps  # a model may compute in a lower precision than its inputs
-        resolution = max(resolution, *(torch.finfo(tensor.dtype).eps for tensor in self.inputs))
+        resolution = max(self._evaluated.resolution, *(torch.finfo(tensor.dtype).eps for tensor in self.inputs))
         self._noise = (_NOISE * resolution * self.start_scores.abs().amax(dim=1)).to(self.x)
 
     def rounded(self, points: Tensor) -> Tensor:
@@ -58,16 +54,14 @@ class FlatModel:
 
     def margin(self, points: Tensor) -> Tensor:
         """Margins ``(N,)`` at ``points`` ``(N, D)``."""
-        with torch.no_grad():
-            scores = torch.cat([self._scores(points[rows], rows)[0] for rows in self._groups])
-        return self._margin(scores, self.all_rows)
+        return self._margin(self._scores_at(points), self.all_rows)
 
     def margin_and_slope(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Margins ``(N,)`` at ``points`` ``(N, D)`` and their gradients ``(N, D)``."""
         margins, slopes = [], []
         for rows in self._groups:
-            with torch.inference_mode(False), torch.enable_grad():
-                scores, leaves = self._scores(points[rows], rows, with_grad=True)
+            with torch.enable_grad():
+                scores, leaves = self._scores(points[rows], rows)
                 margins.append(self._margin(scores, rows))
                 slopes.append(self._gradient(margins[-1].sum(), leaves))
         return torch.cat(margins).detach(), torch.nan_to_num(torch.cat(slopes))
@@ -78,15 +72,19 @@ class FlatModel:
 
     def check_finite(self) -> None:
         """Refuse scores that were NaN or infinite."""
-        self._model_scores.check_finite()
+        self._evaluated.check_finite()
 
     def _margin(self, scores: Tensor, rows: Tensor) -> Tensor:
         return margin_and_rival(scores, self._label[rows])[0].to(self.x.dtype)
 
-    def _scores(self, points: Tensor, rows: Tensor, with_grad: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Scores ``(n, C)`` of points of the examples ``rows``, and the tensors that the model was given."""
-        leaves = tuple(tensor.requires_grad_(with_grad) for tensor in unpack(points.clone(), self.inputs))
-        return self._model_scores(leaves, rows), leaves
+    def _scores_at(self, points: Tensor) -> Tensor:
+        """Scores ``(N, C)`` at ``points`` ``(N, D)``, without a graph."""
+        parts = (self._evaluated.scores(unpack(points[rows], self.inputs), rows, True) for rows in self._groups)
+        return torch.cat(list(parts))
+
+    def _scores(self, points: Tensor, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Scores ``(n, C)`` of points of the examples ``rows``, and the leaves of their graph."""
+        return self._evaluated.differentiable_scores(unpack(points, self.inputs), rows)
 
     def _gradient(self, value: Tensor, leaves: tuple[Tensor, ...], keep_graph: bool = False) -> Tensor:
         if not value.requires_grad:  # a model that is linear, or does not look at its inputs

@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_boundary._core.geometry import Box, length
 from captum_boundary._core.oracle import Linearization, MarginOracle
 
-__all__ = ["Candidates", "Problem", "score_noise"]
+__all__ = ["Candidates", "Problem"]
 
 # How far beyond the boundary a final point lies, relative to the depth of its input: near enough to *be* the boundary
 # (distances are right to the larger number), far enough to keep its label when it is evaluated in another batch.
@@ -20,30 +20,6 @@ _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 # Up to here restarts find other parts of the boundary. In more dimensions descents pay better.
 _FEW_DIMENSIONS = 512
 _SLACK = 0.05  # of the depth of an input
-# The model's scores of a few inputs alone and in their batch tell how much rounding changes them. The largest change
-# seen, times this, covers what is to be expected of thousands of points.
-_PROBED_ROWS = 4
-_SAFETY = 3.0
-_LEAST_NOISE, _MOST_NOISE = 2.0, 1000.0  # in units of the resolution of the numbers
-
-
-def score_noise(oracle: MarginOracle, is_fixed: bool) -> Tensor:
-    """By how much scores change with the size of their batch, relative to the largest score of an example; a scalar.
-
-    A model that is not fixed, but in training mode, changes with its batch by far more than rounding.
-    """
-    if not is_fixed:
-        return torch.full((), _LEAST_NOISE * oracle.resolution, dtype=oracle.dtype, device=oracle.device)
-    if len(oracle) > 1:
-        rows = oracle.all_rows[:_PROBED_ROWS]
-        again = torch.cat([oracle.scores_at(oracle.x[row], row) for row in torch.split(rows, 1)])
-    else:
-        rows = oracle.all_rows.expand(_PROBED_ROWS)
-        again = oracle.scores_at(oracle.x.expand(_PROBED_ROWS, -1), rows)
-    scores = oracle.start_scores[rows]
-    size = scores.abs().amax(dim=1).clamp_min(torch.finfo(scores.dtype).tiny)
-    change = ((again - scores).abs().amax(dim=1) / size).amax().to(oracle.dtype)
-    return (_SAFETY * change.nan_to_num(0.0)).clamp(_LEAST_NOISE * oracle.resolution, _MOST_NOISE * oracle.resolution)
 
 
 class Problem:

@@ -26,11 +26,12 @@ from captum_boundary._core.captum_helpers import (
     is_tuple,
 )
 from captum_boundary._core.checks import check_count, check_inputs, plain_number, shown
+from captum_boundary._core.context import geometry
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary._core.geometry import Box, length
 from captum_boundary._core.mask import Mask, MaskedModel, box_within, movable_values
 from captum_boundary._core.oracle import MarginOracle
-from captum_boundary._core.training_mode import watched_training_mode
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.errors import (
     BoundaryNotFoundError,
     BoundaryNotFoundWarning,
@@ -38,7 +39,7 @@ from captum_boundary.errors import (
     BoundaryValueError,
 )
 from captum_boundary.search._landing import move_onto_boundary
-from captum_boundary.search._problem import Problem, score_noise
+from captum_boundary.search._problem import Problem
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_status import BoundaryStatus
 from captum_boundary.search.search_problem import Proposal, SearchProblem
@@ -156,7 +157,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
                 gradients.
             BoundaryNotFoundError: If ``strict`` and some example has no boundary point.
         """
-        with torch.inference_mode(False), torch.no_grad():
+        with geometry():
             boundary = self._find(inputs, target, additional_forward_args, mask)
         self._report(boundary.found)
         return boundary
@@ -222,10 +223,9 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         function, arguments = self.forward_func, format_additional_forward_args(additional_forward_args)
         if movable is not None:
             function, arguments = MaskedModel(function, len(tensors)), (*(arguments or ()), *movable, *tensors)
-        with watched_training_mode(self.forward_func) as first_evaluation_is_over:
+        with watch_repeatability(self.forward_func) as repeatability:
             oracle = MarginOracle(function, tensors, target, arguments, self.internal_batch_size)
-            is_fixed = not first_evaluation_is_over()
-            yield Problem(oracle, box, self.norm, score_noise(oracle, is_fixed))
+            yield Problem(oracle, box, self.norm, oracle.score_noise(repeatability))
 
     def _find_pairs(
         self,

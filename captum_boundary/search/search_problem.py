@@ -77,7 +77,7 @@ class SearchProblem:
         self.norm = problem.norm
         self.x = problem.x
         self.target = problem.oracle.target
-        self.example_index = problem.oracle.slots
+        self.example_index = problem.oracle.counter_index
         self.targeted = problem.oracle.sign < 0
         self.lower, self.upper = problem.box.lower, problem.box.upper
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_boundary._core.arguments import for_examples
 from captum_boundary._core.checks import check_count
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["NoiseSource", "check_pairs", "checked_stdevs", "follow", "slices"]
+__all__ = ["NoiseSource", "check_pairs", "checked_stdevs", "noisy_copies", "slices"]
 
 
 class NoiseSource:
@@ -44,11 +45,18 @@ def slices(total: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def follow(argument: Any, examples: slice, n_copies: int, n_examples: int) -> Any:
-    """A further argument of the model for copies of some examples: tensors with N entries follow their examples."""
-    if isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == n_examples:
-        return argument[examples].repeat_interleave(n_copies, dim=0)
-    return argument
+def noisy_copies(
+    inputs: tuple[Tensor, ...],
+    noise: tuple[Tensor, ...],
+    arguments: tuple[Any, ...],
+    examples: slice,
+    copies: slice,
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """Noisy copies ``(n * n_copies, ...)`` of n examples, example by example, and the arguments that follow them."""
+    noisy = tuple((x[examples, None] + e[copies]).flatten(0, 1) for x, e in zip(inputs, noise, strict=True))
+    n_copies = copies.stop - copies.start
+    repeated = for_examples(arguments, len(inputs[0]), lambda value: value[examples].repeat_interleave(n_copies, dim=0))
+    return noisy, repeated or ()
 
 
 def check_pairs(n_samples: int) -> None:

@@ -14,12 +14,16 @@ from tqdm.auto import tqdm
 
 from captum_boundary._core.captum_helpers import TensorOrTupleOfTensorsGeneric, format_additional_forward_args
 from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.context import geometry
 from captum_boundary._core.flat import geometry_dtype
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary._core.margin import class_scores
-from captum_boundary._core.training_mode import watched_training_mode
+from captum_boundary._core.model import Model
+from captum_boundary._core.repeatability import watch_repeatability
+from captum_boundary._core.score_function import ScoreFunction
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.smoothing._noise import NoiseSource, slices
+from captum_boundary.smoothing._averages import by_copies
+from captum_boundary.smoothing._noise import NoiseSource, noisy_copies, slices
 from captum_boundary.smoothing.smoothed_model import SmoothedModel
 
 __all__ = ["CertifiedRadius", "certified_radius"]
@@ -128,13 +132,15 @@ def certified_radius(
     stdev = _check(smoothed, len(tensors), n_samples, alpha, decision, n_selection, generator)
     source = NoiseSource(seed_of(generator) ^ _OWN_STREAM)
     with (
-        torch.no_grad(),
-        watched_training_mode(smoothed.model, stacklevel=3) as first_evaluation_is_over,
+        geometry(),
+        watch_repeatability(smoothed.model) as repeatability,
         tqdm(total=n_selection + n_samples, desc="Certified radius", unit="vote", disable=not show_progress) as bar,
     ):
         voters = _Voters(smoothed, tensors, additional_forward_args, decision, on_votes=bar.update)
+        if repeatability.in_training_mode:
+            plain = Model(smoothed.model, len(tensors[0]), additional_forward_args)
+            plain.score_noise(tensors, plain.first_scores(tensors), repeatability)
         target = voters.count(n_selection, source).argmax(dim=1)
-        first_evaluation_is_over()
         for_target = voters.count(n_samples, source).gather(1, target[:, None]).squeeze(1).numpy()
     from scipy.stats import beta  # which takes longer to import than the rest of the package
 
@@ -162,6 +168,7 @@ class _Voters:
         self._smoothed = smoothed
         self._inputs = inputs
         self._arguments = format_additional_forward_args(additional_forward_args) or ()
+        self._score_function = ScoreFunction(smoothed.model)
         self._draws = decision == "probabilities"
         self._on_votes = on_votes
 
@@ -188,7 +195,8 @@ class _Voters:
     def _votes(self, noise: tuple[Tensor, ...], draws: Tensor, examples: slice, copies: slice) -> Tensor:
         """Votes ``(n, C)`` of some copies of n examples."""
         n_examples, n_copies = examples.stop - examples.start, copies.stop - copies.start
-        scores = self._smoothed._scores_of(self._inputs, noise, self._arguments, examples, copies)
+        noisy, arguments = noisy_copies(self._inputs, noise, self._arguments, examples, copies)
+        scores = by_copies(self._score_function(noisy, arguments), n_copies, n_examples)
         columns = class_scores(scores.flatten(0, 1), n_examples * n_copies).cpu().double()
         if self._draws:
             below = columns.softmax(dim=1).cumsum(dim=1) <= draws[copies].repeat(n_examples)[:, None]

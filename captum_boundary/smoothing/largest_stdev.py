@@ -16,10 +16,11 @@ from captum_boundary._core.captum_helpers import (
     format_additional_forward_args,
 )
 from captum_boundary._core.checks import check_inputs
+from captum_boundary._core.context import geometry
 from captum_boundary._core.generators import check_generator
-from captum_boundary._core.margin import class_scores, margin_and_rival, resolve_target
-from captum_boundary._core.outputs import evaluate, has_one_output
-from captum_boundary._core.training_mode import watched_training_mode
+from captum_boundary._core.margin import margin_and_rival, resolve_target
+from captum_boundary._core.model import Model
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing.smoothed_model import SmoothedModel
 
@@ -102,11 +103,11 @@ def largest_stdev(
     arguments = format_additional_forward_args(additional_forward_args)
     check_generator(generator)
     same_noise = _same_noise(generator)
-    with torch.no_grad(), watched_training_mode(model, stacklevel=3) as first_evaluation_is_over:
-        output = evaluate(model, tensors, arguments)
-        first_evaluation_is_over()
-        scores = class_scores(output, len(tensors[0]))
-        wanted = resolve_target(target, scores, has_one_output(output))
+    with geometry(), watch_repeatability(model) as repeatability:
+        plain = Model(model, len(tensors[0]), arguments)
+        scores = plain.first_scores(tensors)
+        plain.score_noise(tensors, scores, repeatability)
+        wanted = resolve_target(target, scores, plain.is_binary)
         stands = torch.ones_like(wanted, dtype=torch.bool)
         largest = torch.zeros(len(wanted), device=tensors[0].device, dtype=tensors[0].dtype)
         for stdev in tqdm(tried, desc="Largest stdev", unit="stdev", disable=not show_progress):
@@ -118,7 +119,7 @@ def largest_stdev(
                 generator=same_noise(),
                 internal_batch_size=internal_batch_size,
             )
-            scores = class_scores(evaluate(smoothed, tensors, arguments), len(wanted))
+            scores = Model(smoothed, len(wanted), arguments).first_scores(tensors)
             stands &= margin_and_rival(scores, wanted)[0] > 0
             largest = torch.where(stands.to(largest.device), stdev, largest)
             if not stands.any():

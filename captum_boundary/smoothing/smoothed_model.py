@@ -14,7 +14,7 @@ from captum_boundary._core.checks import check_count
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._averages import AVERAGES, average_over_copies, by_copies
-from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, follow, slices
+from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, noisy_copies, slices
 
 __all__ = ["SmoothedModel"]
 
@@ -163,10 +163,8 @@ class SmoothedModel(nn.Module):
         copies: slice,
     ) -> Tensor:
         """Scores ``(n, n_copies, ...)`` of some noisy copies of n examples."""
-        n_copies = copies.stop - copies.start
-        noisy = ((x[examples, None] + e[copies]).flatten(0, 1) for x, e in zip(inputs, noise, strict=True))
-        following = (follow(argument, examples, n_copies, len(inputs[0])) for argument in others)
-        return by_copies(self.model(*noisy, *following), n_copies, examples.stop - examples.start)
+        noisy, following = noisy_copies(inputs, noise, others, examples, copies)
+        return by_copies(self.model(*noisy, *following), copies.stop - copies.start, examples.stop - examples.start)
 
     def _inputs_of(self, arguments: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         n_inputs = len(self._stdevs)

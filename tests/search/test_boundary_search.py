@@ -522,7 +522,7 @@ def test_an_input_on_the_boundary_is_almost_its_own_point(make, linear):
     assert boundary.distance[0] < 1e-6
 
 
-@pytest.mark.parametrize("layer", [lambda: nn.BatchNorm1d(2), lambda: nn.Dropout(0.0)], ids=["BatchNorm", "Dropout"])
+@pytest.mark.parametrize("layer", [lambda: nn.BatchNorm1d(2), lambda: nn.Dropout(0.5)], ids=["BatchNorm", "Dropout"])
 @every_own_search
 @pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")
 def test_training_mode_is_pointed_out(make, layer):

@@ -1,0 +1,39 @@
+"""Further arguments of a model that belong to the examples of a batch: tensors with an entry for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, overload
+
+from torch import Tensor
+
+__all__ = ["follows", "for_examples", "of_examples"]
+
+Arguments = tuple[Any, ...] | None
+
+
+def follows(argument: object, n_examples: int) -> bool:
+    """Captum's rule: whether an argument is a tensor with one entry for each of ``n_examples``."""
+    return isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == n_examples
+
+
+def for_examples(arguments: Arguments, n_examples: int, change: Callable[[Tensor], Tensor]) -> Arguments:
+    """The arguments, with those changed that follow the examples."""
+    if arguments is None:
+        return None
+    return tuple(change(value) if follows(value, n_examples) else value for value in arguments)
+
+
+@overload
+def of_examples(arguments: tuple[Any, ...], n_examples: int, examples: Tensor | slice) -> tuple[Any, ...]: ...
+
+
+@overload
+def of_examples(arguments: Arguments, n_examples: int, examples: Tensor | slice) -> Arguments: ...
+
+
+def of_examples(arguments: Arguments, n_examples: int, examples: Tensor | slice) -> Arguments:
+    """The arguments of some of the examples, in any order, also several times."""
+    if isinstance(examples, slice):
+        return for_examples(arguments, n_examples, lambda value: value[examples])
+    return for_examples(arguments, n_examples, lambda value: value[examples.to(value.device)])

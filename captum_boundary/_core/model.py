@@ -1,0 +1,124 @@
+"""The model of a batch of examples: evaluated, counted and differentiable at any number of variants of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_boundary._core.arguments import of_examples
+from captum_boundary._core.captum_helpers import format_additional_forward_args
+from captum_boundary._core.margin import class_scores, shaped_scores
+from captum_boundary._core.outputs import has_one_output
+from captum_boundary._core.repeatability import Repeatability
+from captum_boundary._core.score_function import ScoreFunction
+from captum_boundary.errors import BoundaryValueError
+
+__all__ = ["Model"]
+
+
+class Model:
+    """Class scores ``(n, C)``, ``C >= 2``, of n variants of the examples of a batch of N.
+
+    Further arguments follow the examples they belong to. To look whether scores are finite, an accelerator has to be
+    waited for, so only those of :meth:`first_scores` are looked at at once; :meth:`check_finite` tells of all others
+    that were asked to be checked.
+
+    Attributes:
+
+        is_binary (bool): Whether the model has one output, which is the second of two columns.
+        resolution (float): Relative precision of the numbers in which the model answers.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], n_examples: int, additional_forward_args: object) -> None:
+        self._function = ScoreFunction(forward_func)
+        self._n_examples = n_examples
+        self._arguments = _normal(format_additional_forward_args(additional_forward_args))
+        self._all_finite: Tensor | None = None
+        self.is_binary = False
+        self.resolution = 0.0
+
+    def first_scores(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Scores ``(N, C)`` of the examples themselves, or an error if a decision cannot be made of them."""
+        output = self._function(inputs, self._arguments)
+        scores = class_scores(output, len(inputs[0]))
+        self._note(output)
+        return scores
+
+    def scores(
+        self, inputs: tuple[Tensor, ...], examples: Tensor | None = None, looks_at_values: bool = False
+    ) -> Tensor:
+        """Scores ``(n, C)`` of variants of ``examples`` ``(n,)``, or of all in their order; without a graph."""
+        output = self._function(inputs, self._arguments_of(examples))
+        scores = shaped_scores(output, len(inputs[0]))
+        self._note(output, looks_at_values)
+        return scores
+
+    def differentiable_scores(
+        self, inputs: tuple[Tensor, ...], examples: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As :meth:`scores`, with the graph, and the leaves of the graph in the place of ``inputs``."""
+        output, leaves = self._function.differentiable(inputs, self._arguments_of(examples))
+        with torch.enable_grad():
+            scores = shaped_scores(output, len(inputs[0]))
+        self._note(output)
+        return scores, leaves
+
+    def score_noise(self, inputs: tuple[Tensor, ...], scores: Tensor, repeatability: Repeatability) -> Tensor:
+        """By how much ``scores`` of the examples change when these are evaluated again; relative, a scalar."""
+
+        def scores_of(rows: Tensor) -> Tensor:
+            return self.scores(tuple(tensor[rows.to(tensor.device)] for tensor in inputs), rows)
+
+        return repeatability.score_noise(scores_of, scores, self.resolution, scores.dtype)
+
+    def check_finite(self) -> None:
+        """Refuse NaN and infinite scores of all evaluations whose values were to be looked at."""
+        if self._all_finite is not None and not self._all_finite:
+            raise BoundaryValueError(
+                "The model returned NaN or infinite scores at points between the inputs and others: look for overflow, "
+                "log(0) or masked classes."
+            )
+
+    @staticmethod
+    def vjp(scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of ``(weights * scores).sum()`` by the leaves.
+
+        Raises:
+
+            BoundaryValueError: If no leaf has a part in the scores' graph.
+        """
+        # A view made under no_grad "requires grad" and has no graph.
+        has_graph = scores.grad_fn is not None
+        gradients = torch.autograd.grad(scores, leaves, weights, allow_unused=True) if has_graph else (None,)
+        if all(gradient is None for gradient in gradients):
+            raise BoundaryValueError(
+                "The model's scores carry no gradient of its inputs, without which boundaries cannot be found: the "
+                "forward function runs under torch.no_grad() or inference_mode, detaches, computes outside of torch "
+                "(numpy, .item()) or in integers (quantized activations), or does not look at its inputs."
+            )
+        pairs = zip(gradients, leaves, strict=True)
+        return tuple(torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in pairs)
+
+    def _arguments_of(self, examples: Tensor | None) -> tuple[Any, ...] | None:
+        return self._arguments if examples is None else of_examples(self._arguments, self._n_examples, examples)
+
+    def _note(self, output: Tensor, looks_at_values: bool = False) -> None:
+        self.is_binary = has_one_output(output)
+        # A model may compute in a lower precision than that of its inputs.
+        self.resolution = max(self.resolution, torch.finfo(output.dtype).eps)
+        if looks_at_values:
+            finite = torch.isfinite(output).all()
+            self._all_finite = finite if self._all_finite is None else self._all_finite & finite
+
+
+def _normal(arguments: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    """The arguments, with copies of tensors made in inference mode, through which gradients cannot pass."""
+    if arguments is None:
+        return None
+    return tuple(
+        argument.clone() if isinstance(argument, Tensor) and argument.is_inference() else argument
+        for argument in arguments
+    )

@@ -1,0 +1,67 @@
+"""A forward function as one function of its inputs: whoever asks, labels and slopes come from the same evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_boundary._core.arguments import Arguments
+from captum_boundary._core.context import callers_autocast, discarded_graph
+from captum_boundary._core.outputs import output_of, score_tensor
+
+__all__ = ["ScoreFunction"]
+
+# What PyTorch says where something cannot be evaluated for a gradient: .numpy() of a tensor that needs one, operations
+# without a derivative, torch.func within a graph whose activations are not kept.
+_NO_GRADIENT = ("requires grad", "derivative for", "saved tensor hooks")
+
+
+class ScoreFunction:
+    """The scores that a forward function returns, evaluated as for a gradient whether one is wanted or not.
+
+    The model gets tensors of its own, which it may change in place, under the autocast of whoever called the package.
+    A function that cannot be evaluated for a gradient, since it leaves torch, is evaluated without.
+
+    Attributes:
+
+        has_graph (bool): Whether the function can be evaluated for a gradient, as far as is known.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        self.forward_func = forward_func
+        self.has_graph = True
+
+    def __call__(self, inputs: tuple[Tensor, ...], arguments: Arguments) -> Tensor:
+        """Scores of ``inputs`` without a graph, whatever their shape and values are."""
+        if self.has_graph:
+            try:
+                return self.differentiable(inputs, arguments, keeps_graph=False)[0].detach()
+            except RuntimeError as error:
+                if not any(reason in str(error) for reason in _NO_GRADIENT):
+                    raise
+                self.has_graph = False
+        with torch.inference_mode(False), torch.no_grad(), callers_autocast():
+            given = tuple(tensor.detach().clone() for tensor in inputs)
+            return score_tensor(output_of(self.forward_func, given, arguments))
+
+    def differentiable(
+        self, inputs: tuple[Tensor, ...], arguments: Arguments, keeps_graph: bool = True
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Scores with their graph, and the leaves of that graph: tensors with the values of ``inputs``.
+
+        Without ``keeps_graph`` no activation is kept, as under ``torch.no_grad()``, and nothing can be differentiated.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = tuple(_normal(tensor).requires_grad_() for tensor in inputs)
+            with callers_autocast(), nullcontext() if keeps_graph else discarded_graph():
+                given = tuple(leaf.clone() for leaf in leaves)
+                return score_tensor(output_of(self.forward_func, given, arguments)), leaves
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    """The same values in a tensor that can be a leaf of a graph, which one made in inference mode cannot."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
