@@ -56,7 +56,7 @@ class ScoreFunction:
         Without ``keeps_graph`` no activation is kept, as under ``torch.no_grad()``, and nothing can be differentiated.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            leaves = tuple(_normal(tensor).requires_grad_() for tensor in inputs)
+            leaves = tuple(_normal(tensor).requires_grad_(tensor.is_floating_point()) for tensor in inputs)
             with callers_autocast(), nullcontext() if keeps_graph else discarded_graph():
                 given = tuple(leaf.clone() for leaf in leaves)
                 return score_tensor(output_of(self.forward_func, given, arguments)), leaves
