@@ -166,7 +166,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         self.search._report(boundaries.found.any(dim=1), stacklevel=4)  # past Captum's log_usage
         as_tuple = is_tuple(inputs)
         maps = format_output(as_tuple, oracle.unpack(attributions))
-        return (maps, boundaries.shaped(oracle, as_tuple)) if return_boundary else maps
+        return (maps, boundaries.shaped(oracle, self.search.norm, as_tuple)) if return_boundary else maps
 
     def attribute_future(self) -> None:
         r"""This method is not implemented for boundary attributions."""

@@ -13,6 +13,7 @@ from captum_boundary._core.flat import pack
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.attr._weighting import Weighting, weigh
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.search._given import check_distances
 from captum_boundary.search._neighbours import Neighbours
 
 __all__ = ["BoundaryNormals", "FlatNormals", "collect", "flattened"]
@@ -43,6 +44,7 @@ class BoundaryNormals:
         found (Tensor): Whether there is a boundary, ``(N, K)`` booleans.
         n_forward (Tensor): Forward passes spent on each example, ``(N,)`` integers.
         n_gradient (Tensor): Backward passes spent on each example, ``(N,)`` integers.
+        norm (float): Norm of the search. Default: 2
     """
 
     points: Tensor | tuple[Tensor, ...]
@@ -55,6 +57,7 @@ class BoundaryNormals:
     found: Tensor
     n_forward: Tensor
     n_gradient: Tensor
+    norm: float = 2
 
 
 class FlatNormals(NamedTuple):
@@ -68,7 +71,7 @@ class FlatNormals(NamedTuple):
     neighbor: Tensor
     found: Tensor
 
-    def shaped(self, oracle: MarginOracle, as_tuple: bool) -> BoundaryNormals:
+    def shaped(self, oracle: MarginOracle, norm: float, as_tuple: bool) -> BoundaryNormals:
         """The same for the user, shaped like the inputs."""
 
         def like_inputs(vectors: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -88,6 +91,7 @@ class FlatNormals(NamedTuple):
             found=self.found,
             n_forward=oracle.n_forward,
             n_gradient=oracle.n_gradient,
+            norm=norm,
         )
 
 
@@ -114,6 +118,7 @@ def flattened(boundary: object, inputs: tuple[Tensor, ...], weighting: Weighting
         packed = pack(tuple(tensor.detach().flatten(0, 1) for tensor in vectors))
         return packed.view(len(inputs[0]), n_places, -1)
 
+    check_distances(inputs, flat(points), boundary.distance, boundary.found, boundary.norm)
     return FlatNormals(
         points=flat(points),
         normals=flat(normals),

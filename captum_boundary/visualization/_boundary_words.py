@@ -1,34 +1,17 @@
-"""Boundary points in words, after a look at whether they are those of the inputs."""
+"""Boundary points in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 
-__all__ = ["NOT_FOUND", "BoundaryWords", "check_boundary", "check_example"]
+__all__ = ["NOT_FOUND", "BoundaryWords", "check_example"]
 
 NOT_FOUND = "no boundary\npoint found"
-
-
-def check_boundary(boundary: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The boundary points as a tuple, which must have the shapes of ``inputs``."""
-    if not isinstance(boundary, BoundaryPoints):
-        raise BoundaryTypeError(
-            f"boundary must be BoundaryPoints, as a search's find returns them, but it is {type(boundary).__name__}."
-        )
-    points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
-    given, needed = ([tuple(tensor.shape) for tensor in tensors] for tensors in (points, inputs))
-    if given != needed:
-        raise BoundaryValueError(
-            f"boundary must hold one point for each input, of shapes {needed}, but it holds {given}. Search the "
-            "boundary of these very inputs, and choose rows of both alike: inputs[rows], boundary[rows]."
-        )
-    return tuple(point.detach().to(tensor.device) for point, tensor in zip(points, inputs, strict=True))
 
 
 def check_example(boundary: BoundaryPoints, example: object) -> None:

@@ -12,7 +12,7 @@ from captum_boundary._core.checks import check_inputs
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._categories import Groups, group_columns
-from captum_boundary.visualization._boundary_words import check_boundary
+from captum_boundary.search._given import points_for
 
 __all__ = ["Change", "TableChanges"]
 
@@ -45,7 +45,7 @@ class TableChanges:
         if others or table.ndim != 2:
             shapes = [tuple(tensor.shape) for tensor in (table, *others)]
             raise BoundaryValueError(f"inputs must be one table of shape (N, D), but the shapes are {shapes}.")
-        (points,) = check_boundary(boundary, (table,))
+        (points,) = points_for((table,), boundary, same_kind=False)
         self._before, self._after = table.detach().double().cpu(), points.double().cpu()
         self._names = _names_of(feature_names, table.shape[1])
         self._groups = group_columns({} if categories is None else categories)

@@ -12,7 +12,8 @@ from torch import Tensor
 from captum_boundary._core.bounds import Bounds
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints
-from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords, check_boundary
+from captum_boundary.search._given import points_for
+from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords
 from captum_boundary.visualization._images import Array, check_images, displayed
 from captum_boundary.visualization._panels import AxesArray, caption, grid, say, show_image, title
 
@@ -73,7 +74,7 @@ def show_boundary_point(
     images = check_images(inputs)
     if amplification is not None and not 0 < amplification < math.inf:
         raise BoundaryValueError(f"amplification must be a positive number, but it is {amplification!r}.")
-    (points,) = check_boundary(boundary, (images,))
+    (points,) = points_for((images,), boundary, same_kind=False)
     words = BoundaryWords(boundary, class_names)
     pictures, beyond = (displayed(each, images, bounds) for each in (images, points))
 

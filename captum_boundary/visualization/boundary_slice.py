@@ -23,7 +23,8 @@ from captum_boundary._core.margin import margin_and_rival
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints
-from captum_boundary.visualization._boundary_words import BoundaryWords, check_boundary, check_example
+from captum_boundary.search._given import points_for
+from captum_boundary.visualization._boundary_words import BoundaryWords, check_example
 from captum_boundary.visualization._plane import Plane, Scene, normal_at, plane_through, scores_in
 
 __all__ = ["plot_boundary_slice"]
@@ -111,7 +112,7 @@ def plot_boundary_slice(
         'feature 0'
     """
     tensors = check_inputs(inputs)
-    points = check_boundary(boundary, tensors)
+    points = points_for(tensors, boundary, same_kind=False)
     _check_numbers(boundary, example, extent, resolution, internal_batch_size)
     words = BoundaryWords(boundary, class_names)
     with torch.inference_mode(False), torch.no_grad():

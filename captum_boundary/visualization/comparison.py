@@ -15,7 +15,8 @@ from torch import Tensor
 from captum_boundary._core.bounds import Bounds
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundaryPoints
-from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords, check_boundary
+from captum_boundary.search._given import points_for
+from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords
 from captum_boundary.visualization._images import Array, check_images, displayed, maps_of, scale_of
 from captum_boundary.visualization._panels import AxesArray, caption, grid, say, show_image, show_map, title
 
@@ -163,7 +164,7 @@ def _views(
         maps = {method: signed(values) for method, values in _check_maps(given, images, name).items()}
         if points is None:
             return _View(name, maps, None, None, None)
-        (beyond,) = check_boundary(points, (images,))
+        (beyond,) = points_for((images,), points, same_kind=False)
         return _View(name, maps, points, BoundaryWords(points, class_names), displayed(beyond, images, bounds))
 
     if not isinstance(attributions, Mapping) or not any(isinstance(each, Mapping) for each in attributions.values()):

@@ -465,7 +465,8 @@ def test_pooling_and_softmax_do_not_mix_examples() -> None:
     boundary = quick_search(model).find(inputs)
     unchanged = boundary.points.clone()
     unchanged[..., 3:] = inputs[..., 3:]  # where nothing changes, Captum reads the first example's gradient for all
-    boundary = dataclasses.replace(boundary, points=unchanged)
+    distance = (unchanged - inputs).flatten(1).norm(dim=1)
+    boundary = dataclasses.replace(boundary, points=unchanged, distance=distance)
     together = BoundaryAttribution(model, DeepLift).attribute(inputs, boundary=boundary)
     one_by_one = example_by_example(DeepLift, model, inputs, boundary, "output", {})
     close(together, one_by_one)

@@ -41,15 +41,17 @@ def curved() -> nn.Module:
         return nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, C)).double()
 
 
-def at(points, target, adversarial, margin=-1e-6) -> BoundaryPoints:
-    """Boundary points as a search would return them, made by hand."""
+def at(points, inputs, target, adversarial, margin=-1e-6) -> BoundaryPoints:
+    """Boundary points of these inputs as a search would return them, made by hand."""
+    pairs = zip(*(parts if isinstance(parts, tuple) else (parts,) for parts in (points, inputs)), strict=True)
+    moves = torch.cat([(point - x).flatten(1) for point, x in pairs], dim=1)
     first = points[0] if isinstance(points, tuple) else points
     n_examples = len(first)
     return BoundaryPoints(
         points=points,
         target=torch.as_tensor(target).expand(n_examples),
         adversarial=torch.as_tensor(adversarial).expand(n_examples),
-        distance=torch.ones(n_examples, dtype=first.dtype),
+        distance=moves.norm(dim=1),
         margin=torch.full((n_examples,), margin, dtype=first.dtype),
         found=torch.ones(n_examples, dtype=torch.bool),
         n_forward=torch.ones(n_examples, dtype=torch.long),
@@ -109,7 +111,7 @@ def test_alignment_is_the_cosine_of_two_gradients(score):
 @given(st.integers(0, 2**20), st.floats(-20, 20))
 def test_neither_scale_nor_batch_matter(seed, exponent):
     model, inputs, points = curved(), randn(N, D, seed=seed), randn(N, D, seed=seed + 1)
-    boundary = at(points, 1, 2)
+    boundary = at(points, inputs, 1, 2)
     scaled = lambda x: model(x) * 2**exponent  # noqa: E731
     for measure in (normal_alignment, first_order_optimality):
         target = (1,) if measure is normal_alignment else ()
@@ -163,9 +165,9 @@ def test_optimality_is_the_cosine_of_move_and_normal(degrees):
     angle = math.radians(degrees)
     points = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
     inputs = points + 3 * torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=torch.float64)
-    optimality = first_order_optimality(model, inputs, at(points, 0, 1))
+    optimality = first_order_optimality(model, inputs, at(points, inputs, 0, 1))
     assert optimality.item() == pytest.approx(math.cos(angle), abs=1e-12)
-    entered = first_order_optimality(model, inputs, at(points, 0, 1, margin=1e-6))
+    entered = first_order_optimality(model, inputs, at(points, inputs, 0, 1, margin=1e-6))
     assert entered.item() == pytest.approx(-math.cos(angle), abs=1e-12)
 
 
@@ -174,7 +176,7 @@ def test_a_point_needlessly_at_a_limit_is_not_optimal():
     model = lambda x: torch.stack([x.sum(dim=1) - 1, torch.zeros_like(x[:, 0])], dim=1)  # noqa: E731
     inputs = torch.ones(2, 2, dtype=torch.float64)
     points = torch.tensor([[0.5, 0.5], [0.0, 1.0]], dtype=torch.float64)
-    optimality = first_order_optimality(model, inputs, at(points, 0, 1), bounds=(0, 1))
+    optimality = first_order_optimality(model, inputs, at(points, inputs, 0, 1), bounds=(0, 1))
     assert optimality.tolist() == pytest.approx([1, math.sqrt(0.5)])
 
 
@@ -182,7 +184,7 @@ def test_a_limit_in_the_way_is_not_counted():
     """With x_0 >= 0.8 the closest point is (0.8, 0.2), though its move is not along the normal (1, 1)."""
     model = lambda x: torch.stack([x.sum(dim=1) - 1, torch.zeros_like(x[:, 0])], dim=1)  # noqa: E731
     inputs = torch.ones(1, 2, dtype=torch.float64)
-    boundary = at(torch.tensor([[0.8, 0.2]], dtype=torch.float64), 0, 1)
+    boundary = at(torch.tensor([[0.8, 0.2]], dtype=torch.float64), inputs, 0, 1)
     bounds = (torch.tensor([0.8, 0.0]), torch.tensor([1.0, 1.0]))
     assert first_order_optimality(model, inputs, boundary, bounds=bounds).item() == pytest.approx(1)
     expected = cosine(torch.tensor([0.2, 0.8]), torch.ones(2))
@@ -303,7 +305,7 @@ def test_everything_stays_as_it_was():
 
 
 INPUTS = randn(2, D)
-BOUNDARY = at(randn(2, D, seed=1), 1, 2)
+BOUNDARY = at(randn(2, D, seed=1), INPUTS, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +348,7 @@ def test_errors_of_optimality():
     with pytest.raises(BoundaryValueError, match="inputs must lie inside bounds"):
         first_order_optimality(linear(), INPUTS, BOUNDARY, bounds=(0, 0.01))
     limit = INPUTS.abs().max().item()
-    far = dataclasses.replace(BOUNDARY, points=INPUTS * 2)
+    far = at(INPUTS * 2, INPUTS, 1, 2)
     with pytest.raises(BoundaryValueError, match=r"boundary has points outside bounds\. Give the bounds of the search"):
         first_order_optimality(linear(), INPUTS, far, bounds=(-limit, limit))
 
