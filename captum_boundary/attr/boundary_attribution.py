@@ -338,6 +338,4 @@ def _nan_where_missing(values: Any, found: Tensor) -> Any:
     if isinstance(values, tuple):
         return tuple(_nan_where_missing(value, found) for value in values)
     values = values.detach()
-    if found.all():
-        return values
     return values.masked_fill(~found.to(values.device).view(-1, *[1] * (values.ndim - 1)), torch.nan)

@@ -299,9 +299,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         points, landed_depth = self._land(problem, torch.where(torch.isfinite(proposed), proposed, problem.x))
         depth, adversarial = problem.oracle.depth(points)
         distance = length(problem.oracle.round(points) - problem.x, self.norm)
-        if status is None:
-            status = torch.full_like(adversarial, BoundaryStatus.FOUND)
-        return points, distance, adversarial, landed_depth, depth, status.to(adversarial)
+        status = torch.full_like(adversarial, BoundaryStatus.FOUND) if status is None else status.to(adversarial)
+        return points, distance, adversarial, landed_depth, depth, status
 
     def _report(self, found: Tensor, stacklevel: int = 3) -> None:
         """Name the rows where nothing was found, in an error if the search is strict and in a warning if not."""
@@ -320,13 +319,11 @@ def _progress_of_a_share(bar: tqdm[Any], share: float) -> Callable[[float], obje
 
 def _status_of(status: Tensor, found: Tensor, is_beyond: Tensor, was_beyond: Tensor) -> Tensor:
     """What the search said of its end, where a point was found, and what became of it where not."""
-    spent = status % 10 == BoundaryStatus.NOT_FOUND_BUDGET
-    missing = torch.where(spent, BoundaryStatus.NOT_FOUND_BUDGET, BoundaryStatus.NOT_FOUND)
+    missing = BoundaryStatus.NOT_FOUND_BUDGET * (status % 10 == BoundaryStatus.NOT_FOUND_BUDGET)
     missing = torch.where(was_beyond, BoundaryStatus.LABEL_NOT_KEPT, missing)
     missing = torch.where(is_beyond, BoundaryStatus.TOO_FAR, missing)
     # The way of a search that had given up may lead across the boundary a little further on.
-    status = torch.where(status < BoundaryStatus.FOUND, BoundaryStatus.FOUND + status % 10, status)
-    return torch.where(found, status, missing)
+    return torch.where(found, status.clamp_min(BoundaryStatus.FOUND), missing)
 
 
 def _not_found_message(missing: Tensor, max_distance: float | None) -> str:

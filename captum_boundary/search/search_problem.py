@@ -26,7 +26,7 @@ class Proposal(NamedTuple):
 
         points (Tensor or tuple[Tensor, ...]): Points ``(n, D)``, or with the structure and shapes of the inputs.
         status (Tensor, optional): A :class:`BoundaryStatus` for each example, ``(n,)`` integers: which phase found the
-            point and why the search ended. It is replaced where the point turns out to be none. Default: None, which
+            point and why the search ended, as if all were found; where none is, that is replaced. Default: None, which
             means ``BoundaryStatus.FOUND``
     """
 
@@ -45,7 +45,6 @@ class SearchProblem:
 
         x (Tensor): The inputs as flat points, ``(n, D)``.
         target (Tensor): The class of each example whose region is left, or entered, ``(n,)``.
-        targeted (Tensor): Whether it is entered: the input lies outside of it. ``(n,)`` booleans.
         lower (Tensor): Lower limits of the coordinates, that broadcast to ``(n, D)``; ``-inf`` where there are none.
         upper (Tensor): Upper limits, likewise.
         norm (float): Norm of the distance: 2, ``math.inf`` or 1.
@@ -78,7 +77,6 @@ class SearchProblem:
         self.x = problem.x
         self.target = problem.oracle.target
         self.example_index = problem.oracle.counter_index
-        self.targeted = problem.oracle.sign < 0
         self.lower, self.upper = problem.box.lower, problem.box.upper
 
     def __len__(self) -> int:
@@ -88,6 +86,11 @@ class SearchProblem:
     def inputs(self) -> Tensor | tuple[Tensor, ...]:
         """The inputs as they were given, of these examples."""
         return self.unflatten(self.x)
+
+    @property
+    def targeted(self) -> Tensor:
+        """Whether the region of the target is entered, since the input lies outside of it, ``(n,)`` booleans."""
+        return self._problem.oracle.sign < 0
 
     @property
     def generator(self) -> torch.Generator:

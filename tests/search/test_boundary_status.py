@@ -90,8 +90,8 @@ def test_a_label_that_is_not_kept_is_named():
 
 def test_a_search_that_gave_up_beside_the_boundary_has_found_it():
     """Landing looks a little further along the line."""
-    boundary = Reporting(beyond_one, BoundaryStatus.NOT_FOUND_BUDGET).find(INPUTS)
-    assert names(boundary) == ["FOUND_BUDGET"] * 2
+    boundary = Reporting(beyond_one, BoundaryStatus.NOT_FOUND).find(INPUTS)
+    assert names(boundary) == ["FOUND"] * 2
 
 
 def test_the_nearest_search_says_when_its_budget_is_spent():
