@@ -13,7 +13,7 @@ from captum_boundary._core.captum_helpers import format_additional_forward_args
 from captum_boundary._core.margin import class_scores, shaped_scores
 from captum_boundary._core.outputs import has_one_output
 from captum_boundary._core.repeatability import Repeatability
-from captum_boundary._core.score_function import ScoreFunction
+from captum_boundary._core.score_function import NO_GRADIENT, ScoreFunction
 from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["Model"]
@@ -94,11 +94,7 @@ class Model:
         has_graph = scores.grad_fn is not None
         gradients = torch.autograd.grad(scores, leaves, weights, allow_unused=True) if has_graph else (None,)
         if all(gradient is None for gradient in gradients):
-            raise BoundaryValueError(
-                "The model's scores carry no gradient of its inputs, without which boundaries cannot be found: the "
-                "forward function runs under torch.no_grad() or inference_mode, detaches, computes outside of torch "
-                "(numpy, .item()) or in integers (quantized activations), or does not look at its inputs."
-            )
+            raise BoundaryValueError(NO_GRADIENT)
         pairs = zip(gradients, leaves, strict=True)
         return tuple(torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in pairs)
 

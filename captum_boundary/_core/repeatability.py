@@ -42,6 +42,7 @@ class Repeatability:
         # Every buffer, whatever its module calls it: batch and instance norms, spectral norm, norms of one's own.
         buffers = [buffer for module in modules for buffer in module.buffers(recurse=False)]
         self._saved = [(buffer, buffer.detach().clone()) for buffer in buffers]
+        self._has_warned = False
         self._change: Tensor | None = None  # of scores, where it is no matter of rounding
 
     def score_noise(
@@ -59,6 +60,7 @@ class Repeatability:
             dtype (torch.dtype): That of the geometry.
         """
         if self.buffers_changed():
+            self.warn()
             return torch.full((), _MIN_NOISE * resolution, dtype=dtype, device=scores.device)
         rows = torch.arange(len(scores), device=scores.device)[:_PROBED_ROWS]
         if len(rows) == 1:  # the same batch once more, and one of another size
@@ -90,7 +92,9 @@ class Repeatability:
                 buffer.copy_(value)
 
     def warn(self) -> None:
-        """Warn of a model that is more than one function."""
+        """Warn once of a model that is more than one function."""
+        if self._has_warned:
+            return
         if self.buffers_changed():
             self._warn("every evaluation changes its buffers, such as running statistics")
         elif self._change is not None and self.differs:
@@ -102,6 +106,7 @@ class Repeatability:
         return not all(torch.equal(buffer, value) for buffer, value in self._saved)
 
     def _warn(self, what: str) -> None:
+        self._has_warned = True
         if self.in_training_mode:
             reason = "The model is in training mode"
             way_out = "Call model.eval() before searching for its boundary."

@@ -12,12 +12,18 @@ from torch import Tensor
 from captum_boundary._core.arguments import Arguments
 from captum_boundary._core.context import callers_autocast, discarded_graph
 from captum_boundary._core.outputs import output_of, score_tensor
+from captum_boundary.errors import BoundaryValueError
 
-__all__ = ["ScoreFunction"]
+__all__ = ["NO_GRADIENT", "ScoreFunction"]
 
+NO_GRADIENT = (
+    "The model's scores carry no gradient of its inputs, without which boundaries cannot be found: the forward "
+    "function runs under torch.no_grad() or inference_mode, detaches, computes outside of torch (numpy, .item()) or in "
+    "integers (quantized activations), or does not look at its inputs."
+)
 # What PyTorch says where something cannot be evaluated for a gradient: .numpy() of a tensor that needs one, operations
 # without a derivative, torch.func within a graph whose activations are not kept.
-_NO_GRADIENT = ("requires grad", "derivative for", "saved tensor hooks")
+_NOT_FOR_GRADIENTS = ("requires grad", "derivative for", "saved tensor hooks")
 
 
 class ScoreFunction:
@@ -41,7 +47,7 @@ class ScoreFunction:
             try:
                 return self.differentiable(inputs, arguments, keeps_graph=False)[0].detach()
             except RuntimeError as error:
-                if not any(reason in str(error) for reason in _NO_GRADIENT):
+                if not any(reason in str(error) for reason in _NOT_FOR_GRADIENTS):
                     raise
                 self.has_graph = False
         with torch.inference_mode(False), torch.no_grad(), callers_autocast():
@@ -55,6 +61,8 @@ class ScoreFunction:
 
         Without ``keeps_graph`` no activation is kept, as under ``torch.no_grad()``, and nothing can be differentiated.
         """
+        if keeps_graph and not self.has_graph:
+            raise BoundaryValueError(NO_GRADIENT)
         with torch.inference_mode(False), torch.enable_grad():
             leaves = tuple(_normal(tensor).requires_grad_(tensor.is_floating_point()) for tensor in inputs)
             with callers_autocast(), nullcontext() if keeps_graph else discarded_graph():

@@ -8,29 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_boundary._core.context import callers_autocast
 from captum_boundary._core.margin import class_scores
 from captum_boundary._core.outputs import score_tensor
+from captum_boundary._core.score_function import ScoreFunction
 
 __all__ = ["FixedArguments", "MarginScore", "ScoreTensor", "fix_shared_tensors"]
 
 
 class ScoreTensor(nn.Module):
-    r"""A model whose scores are taken out of what it returns, for Captum's methods, which know nothing but Tensors.
+    r"""The scores of a model, for Captum's methods, which know nothing but Tensors.
 
-    The model is a submodule, so that methods that hook its layers find them.
+    They are taken out of what the model returns, and evaluated in one context, with a gradient or without. The model
+    is a submodule, so that methods that hook its layers find them.
 
     Args:
 
         forward_func (Callable): Model or function that returns class scores, possibly inside of something else.
+        n_inputs (int): How many of its arguments are inputs.
     """
 
-    def __init__(self, forward_func: Callable[..., Any]) -> None:
+    def __init__(self, forward_func: Callable[..., Any], n_inputs: int) -> None:
         super().__init__()
         self.forward_func = forward_func
+        self._n_inputs = n_inputs
 
     def forward(self, *arguments: Any) -> Tensor:
         """Evaluate the model and return its scores alone."""
-        return score_tensor(self.forward_func(*arguments))
+        inputs, others = arguments[: self._n_inputs], arguments[self._n_inputs :]
+        if not torch.is_grad_enabled():
+            return ScoreFunction(self.forward_func)(inputs, others)
+        with callers_autocast():
+            given = (tensor.clone() for tensor in inputs)  # which the model may change in place
+            return score_tensor(self.forward_func(*given, *others))
 
 
 class FixedArguments(nn.Module):

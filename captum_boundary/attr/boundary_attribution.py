@@ -18,9 +18,11 @@ from captum_boundary._core.captum_helpers import (
     is_tuple,
 )
 from captum_boundary._core.checks import check_inputs
+from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import class_scores, resolve_target
 from captum_boundary._core.mask import Mask
-from captum_boundary._core.outputs import has_one_output, output_of, score_tensor
+from captum_boundary._core.outputs import has_one_output, score_tensor
+from captum_boundary._core.score_function import ScoreFunction
 from captum_boundary.attr._calls import MethodCall, call_in_groups, call_method, sizes_that_fit
 from captum_boundary.attr._global_state import default_device_of, preserve_rng_state
 from captum_boundary.attr._layer_methods import HookableFromLayer
@@ -177,7 +179,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         with (
             preserve_rng_state(),
             default_device_of(tensors[0].device),
-            torch.inference_mode(False),
+            geometry(),
             torch.enable_grad(),
         ):
             if boundary is None:
@@ -293,16 +295,13 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         boundary: BoundaryPoints,
     ) -> tuple[Callable[..., Any], Tensor | int | None, tuple[Any, ...] | None]:
         """The function to attribute, with its target and additional arguments. A ``target`` of None needs no check."""
-        with torch.no_grad():
-            returned = output_of(self.forward_func, inputs, arguments)
-        output = score_tensor(returned)
+        output = ScoreFunction(self.forward_func)(inputs, arguments)
         scores = class_scores(output, len(boundary))
         if target is not None and not _is_target_of(boundary, target):
             check_same_target(resolve_target(target, scores, has_one_output(output)), boundary.target)
         is_hooked = self._can.hooks_modules
         function = inside_parallel(self.forward_func) if is_hooked else self.forward_func
-        if not isinstance(returned, Tensor):
-            function = ScoreTensor(function)
+        function = ScoreTensor(function, len(inputs))
         if is_hooked and not isinstance(self.forward_func, HookableFromLayer):
             function = hookable_copy(function, self._prototype, (*inputs, *(arguments or ())), len(inputs))
         function, arguments = fix_shared_tensors(function, inputs, arguments)

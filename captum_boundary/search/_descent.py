@@ -109,7 +109,7 @@ def descend(
     if not problem.few_dimensions:
         n_spread = math.ceil(_SPREAD_SHARE * max(steps_of, default=0))
         fading = 1 - progress if problem.norm == 1 else progress[:n_spread] < _SPREAD_SHARE
-        spread = swing * widening * _SPREAD[problem.norm] * n_steps.sqrt() * fading
+        spread = swing * widening * _SPREAD[problem.norm] * n_steps.to(progress).sqrt() * fading
     walk: Walk
     if problem.norm == 1:
         reach = length(start.points - here.x, math.inf) if reach is None else reach[order]
