@@ -89,7 +89,7 @@ class MarginOracle:
         pairs = copy.copy(self)
         pairs.inputs = tuple(tensor[rows.to(tensor.device)] for tensor in self.inputs)
         pairs._begin(self.x[rows], self._example_index[rows])
-        pairs._decide(self.start_scores[rows], target)
+        pairs._decide(self.start_scores[rows], target, enters_at_ties=target != self.target[rows])
         return pairs
 
     def select(self, rows: Tensor | slice) -> MarginOracle:
@@ -119,9 +119,10 @@ class MarginOracle:
 
     _has_one_rival = False  # whether any row's margin is that over a single rival
 
-    def _decide(self, scores: Tensor, target: Tensor) -> None:
+    def _decide(self, scores: Tensor, target: Tensor, enters_at_ties: Tensor | None = None) -> None:
         margin, _ = margin_and_rival(scores, target)
-        sign = torch.where(margin < 0, -1.0, 1.0).to(margin.dtype)
+        is_outside = margin < 0 if enters_at_ties is None else (margin < 0) | (enters_at_ties & (margin == 0))
+        sign = torch.where(is_outside, -1.0, 1.0).to(margin.dtype)
         self._all_scores = scores
         self._set(
             torch.stack([target, self._example_index, self.counter_index, torch.full_like(target, -1)], dim=1),

@@ -73,7 +73,7 @@ def neighbours_in_random_directions(search: BoundarySearch, problem: Problem, n:
     lines = torch.randn(n, x.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(x)
     lines = lines / length(lines, problem.norm)[:, None]
     distance = _linearised_distance(problem)
-    distance = torch.where(torch.isfinite(distance), distance, 1 + length(x, problem.norm))
+    distance = torch.where(torch.isfinite(distance) & (distance > 0), distance, 1 + length(x, problem.norm))
     reach = _START_DISTANCE * distance
     rows = oracle.all_rows.repeat_interleave(n, output_size=n * len(x))
     starts = problem.box.of(rows).clamp(x[rows] + (reach[:, None, None] * lines).flatten(0, 1))
@@ -120,4 +120,4 @@ def _linearised_distance(problem: Problem, rival: Tensor | None = None) -> Tenso
     drop = plane.value.clamp_min(0.0)
     nearest = project_onto_hyperplane(x, plane.slope, drop, problem.box, problem.norm)
     reaches = row_dot(plane.slope, x - nearest) >= 0.99 * drop
-    return torch.where(reaches & (drop > 0), problem.distance(nearest), torch.inf)
+    return torch.where(reaches, problem.distance(nearest), torch.inf)

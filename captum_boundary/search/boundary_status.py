@@ -32,7 +32,7 @@ _NOT_FOUND = {
 class BoundaryStatus(IntEnum):
     r"""Which phase of a search found a boundary point, and why the search of the example ended.
 
-    The tens of a value name the phase, 0 where nothing was found, and its units the end; 3 is always the budget. Phases
+    A value is ten times the phase, 0 where nothing was found, plus the end; an end of 3 is always the budget. Phases
     other than ``FOUND`` are those of :class:`NearestBoundary` and :class:`CategoricalBoundary`. ``str(status)`` is a
     sentence.
 
@@ -54,29 +54,39 @@ class BoundaryStatus(IntEnum):
     LABEL_NOT_KEPT = 5
 
     FOUND = 10
+    FOUND_OPTIMAL = 11
+    FOUND_STALLED = 12
     FOUND_BUDGET = 13
 
+    NEWTON = 20
     NEWTON_OPTIMAL = 21
     NEWTON_STALLED = 22
     NEWTON_BUDGET = 23
 
+    LINE_SEARCH = 30
     LINE_SEARCH_OPTIMAL = 31
     LINE_SEARCH_STALLED = 32
     LINE_SEARCH_BUDGET = 33
 
+    REFINEMENT = 40
     REFINEMENT_OPTIMAL = 41
     REFINEMENT_STALLED = 42
     REFINEMENT_BUDGET = 43
 
+    DESCENT = 50
     DESCENT_OPTIMAL = 51
     DESCENT_STALLED = 52
     DESCENT_BUDGET = 53
 
+    RESTART = 60
     RESTART_OPTIMAL = 61
     RESTART_STALLED = 62
     RESTART_BUDGET = 63
 
     CATEGORIES = 70
+    CATEGORIES_OPTIMAL = 71
+    CATEGORIES_STALLED = 72
+    CATEGORIES_BUDGET = 73
 
     @property
     def is_found(self) -> bool:

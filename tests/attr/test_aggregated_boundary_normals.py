@@ -415,3 +415,38 @@ def test_a_target_beside_given_boundaries_leaves_running_statistics_alone(inputs
     with pytest.warns(UserWarning, match="training mode"), contextlib.suppress(BoundaryValueError):
         normals.attribute(inputs, found.target, boundary=found)
     assert torch.equal(model[0].running_mean, before)
+
+
+@pytest.mark.parametrize("norm", [2, math.inf, 1])
+@pytest.mark.parametrize("n_boundaries", [1, 2, 3])
+def test_a_boundary_on_which_the_input_lies_is_the_nearest(norm, n_boundaries):
+    """At such an input the scores of two classes are equal, so that neither region is that of the input alone."""
+    weight = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]]).double()
+    inputs = torch.tensor([[1.0, 1.0, -0.5], [-3.0, 4.0, 4.0], [3.0, -1.0, 3.0], [5.0, 1.0, 0.0]]).double()
+    target, rivals = [0, 1, 0, 0], [1, 2, 2]
+    model = lambda x: x @ weight.T  # noqa: E731
+    method = AggregatedBoundaryNormals(model, NearestBoundary(model, norm=norm))
+    _, boundary = method.attribute(inputs, target, n_boundaries=n_boundaries, return_boundary=True)
+    assert boundary.adversarial[:3, 0].tolist() == rivals
+    assert boundary.neighbor[:, 0].tolist() == target
+    assert boundary.distance[:3, 0].max() < 1e-9
+    for row, rival in enumerate(rivals):
+        expected = (weight[target[row]] - weight[rival]) / math.sqrt(2)
+        torch.testing.assert_close(boundary.normals[row, 0], expected)
+    if n_boundaries == 1:
+        return
+    # Further classes are as far as the regions of three halfspaces say, and no class occurs twice.
+    assert boundary.distance[:3, 1].min() > 0.1
+    assert all(len(set(row)) == n_boundaries for row in boundary.adversarial.tolist())
+
+
+def test_a_corner_of_three_regions_has_two_boundaries_at_no_distance():
+    weight = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]]).double()
+    inputs = torch.full((1, 3), 2.0).double()
+    model = lambda x: x @ weight.T  # noqa: E731
+    _, boundary = AggregatedBoundaryNormals(model).attribute(inputs, 0, n_boundaries=2, return_boundary=True)
+    assert sorted(boundary.adversarial[0].tolist()) == [1, 2]
+    assert boundary.distance.max() < 1e-9
+    # Each region is entered through the corner, where all normals between those of its two sides are normals.
+    for normal, rival in zip(boundary.normals[0], boundary.adversarial[0].tolist(), strict=True):
+        assert normal[rival] == normal.min() < 0

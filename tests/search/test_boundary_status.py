@@ -51,6 +51,12 @@ def test_sentences_differ():
     assert len({str(status) for status in BoundaryStatus}) == len(BoundaryStatus)
 
 
+def test_every_phase_has_every_end():
+    assert {int(status) for status in BoundaryStatus if status.is_found} == {
+        10 * phase + end for phase in range(1, 8) for end in range(4)
+    }
+
+
 def test_a_status_that_a_search_tells_is_kept():
     boundary = Reporting(beyond_one, BoundaryStatus.RESTART_STALLED).find(INPUTS)
     assert boundary.status.dtype == torch.long
