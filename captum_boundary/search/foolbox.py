@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,7 +106,7 @@ class FoolboxBoundary(BoundarySearch):
             rows = (problem.targeted != leave).nonzero().flatten()
             if len(rows) == 0:
                 continue
-            with _seeded(problem.seed, points.device):
+            with problem.seeded():
                 points = points.index_copy(0, rows, self._attack(problem.select(rows), leave))
         return torch.where(torch.isfinite(points), points, problem.x)
 
@@ -192,24 +190,6 @@ class _ClassScores(torch.nn.Module):
         points = points.flatten(1)
         # Some attacks divide by the length of a vanishing gradient. The input stands in for what comes of it.
         return self.problem.scores(torch.where(torch.isfinite(points), points, self.problem.x))
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global random states that attacks draw from, and put them back in the end."""
-    on_cuda = device.type == "cuda"
-    numpy_state = np.random.get_state()  # noqa: NPY002 (the state that attacks use)
-    with torch.random.fork_rng([device] if on_cuda else []):
-        try:
-            np.random.seed(seed)  # noqa: NPY002
-            # Not torch.manual_seed, which reaches the generators of every device.
-            torch.default_generator.manual_seed(seed)
-            if on_cuda:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def _check_attack(attack: Any, epsilons: object) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from captum_boundary._core.captum_helpers import format_output
 from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.margin import margin_and_rival
+from captum_boundary._core.random_state import preserve_rng_state, seed_rng
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search._differentiable_scores import DifferentiableScores
 from captum_boundary.search._landing import move_onto_boundary
@@ -96,6 +98,16 @@ class SearchProblem:
     def generator(self) -> torch.Generator:
         """A new source of random numbers on the CPU, at the seed."""
         return torch.Generator("cpu").manual_seed(self.seed)
+
+    @contextmanager
+    def seeded(self) -> Iterator[None]:
+        """The global random states of Python, NumPy and PyTorch at the seed, and afterwards as they were.
+
+        For attacks that draw from them: results can be repeated, and whoever called the search does not notice.
+        """
+        with preserve_rng_state():
+            seed_rng(self.seed, self.x.device)
+            yield
 
     def select(self, rows: Tensor) -> SearchProblem:
         """The same problem for some examples: indices ``(k,)`` or a mask ``(n,)``."""
