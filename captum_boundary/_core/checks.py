@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["check_count", "check_inputs", "plain_number", "shown"]
+__all__ = ["check_count", "check_inputs", "check_not_negative", "check_positive", "plain_number", "shown"]
 
 
 def check_inputs(inputs: object) -> tuple[Tensor, ...]:
@@ -65,6 +66,20 @@ def check_count(name: str, value: object, optional: bool = False) -> None:
 def plain_number(value: Any) -> Any:
     """NumPy's numbers as Python's, which work with tensors and are stored without NumPy; all else as it is."""
     return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
+
+
+def check_positive(name: str, value: float | None, optional: bool = False) -> None:
+    """Refuse everything but finite numbers above 0 (and None, where it is optional)."""
+    if value is None and optional:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise BoundaryValueError(f"{name} must be a positive number, but it is {value!r}.")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Refuse everything but finite numbers of at least 0."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise BoundaryValueError(f"{name} must be a number of at least 0, but it is {value!r}.")
 
 
 def shown(rows: Tensor) -> str:

@@ -18,23 +18,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_boundary._core.agreement import flat_maps
+from captum_boundary._core.baselines import format_baselines
 from captum_boundary._core.captum_helpers import TargetType
-from captum_boundary._core.flat import pack
+from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.geometry import Box
-from captum_boundary._core.margin import resolve_target
-from captum_boundary.robust._batch_sizes import batches, points_at_once
-from captum_boundary.robust._flat_model import FlatModel
-from captum_boundary.robust._map_baselines import format_baselines
-from captum_boundary.robust._model_modes import twice_differentiable, unwrapped
+from captum_boundary._core.margin import margin_and_rival, resolve_target
+from captum_boundary._core.model import Model
+from captum_boundary._core.modules import unwrapped
+from captum_boundary.robust._gradients_in_parts import batches, saved_bytes
+from captum_boundary.robust._model_modes import twice_differentiable
 from captum_boundary.robust._smooth_activations import smooth_activations
 
 __all__ = ["AttributionMaps", "MapState", "as_shares"]
 
-# Path points for the Hessians, which only point the way; those of the map itself have to be more.
+# Path points for the Hessians, which only give a direction; those of the map itself have to be more.
 _CURVATURE_STEPS = 10
+# Rounding errors of scores, in units of the resolution times the largest score, that a label must survive.
+_NOISE = 2.0
+# Input values that keep a CPU busy and suit its caches. A few points of large inputs are faster than one as well, and
+# so they are taken where what is saved for the backward pass allows.
+_CPU_VALUES = 2**18
+_CPU_POINTS = 10
+_CPU_BYTES = 2**29
+_ACCELERATOR_BYTES = 2**31
 
 
 class MapState(NamedTuple):
@@ -70,8 +79,12 @@ class _Rule(NamedTuple):
         return cls(like.new_tensor((1 + nodes) / 2), like.new_tensor(weights / 2))
 
 
-class AttributionMaps(FlatModel):
-    """The model as an attack on its explanations sees it."""
+class AttributionMaps:
+    """The model as an attack on its explanations sees it: maps, scores and margins at points ``(N, D)`` of N examples.
+
+    Points are rounded to the inputs' own dtypes before the model sees them; all else is done in float32 or better. The
+    *margin* is that of the label predicted at the inputs.
+    """
 
     def __init__(
         self,
@@ -87,9 +100,19 @@ class AttributionMaps(FlatModel):
         internal_batch_size: int | None,
     ) -> None:
         self._model = unwrapped(model)
-        super().__init__(self._model, inputs, additional_forward_args, internal_batch_size)
-        explained = resolve_target(target, self.start_scores, self.is_binary)
-        self._explained = torch.ones_like(explained) if self.is_binary else explained
+        self.inputs = tuple(tensor.detach() for tensor in inputs)
+        self.x = pack(self.inputs)
+        self.all_rows = torch.arange(len(self.x), device=self.x.device)
+        self._evaluated = Model(self._model, len(self.x), additional_forward_args)
+        self._groups = torch.split(self.all_rows, internal_batch_size or len(self.x))
+        start_scores = self._scores_at(self.x)
+        self._label = start_scores.argmax(dim=1)
+        self.start_margin = self._margin(start_scores, self.all_rows)
+        resolution = max(self._evaluated.resolution, *(torch.finfo(tensor.dtype).eps for tensor in self.inputs))
+        self._noise = (_NOISE * resolution * start_scores.abs().amax(dim=1)).to(self.x)
+        self._is_binary = self._evaluated.is_binary
+        explained = resolve_target(target, start_scores, self._is_binary)
+        self._explained = torch.ones_like(explained) if self._is_binary else explained
         self._beta = softplus_beta
         self._points_at_once = internal_batch_size or self._points_that_suit()
         self._baseline: Tensor | None = None
@@ -107,7 +130,7 @@ class AttributionMaps(FlatModel):
     @property
     def explained_target(self) -> Tensor | None:
         """Classes ``(N,)`` whose scores are explained, as Captum takes them; None for a model's only output."""
-        return None if self.is_binary else self._explained
+        return None if self._is_binary else self._explained
 
     def at(self, points: Tensor) -> MapState:
         """The map and the margin at ``points`` ``(N, D)``, one for each example."""
@@ -121,20 +144,50 @@ class AttributionMaps(FlatModel):
         Where a feature lies at its baseline the sum has a kink, and the slope is that of the side on which it falls,
         or zero where there is none. Features nearer to the baseline than ``tolerance`` count as lying at it.
         """
-        spread = weights[:, self._pixel]
+        feature_weights = weights[:, self._pixel]
         distance = self._distance(state.points)
-        bend = self._curvature(state.points, spread * distance.abs() * state.gradient.sign())
+        curvature = self._mean_curvature(state.points, feature_weights * distance.abs() * state.gradient.sign())
         if self._baseline is None:
-            return bend
-        rate = spread * state.gradient.abs()  # at which the sum grows with the distance from the baseline
-        side = torch.where(bend > 0, -1.0, 1.0).to(rate)
+            return curvature
+        rate = feature_weights * state.gradient.abs()  # at which the sum grows with the distance from the baseline
+        side = torch.where(curvature > 0, -1.0, 1.0).to(rate)
         side = torch.where(state.points >= box.upper, -1.0, side)
         side = torch.where(state.points <= box.lower, 1.0, side)
-        at_kink = side * (side * bend + rate).clamp_max(0)
-        return torch.where(distance.abs() <= tolerance, at_kink, bend + rate * distance.sign())
+        at_kink = side * (side * curvature + rate).clamp_max(0)
+        return torch.where(distance.abs() <= tolerance, at_kink, curvature + rate * distance.sign())
+
+    def rounded(self, points: Tensor) -> Tensor:
+        """The points ``(N, D)`` as the model sees them."""
+        return pack(unpack(points, self.inputs))
+
+    def unpacked(self, points: Tensor) -> tuple[Tensor, ...]:
+        """The points ``(N, D)`` as inputs of the model."""
+        return unpack(points, self.inputs)
+
+    def margin(self, points: Tensor) -> Tensor:
+        """Margins ``(N,)`` at ``points`` ``(N, D)``."""
+        return self._margin(self._scores_at(points), self.all_rows)
+
+    def margin_and_slope(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Margins ``(N,)`` at ``points`` ``(N, D)`` and their gradients ``(N, D)``."""
+        margins, slopes = [], []
+        for rows in self._groups:
+            with torch.enable_grad():
+                scores, leaves = self._scores(points[rows], rows)
+                margins.append(self._margin(scores, rows))
+                slopes.append(self._gradient(margins[-1].sum(), leaves))
+        return torch.cat(margins).detach(), torch.nan_to_num(torch.cat(slopes))
+
+    def keeps_label(self, margin: Tensor) -> Tensor:
+        """Whether points of these margins ``(N,)`` have the label of the inputs, beyond rounding."""
+        return margin > self._noise
+
+    def check_finite(self) -> None:
+        """Refuse scores that were NaN or infinite."""
+        self._evaluated.check_finite()
 
     def _distance(self, points: Tensor) -> Tensor:
-        """What the mean gradient is multiplied with: the way from the baseline, or one."""
+        """What the mean gradient is multiplied with: the difference to the baseline, or one."""
         return torch.ones_like(points) if self._baseline is None else points - self._baseline
 
     def fold(self, values: Tensor) -> Tensor:
@@ -144,18 +197,18 @@ class AttributionMaps(FlatModel):
 
     def _mean_gradient(self, points: Tensor) -> Tensor:
         total = torch.zeros_like(points)
-        for rows, owners, path, nodes, weights in self._paths(points, self._rule):
+        for rows, example_index, path, nodes, weights in self._paths(points, self._rule):
             with torch.inference_mode(False), torch.enable_grad():
-                scores, leaves = self._scores(path, owners)
-                explained = scores.gather(1, self._explained[owners, None])
+                scores, leaves = self._scores(path, example_index)
+                explained = scores.gather(1, self._explained[example_index, None])
                 gradients = torch.nan_to_num(self._gradient(explained.sum(), leaves))
             total[rows] += (weights[:, None] * gradients.view(-1, len(nodes), points.shape[1])).sum(dim=1)
         return total
 
-    def _curvature(self, points: Tensor, direction: Tensor) -> Tensor:
+    def _mean_curvature(self, points: Tensor, direction: Tensor) -> Tensor:
         """Mean along the paths of the smooth model's Hessians times ``direction``, weighted as their points move."""
         total = torch.zeros_like(points)
-        for rows, owners, path, nodes, weights in self._paths(points, self._curvature_rule):
+        for rows, example_index, path, nodes, weights in self._paths(points, self._curvature_rule):
             along = ((weights * nodes)[:, None] * direction[rows, None]).flatten(0, 1)
             with (
                 torch.inference_mode(False),
@@ -163,15 +216,15 @@ class AttributionMaps(FlatModel):
                 twice_differentiable(self._model),
                 smooth_activations(self._beta),
             ):
-                scores, leaves = self._scores(path, owners)
-                explained = scores.gather(1, self._explained[owners, None])
+                scores, leaves = self._scores(path, example_index)
+                explained = scores.gather(1, self._explained[example_index, None])
                 gradient = self._gradient(explained.sum(), leaves, keep_graph=True)
-                bend = self._gradient((gradient * along).sum(), leaves)
-            total[rows] += bend.view(-1, len(nodes), points.shape[1]).sum(dim=1)
+                curvature = self._gradient((gradient * along).sum(), leaves)
+            total[rows] += curvature.view(-1, len(nodes), points.shape[1]).sum(dim=1)
         return torch.nan_to_num(total)
 
     def _paths(self, points: Tensor, rule: _Rule) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-        """Paths of some rows, a batch at a time: the rows, the owner of each point, the points, nodes and weights.
+        """Paths of some rows, a batch at a time: the rows, the example of each point, the points, nodes and weights.
 
         Points are ordered example by example, and only the path of a single example is ever divided, so that no sum
         depends on the other examples.
@@ -180,16 +233,39 @@ class AttributionMaps(FlatModel):
         for rows in batches(len(points), max(1, self._points_at_once // len(rule.nodes))):
             for nodes, weights in zip(*(torch.split(values, self._points_at_once) for values in rule), strict=True):
                 path = torch.lerp(origin[rows, None], points[rows, None], nodes[:, None]).flatten(0, 1)
-                owners = self.all_rows[rows, None].expand(-1, len(nodes)).flatten()
-                yield rows, owners, path, nodes, weights
+                example_index = self.all_rows[rows, None].expand(-1, len(nodes)).flatten()
+                yield rows, example_index, path, nodes, weights
 
     def _points_that_suit(self) -> int:
-        """Points of paths that pass through the model at once."""
+        """Points of paths that pass through the model at once, by what the forward pass of one of them saves."""
 
-        def explained() -> None:
+        def forward_pass() -> None:
             self._scores(self.x[:1], self.all_rows[:1])
 
-        return points_at_once(explained, self._model, self.x)
+        on_cpu = self.x.device.type == "cpu"
+        by_values = _CPU_VALUES // self.x.shape[1] if on_cpu else 0
+        if by_values >= _CPU_POINTS:
+            return by_values
+        saved = saved_bytes(forward_pass, self._model.parameters() if isinstance(self._model, nn.Module) else ())
+        by_memory = min(_CPU_BYTES // saved, _CPU_POINTS) if on_cpu else _ACCELERATOR_BYTES // saved
+        return max(1, by_values, by_memory)
+
+    def _margin(self, scores: Tensor, rows: Tensor) -> Tensor:
+        return margin_and_rival(scores, self._label[rows])[0].to(self.x.dtype)
+
+    def _scores_at(self, points: Tensor) -> Tensor:
+        """Scores ``(N, C)`` at ``points`` ``(N, D)``, without a graph."""
+        parts = (self._evaluated.scores(unpack(points[rows], self.inputs), rows, True) for rows in self._groups)
+        return torch.cat(list(parts))
+
+    def _scores(self, points: Tensor, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Scores ``(n, C)`` of points of the examples ``rows``, and the leaves of their graph."""
+        return self._evaluated.differentiable_scores(unpack(points, self.inputs), rows)
+
+    def _gradient(self, value: Tensor, leaves: tuple[Tensor, ...], keep_graph: bool = False) -> Tensor:
+        if not value.requires_grad:  # a linear model, or one that does not depend on its inputs
+            return torch.zeros_like(pack(leaves))
+        return pack(torch.autograd.grad(value, leaves, create_graph=keep_graph, materialize_grads=True))
 
 
 def _n_channels(tensor: Tensor) -> int:

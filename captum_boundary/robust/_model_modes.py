@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from captum_boundary.errors import BoundaryValueError
+from captum_boundary.errors import BoundaryError, BoundaryValueError
 
 __all__ = [
+    "checkpoints_named",
+    "clone_if_inference",
     "evaluation_mode",
     "native_recurrence",
-    "ordinary",
     "outside_inference_mode",
     "twice_differentiable",
     "unwrapped",
 ]
+
+_CHECKPOINTS = (
+    "The model checkpoints activations (torch.utils.checkpoint), which are computed again later, when its mode, "
+    "parameters and activations are others. Switch checkpointing off, for instance with memory_efficient=False or "
+    "model.gradient_checkpointing_disable()."
+)
 
 
 def unwrapped(model: Any) -> Any:
@@ -47,7 +55,18 @@ def outside_inference_mode() -> Iterator[None]:
         yield
 
 
-def ordinary(value: Any) -> Any:
+@contextmanager
+def checkpoints_named() -> Iterator[None]:
+    """What PyTorch says of checkpointed activations, in words that help."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "checkpoint" not in str(error).lower() or isinstance(error, BoundaryError):
+            raise
+        raise BoundaryValueError(_CHECKPOINTS) from error
+
+
+def clone_if_inference(value: Any) -> Any:
     """The value or, of tensors that were made in inference mode, a copy that graphs may hold."""
     return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
 
@@ -76,6 +95,7 @@ def twice_differentiable(model: Callable[..., Any]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(native_recurrence(model))
+        _refuse_checkpoints(stack)
         if hasattr(torch.compiler, "set_stance"):  # torch >= 2.6; for parts of the model that are compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         elif isinstance(model, nn.Module) and any(map(_is_compiled, model.modules())):
@@ -84,6 +104,12 @@ def twice_differentiable(model: Callable[..., Any]) -> Iterator[None]:
                 "cannot be run otherwise: compile the whole, torch.compile(model), or take a newer torch."
             )
         yield
+
+
+def _refuse_checkpoints(stack: ExitStack) -> None:
+    # Where hooks of the user's are active already, PyTorch does not let us forbid others.
+    with suppress(RuntimeError):
+        stack.enter_context(disable_saved_tensors_hooks(_CHECKPOINTS))
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,11 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from captum_boundary._core.captum_helpers import format_additional_forward_args, format_output, is_tuple
+from captum_boundary._core.checks import check_inputs
 from captum_boundary._core.flat import pack, unpack
-from captum_boundary._core.outputs import score_tensor
+from captum_boundary._core.margin import class_scores
+from captum_boundary._core.outputs import has_one_output, score_tensor
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.robust._batch_sizes import saved_bytes
-from captum_boundary.robust._model_modes import evaluation_mode, twice_differentiable, unwrapped
+from captum_boundary.robust._gradients_in_parts import saved_bytes
+from captum_boundary.robust._model_modes import (
+    clone_if_inference,
+    evaluation_mode,
+    twice_differentiable,
+    unwrapped,
+)
 from captum_boundary.robust._smooth_activations import smooth_activations
 
 __all__ = ["LossFunction", "PointwiseLoss", "cross_entropy", "losses_of"]
@@ -29,44 +37,50 @@ LossFunction = Callable[[Any, Tensor], Tensor]
 class PointwiseLoss:
     """The loss of a model at flat points ``(K * N, D)``: K points for each of N examples, ordered step by step.
 
-    The model is evaluated as in evaluation mode: batch normalisation uses its running statistics, and dropout that
-    heeds the mode passes everything on, so that the loss of an example is a function of that example alone. Parameters
-    and buffers are those of the moment when this object was made, also where an evaluation is repeated later, during
-    the backward pass.
+    The model is evaluated as in evaluation mode: batch normalization uses its running statistics, and dropout that
+    depends on the mode passes everything on, so that the loss of an example is a function of that example alone.
+    Parameters and buffers are those of the moment when this object was made, also where an evaluation is repeated
+    later, during the backward pass.
     """
 
     model: nn.Module
     loss_func: LossFunction
-    templates: tuple[Tensor, ...]  # of the shapes and dtypes of the inputs
+    inputs: tuple[Tensor, ...]
+    as_tuple: bool  # whether the user gave a tuple
     target: Tensor  # (N, ...)
     arguments: tuple[Any, ...]
     per_example: tuple[bool, ...]  # whether an argument has an entry for each example
     layer: nn.Module | None
     state: dict[str, Tensor]  # of the model: parameters with their graph, buffers as they were
     autocast: tuple[str, bool, torch.dtype]
-    softplus_beta: float | None = None  # sharpness of the softplus in the place of kinks; None: kinks stay
+    softplus_beta: float | None = None  # sharpness of the softplus in place of kinks; None: kinks stay
 
     @classmethod
     def of(
         cls,
         model: nn.Module,
         loss_func: LossFunction,
-        inputs: tuple[Tensor, ...],
-        target: Tensor,
-        arguments: tuple[Any, ...],
-        layer: nn.Module | None,
+        inputs: object,
+        target: object,
+        additional_forward_args: object = None,
+        layer: nn.Module | None = None,
     ) -> PointwiseLoss:
-        # Only the one forward pass of the training loss goes through the wrappers. Gradients of the parameters are
-        # synchronised all the same.
+        """The loss of a batch as a user gives it, or an error that says what is wrong with the batch."""
+        tensors = tuple(clone_if_inference(tensor).detach() for tensor in check_inputs(inputs))
+        arguments = tuple(map(clone_if_inference, format_additional_forward_args(additional_forward_args) or ()))
+        labels = _as_target(target, tensors)
+        # Only the one forward pass of the training loss goes through wrappers. Gradients of the parameters are
+        # synchronized all the same.
         model = unwrapped(model)
-        device = inputs[0].device.type
+        device = tensors[0].device.type
         return cls(
             model=model,
             loss_func=loss_func,
-            templates=inputs,
-            target=target,
+            inputs=tensors,
+            as_tuple=is_tuple(inputs),
+            target=labels,
             arguments=arguments,
-            per_example=tuple(isinstance(v, Tensor) and v.ndim > 0 and len(v) == len(target) for v in arguments),
+            per_example=tuple(isinstance(v, Tensor) and v.ndim > 0 and len(v) == len(labels) for v in arguments),
             layer=layer,
             state=_state_of(model),
             autocast=(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
@@ -77,7 +91,7 @@ class PointwiseLoss:
 
     @property
     def device(self) -> torch.device:
-        return self.templates[0].device
+        return self.inputs[0].device
 
     @property
     def in_half_precision(self) -> bool:
@@ -89,7 +103,7 @@ class PointwiseLoss:
     def bytes_per_example(self) -> int:
         """What the forward pass of one example saves for the backward pass, next to the model's parameters."""
         one = self.of_rows(slice(0, 1))
-        point = pack(one.templates).detach().requires_grad_()
+        point = pack(one.inputs).detach().requires_grad_()
         return saved_bytes(lambda: one(point), self.state.values())
 
     @property
@@ -97,38 +111,59 @@ class PointwiseLoss:
         """What of the state gradients can reach."""
         return {name: tensor for name, tensor in self.state.items() if tensor.requires_grad}
 
-    def as_of_now(self) -> PointwiseLoss:
+    def with_current_state(self) -> PointwiseLoss:
         """The same loss of the model in its present state."""
         return replace(self, state=_state_of(self.model))
+
+    def with_state(self, state: Mapping[str, Tensor]) -> PointwiseLoss:
+        """The same loss for other values of some of the model's parameters."""
+        return replace(self, state={**self.state, **state})
 
     def detached(self) -> PointwiseLoss:
         """The same loss without the parameters' graph: what an attack needs."""
         return replace(self, state={name: tensor.detach() for name, tensor in self.state.items()})
 
+    def with_softplus(self, beta: float | None) -> PointwiseLoss:
+        """The same loss of the model with softplus in place of kinks; None for the model itself."""
+        return replace(self, softplus_beta=beta)
+
+    def without_layer(self) -> PointwiseLoss:
+        """The same loss, for attributions to the inputs."""
+        return replace(self, layer=None)
+
     def of_rows(self, rows: slice) -> PointwiseLoss:
         """The same loss for some of the examples."""
         return replace(
             self,
-            templates=tuple(template[rows] for template in self.templates),
+            inputs=tuple(tensor[rows] for tensor in self.inputs),
             target=self.target[rows],
             arguments=self._of_examples(lambda value: value[rows]),
         )
 
+    def unpacked(self, points: Tensor) -> Any:
+        """Points ``(N, D)`` in the form of the user's inputs."""
+        return format_output(self.as_tuple, unpack(points, self.inputs))
+
     def __call__(self, points: Tensor) -> Tensor:
         """Losses ``(K * N,)`` at ``points``."""
-        target = _repeated(self.target, len(points) // len(self))
-        with self._autocast():
-            return losses_of(self.loss_func, self.output(points), target)
+        return self._losses(self.output(points), len(points))
+
+    def at_inputs(self, x: Tensor) -> Tensor:
+        """Losses ``(N,)`` at the inputs ``x``, after a look at what the model returns there."""
+        output = self.output(x)
+        if self.loss_func is cross_entropy:
+            _check_classification(output, self.target)
+        return self._losses(output, len(x))
 
     def output(self, points: Tensor) -> Any:
         """What the model returns at ``points``."""
         n_repeats = len(points) // len(self)
         arguments = self._of_examples(lambda value: _repeated(value, n_repeats))
         with evaluation_mode(self.model), twice_differentiable(self.model), self._autocast(), self._activations():
-            return functional_call(self.model, self.state, (*unpack(points, self.templates), *arguments))
+            return functional_call(self.model, self.state, (*unpack(points, self.inputs), *arguments))
 
     def with_layer(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses ``(K * N,)`` at ``points`` and the outputs of the layer ``(K * N, ...)`` on the way to them."""
+        """Losses ``(K * N,)`` at ``points`` and the outputs of the layer there, ``(K * N, ...)``."""
         outputs: list[Tensor] = []
         handle = self.layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))  # type: ignore[union-attr]
         try:
@@ -142,6 +177,10 @@ class PointwiseLoss:
                 + (f" and returned {type(outputs[0]).__name__}." if outputs else ".")
             )
         return losses, outputs[0]
+
+    def _losses(self, output: Any, n_points: int) -> Tensor:
+        with self._autocast():
+            return losses_of(self.loss_func, output, _repeated(self.target, n_points // len(self)))
 
     def _activations(self) -> AbstractContextManager[object]:
         return nullcontext() if self.softplus_beta is None else smooth_activations(self.softplus_beta)
@@ -178,6 +217,45 @@ def losses_of(loss_func: LossFunction, output: Any, target: Tensor) -> Tensor:
             f"shape ({len(target)},), but it returned {came}. Use reduction='none'."
         )
     return losses
+
+
+def _as_target(target: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+    if not isinstance(target, Tensor):
+        raise BoundaryTypeError(f"target must be a Tensor of classes, but it is {type(target).__name__}.")
+    if target.ndim == 0 or len(target) != len(inputs[0]):
+        raise BoundaryValueError(
+            f"target must have one entry for each of the {len(inputs[0])} examples, but its shape is "
+            f"{tuple(target.shape)}."
+        )
+    # Classes follow the inputs, as everywhere; what a loss of the user's own takes is the user's.
+    labels: Tensor = clone_if_inference(target).detach()
+    return labels if labels.is_floating_point() else labels.to(inputs[0].device)
+
+
+def _check_classification(output: Any, target: Tensor) -> None:
+    """What cross-entropy would only complain about in its own words, or not at all."""
+    if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
+        raise BoundaryTypeError(
+            f"target must hold integer classes, of shape (N,), for the default loss, but it has shape "
+            f"{tuple(target.shape)} and dtype {target.dtype}. For other targets give loss_func."
+        )
+    output = score_tensor(output).detach()
+    scores = class_scores(output, len(target))
+    n_outputs = 1 if has_one_output(output) else output.shape[1]
+    # All that is asked of an accelerator, in one question.
+    values = (*target.aminmax(), scores.min(), (scores.sum(dim=1) - 1).abs().max())
+    lowest, highest, least, apart = torch.stack([value.to(scores) for value in values]).tolist()
+    if not 0 <= lowest <= highest < scores.shape[1]:
+        raise BoundaryValueError(
+            f"target must hold classes between 0 and {scores.shape[1] - 1}, but it holds {int(lowest)} to "
+            f"{int(highest)} for a model with {n_outputs} output(s)."
+        )
+    if n_outputs > 1 and least >= 0 and apart < 1e-4:
+        raise BoundaryValueError(
+            "The model seems to return probabilities: its outputs are at least 0 and sum to 1. The default loss, "
+            "cross-entropy, needs logits: leave out the model's softmax, or give a loss_func for probabilities, for "
+            "instance lambda p, y: torch.nn.functional.nll_loss(p.log(), y, reduction='none')."
+        )
 
 
 def _state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 r"""Activations without kinks, for as long as a block lasts.
 
-A network of ReLUs is piecewise linear, so the slope of its gradient is zero wherever it exists, and whatever follows a
-gradient of its attributions stands still. With softplus, :math:`\log(1 + e^{\beta z}) / \beta`, in the place of
-:math:`\max(z, 0)`, the network hardly changes and has curvature.
+A network of ReLUs is piecewise linear, so the slope of its gradient is zero wherever it exists, and a gradient of its
+attributions vanishes with it. With softplus, :math:`\log(1 + e^{\beta z}) / \beta`, in place of :math:`\max(z, 0)`,
+the network hardly changes and has curvature.
 """
 
 from __future__ import annotations
@@ -16,24 +16,31 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["KinksOutOfReach", "smooth_activations"]
+from captum_boundary.errors import BoundaryValueError
+
+__all__ = ["check_smoothed", "smooth_activations"]
 
 # Softplus is taken as constant where it is below the 2e-9th part of 1 / beta. Its derivatives there are numbers so tiny
 # (denormal) that processors take several times as long for them.
 _CUT = 20.0
+# Lower limits of a clamp up to this one guard a division or a logarithm. They are no activations, and stay.
+_GUARD = 1e-3
 
 PositivePart = Callable[[Tensor], Tensor]
+Limit = float | Tensor | None
 
 
 def smooth_activations(beta: float) -> TorchFunctionMode:
     r"""A context in which piecewise linear activations are computed as their softplus counterparts.
 
-    Replaced are relu, leaky_relu, prelu, relu6, hardtanh and hardsigmoid, and clamp, clip and clamp_min where they
-    limit at zero from below and nowhere else, as modules, functions and methods, in-place or not. The modules
-    themselves are not touched. All other functions are computed as they are: those with curvature of their own (tanh,
-    GELU, SiLU, ELU, hardswish), and also max pooling, ``abs``, ``maximum``, ``threshold``, ``rrelu`` and ``where``.
-    Compiled and scripted code and fused kernels are out of reach: :class:`KinksOutOfReach` tells.
+    Replaced are relu, leaky_relu, prelu, rrelu (in evaluation mode), relu6, hardtanh, hardsigmoid, softshrink,
+    threshold (where it is continuous), clamp, clip, clamp_min and clamp_max, and maximum, minimum, fmax and fmin of two
+    tensors, as modules, functions and methods, in-place or not. The modules themselves are not changed. All other
+    functions are computed as they are: those with curvature of their own (tanh, GELU, SiLU, ELU, hardswish), max
+    pooling, ``abs``, and clamps at a lower limit of at most 1e-3 that guard a division or logarithm.
+    :func:`check_smoothed` refuses models with other kinks.
 
     Args:
 
@@ -42,24 +49,69 @@ def smooth_activations(beta: float) -> TorchFunctionMode:
     return _SmoothActivations(beta)
 
 
-class KinksOutOfReach(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context, around :func:`smooth_activations`, that notes what is computed with a kink all the same.
+def check_smoothed(forward_pass: Callable[[Tensor], object], point: Tensor, beta: float) -> None:
+    """Refuse kinks that :func:`smooth_activations` leaves in a forward pass from ``point``.
 
-    Activations in fused and scripted code do not pass by the functions that are replaced, but come down to the same
-    kernels.
+    Activations in fused and scripted code are not replaced, but come down to the same kernels; and a comparison of
+    values, such as ``x > 0``, selects or multiplies others.
     """
+    leaf = point.clone().requires_grad_()
+    with torch.enable_grad(), _RemainingKinks(leaf, beta) as kinks:
+        forward_pass(leaf)
+    if kinks.names:
+        raise BoundaryValueError(
+            f"smooth='softplus' does not reach every activation: {', '.join(sorted(kinks.names))}. It replaces "
+            "activations, clamp, maximum and minimum that the model calls itself. Scripted modules and nn.RNN with "
+            "nonlinearity='relu' compute them inside of fused code: give the model from before it was scripted, with "
+            "its activations written out. A comparison of activations, such as x * (x > 0) or torch.where(x > 0, ...), "
+            "has no smooth form: write it with torch.relu or torch.maximum, or leave smooth out."
+        )
 
-    def __init__(self) -> None:
+
+class _RemainingKinks(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context, around :func:`smooth_activations`, that notes what is computed with a kink all the same."""
+
+    def __init__(self, point: Tensor, beta: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
+        self._cut = -_CUT / beta  # the limit of our own clamps
+        self._dependent: dict[int, Tensor] = {}  # tensors that depend on the point, by memory, which they keep alive
+        self._note(point)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        dependent = [leaf for leaf in tree_leaves((args, kwargs)) if self._depends(leaf)]
+        if not dependent:
+            return result
         name = func._schema.name.removeprefix("aten::").rstrip("_")
-        if name in _KERNELS or (name in ("clamp", "clamp_min") and _clamps_at_zero(*args, **(kwargs or {}))):
-            self.names.add(name.removeprefix("_").removesuffix("_kernel"))
-        return func(*args, **(kwargs or {}))
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if any(tensor.is_floating_point() for tensor in results):
+            if name in _KERNELS or (name in _CLAMPS and self._has_kink(name, *args, **kwargs)):
+                self.names.add(name.removeprefix("_").removesuffix("_kernel").removesuffix("_with_noise"))
+            if any(tensor.dtype == torch.bool for tensor in dependent):
+                self.names.add(f"{name.removeprefix('_')} of a comparison")
+        if name not in _EQUALITIES:
+            for tensor in results:
+                self._note(tensor)
+        return result
+
+    def _has_kink(self, name: str, values: Tensor, *limits: Any, **named: Any) -> bool:
+        limit_of = dict(zip(("max",) if name == "clamp_max" else ("min", "max"), limits, strict=False)) | named
+        return limit_of.get("min") != self._cut and _clamps(values, limit_of.get("min"), limit_of.get("max"))
+
+    def _depends(self, value: object) -> bool:
+        return isinstance(value, Tensor) and _memory(value) in self._dependent
+
+    def _note(self, tensor: Tensor) -> None:
+        if _memory(tensor):
+            self._dependent[_memory(tensor)] = tensor
+
+
+def _memory(tensor: Tensor) -> int:
+    return 0 if tensor.layout != torch.strided else tensor.untyped_storage().data_ptr()
 
 
 class _SmoothActivations(TorchFunctionMode):
@@ -71,7 +123,7 @@ class _SmoothActivations(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        smooth = None if "out" in kwargs else _SMOOTH_FORMS.get(func)
+        smooth = None if kwargs.get("out") is not None else _SMOOTH_FORMS.get(func)
         if smooth is None:
             return func(*args, **kwargs)
         arguments = inspect.signature(smooth).bind(self._positive_part, *args, **kwargs).arguments
@@ -127,12 +179,75 @@ def _hardsigmoid(positive_part: PositivePart, input: Tensor, inplace: bool = Fal
     return _hardtanh(positive_part, input, -3.0, 3.0) / 6 + 0.5
 
 
-def _clamp(positive_part: PositivePart, input: Tensor, min: Any = None, max: Any = None) -> Tensor | None:  # noqa: A002
-    return positive_part(input) if _clamps_at_zero(input, min, max) else None
+def _rrelu(
+    positive_part: PositivePart,
+    input: Tensor,  # noqa: A002
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> Tensor | None:
+    return None if training else _leaky_relu(positive_part, input, (lower + upper) / 2)
 
 
-def _clamps_at_zero(input: Tensor, min: Any = None, max: Any = None, **others: Any) -> bool:  # noqa: A002
-    return isinstance(min, (int, float)) and min == 0 and max is None and input.is_floating_point()
+def _softshrink(positive_part: PositivePart, input: Tensor, lambd: float = 0.5) -> Tensor:  # noqa: A002
+    return positive_part(input - lambd) - positive_part(-input - lambd)
+
+
+def _threshold(
+    positive_part: PositivePart,
+    input: Tensor,  # noqa: A002
+    threshold: float,
+    value: float,
+    inplace: bool = False,
+) -> Tensor | None:
+    return threshold + positive_part(input - threshold) if value == threshold else None
+
+
+def _clamp(positive_part: PositivePart, input: Tensor, min: Limit = None, max: Limit = None) -> Tensor | None:  # noqa: A002
+    if not _clamps(input, min, max):
+        return None
+    if min is None:
+        assert max is not None
+        return max - positive_part(max - input)
+    rises = min + positive_part(input - min)
+    return rises if max is None else rises - positive_part(input - max)
+
+
+def _clamp_max(positive_part: PositivePart, input: Tensor, max: Limit) -> Tensor | None:  # noqa: A002
+    return _clamp(positive_part, input, max=max)
+
+
+def _maximum(
+    positive_part: PositivePart,
+    input: Tensor,  # noqa: A002
+    other: Any = None,
+    *args: Any,
+    **others: Any,
+) -> Tensor | None:
+    if not isinstance(other, Tensor) or not input.is_floating_point():  # that along a dimension
+        return None
+    return other + positive_part(input - other)
+
+
+def _minimum(
+    positive_part: PositivePart,
+    input: Tensor,  # noqa: A002
+    other: Any = None,
+    *args: Any,
+    **others: Any,
+) -> Tensor | None:
+    if not isinstance(other, Tensor) or not input.is_floating_point():
+        return None
+    return other - positive_part(other - input)
+
+
+def _clamps(input: Tensor, min: Limit, max: Limit) -> bool:  # noqa: A002
+    """Whether a clamp is an activation, with a kink."""
+    if not input.is_floating_point() or (min is None and max is None):
+        return False
+    is_guard = max is None and isinstance(min, (int, float)) and 0 < min <= _GUARD
+    return not is_guard
 
 
 def _table(
@@ -148,19 +263,36 @@ _OUT_OF_PLACE = _table(
     (_relu, (F.relu, torch.relu, Tensor.relu, _ATEN.relu.default)),
     (_leaky_relu, (F.leaky_relu, _ATEN.leaky_relu.default)),
     (_prelu, (F.prelu, torch.prelu, Tensor.prelu, _ATEN.prelu.default)),
+    (_rrelu, (F.rrelu, torch.rrelu)),
     (_hardtanh, (F.hardtanh, _ATEN.hardtanh.default)),
     (_relu6, (F.relu6, _ATEN.relu6.default)),
     (_hardsigmoid, (F.hardsigmoid, _ATEN.hardsigmoid.default)),
+    (_softshrink, (F.softshrink, _ATEN.softshrink.default)),
+    (_threshold, (F.threshold, torch.threshold, _ATEN.threshold.default)),
     (_clamp, (torch.clamp, torch.clip, torch.clamp_min, Tensor.clamp, Tensor.clip, Tensor.clamp_min)),
-    (_clamp, (_ATEN.clamp.default, _ATEN.clamp_min.default)),
+    (_clamp, (_ATEN.clamp.default, _ATEN.clamp_min.default, _ATEN.clamp.Tensor, _ATEN.clamp_min.Tensor)),
+    (_clamp_max, (torch.clamp_max, Tensor.clamp_max, _ATEN.clamp_max.default, _ATEN.clamp_max.Tensor)),
+    (_maximum, (torch.maximum, torch.max, torch.fmax, Tensor.maximum, Tensor.max, Tensor.fmax)),
+    (_maximum, (_ATEN.maximum.default, _ATEN.max.other, _ATEN.fmax.default)),
+    (_minimum, (torch.minimum, torch.min, torch.fmin, Tensor.minimum, Tensor.min, Tensor.fmin)),
+    (_minimum, (_ATEN.minimum.default, _ATEN.min.other, _ATEN.fmin.default)),
 )
 _IN_PLACE = _table(
     (_relu, (F.relu_, torch.relu_, Tensor.relu_, _ATEN.relu_.default)),
     (_leaky_relu, (F.leaky_relu_, _ATEN.leaky_relu_.default)),
+    (_rrelu, (F.rrelu_, torch.rrelu_)),
     (_hardtanh, (F.hardtanh_, _ATEN.hardtanh_.default)),
+    (_threshold, (F.threshold_,)),  # type: ignore[attr-defined]
     (_clamp, (torch.clamp_, torch.clip_, torch.clamp_min_, Tensor.clamp_, Tensor.clip_, Tensor.clamp_min_)),
     (_clamp, (_ATEN.clamp_.default, _ATEN.clamp_min_.default)),
+    (_clamp_max, (torch.clamp_max_, Tensor.clamp_max_, _ATEN.clamp_max_.default)),
 )
 _SMOOTH_FORMS = {**_OUT_OF_PLACE, **_IN_PLACE}
-# What they come down to.
-_KERNELS = ("relu", "leaky_relu", "_prelu_kernel", "hardtanh", "relu6", "hardsigmoid")
+# What they come down to, and activations that jump.
+_KERNELS = (
+    *("relu", "leaky_relu", "_prelu_kernel", "rrelu_with_noise", "hardtanh", "relu6", "hardsigmoid"),
+    *("softshrink", "hardshrink", "threshold", "maximum", "minimum", "fmax", "fmin"),
+)
+_CLAMPS = ("clamp", "clamp_min", "clamp_max")
+# Comparisons that change at single points alone, such as those that look for padding or NaN.
+_EQUALITIES = ("eq", "ne", "isnan", "isinf", "isfinite")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,16 +12,14 @@ from torch import Tensor
 from captum_boundary._core.agreement import kendall_tau, top_count, topk_intersection
 from captum_boundary._core.bounds import Bounds, box_of
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.checks import check_count, check_inputs, check_not_negative, check_positive
 from captum_boundary._core.generators import check_generator
 from captum_boundary._core.geometry import Box
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.robust._attack_loop import minimize, random_move
-from captum_boundary.robust._attack_objectives import Objective, objective_of
+from captum_boundary.robust._attack_descent import Objective, minimize, objective_of, random_displacement
 from captum_boundary.robust._attribution_maps import AttributionMaps
-from captum_boundary.robust._checks import check_positive
-from captum_boundary.robust._model_modes import native_recurrence
-from captum_boundary.robust._neighbourhood import within
+from captum_boundary.robust._inner_maximization import within
+from captum_boundary.robust._model_modes import checkpoints_named, native_recurrence
 
 __all__ = ["AttributionAttack"]
 
@@ -142,8 +139,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             raise BoundaryTypeError(f"model must be callable, but it is {type(model).__name__}.")
         _check_name("method", method, METHODS)
         _check_name("attribution", attribution, ("ig", "gradient"))
-        if not isinstance(epsilon, (int, float)) or isinstance(epsilon, bool) or not 0 <= epsilon < math.inf:
-            raise BoundaryValueError(f"epsilon must be a number, 0 or more, but it is {epsilon!r}.")
+        check_not_negative("epsilon", epsilon)
         check_positive("attack_step_size", attack_step_size, optional=True)
         check_positive("softplus_beta", softplus_beta)
         check_count("n_steps", n_steps)
@@ -207,7 +203,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
                 out of range, outputs of the wrong shape, a ``k`` larger than the map, and inputs that are no images
                 where the method needs them.
         """
-        with torch.inference_mode(False), torch.no_grad(), native_recurrence(self.model):
+        with torch.inference_mode(False), torch.no_grad(), native_recurrence(self.model), checkpoints_named():
             maps = self._maps(check_inputs(inputs), target, additional_forward_args)
             points = self._perturbed(maps, self._box(maps))
             maps.check_finite()
@@ -234,7 +230,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
     def _perturbed(self, maps: AttributionMaps, box: Box) -> Tensor:
         """Perturbed inputs as points ``(N, D)``."""
         if self.method == "random":
-            return random_move(maps, box, self.attack_steps, self.generator)
+            return random_displacement(maps, box, self.attack_steps, self.generator)
         start = maps.at(maps.x)
         clean = start.shares
         objective = objective_of(self.method, maps, clean, top_count(self.k, clean.shape[1]), self.target_map)

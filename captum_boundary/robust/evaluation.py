@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,10 +23,9 @@ from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTens
 from captum_boundary._core.checks import check_count, check_inputs
 from captum_boundary._core.flat import pack
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.robust._attack_loop import random_move
-from captum_boundary.robust._attribution_maps import AttributionMaps
-from captum_boundary.robust._method_maps import MethodMaps
-from captum_boundary.robust._model_modes import native_recurrence
+from captum_boundary.robust._attack_descent import random_displacement
+from captum_boundary.robust._attribution_maps import AttributionMaps, as_shares
+from captum_boundary.robust._model_modes import checkpoints_named, native_recurrence
 from captum_boundary.robust.attribution_attack import AttributionAttack
 
 __all__ = ["AttributionRobustness", "MapAgreement", "evaluate_attribution_robustness"]
@@ -167,12 +166,12 @@ def evaluate_attribution_robustness(
             "AttributionAttack(model, ...) for the model that is evaluated."
         )
     check_count("k", k, optional=True)
-    with torch.inference_mode(False), torch.no_grad(), native_recurrence(model):
+    with torch.inference_mode(False), torch.no_grad(), native_recurrence(model), checkpoints_named():
         maps = attack._maps(check_inputs(inputs), target, additional_forward_args)
         k = top_count(attack.k if k is None else k, math.prod(maps.map_shape))
         box = attack._box(maps)
         moved = attack._perturbed(maps, box) if perturbed is None else _as_points(perturbed, maps)
-        control = random_move(maps, box, _CONTROL_TRIES, attack.generator)
+        control = random_displacement(maps, box, _CONTROL_TRIES, attack.generator)
         shares = _shares_of(attribution, maps, is_tuple(inputs), additional_forward_args)
         points = tqdm((maps.x, moved, control), desc="Maps", unit="map", disable=not attack.show_progress)
         before, after, of_control = map(shares, points)
@@ -204,7 +203,7 @@ def _shares_of(
     """Maps ``(N, P)`` of points ``(N, D)``."""
     if attribution is None:
         return lambda points: maps.at(points).shares
-    return MethodMaps.of(attribution, maps, as_tuple, arguments).shares
+    return _MethodMaps.of(attribution, maps, as_tuple, arguments).shares
 
 
 def _measures(maps: AttributionMaps, before: Tensor, after: Tensor, k: int) -> dict[str, Tensor]:
@@ -218,3 +217,49 @@ def _measures(maps: AttributionMaps, before: Tensor, after: Tensor, k: int) -> d
         "cosine_similarity": cosine_similarity(before, after),
         "center_shift": shift,
     }
+
+
+class _MethodMaps(NamedTuple):
+    """A method, and the attack's view of the examples: their classes, inputs, channels and pixels."""
+
+    explain: Callable[..., Any]
+    maps: AttributionMaps
+    as_tuple: bool
+    additional_forward_args: object
+
+    @classmethod
+    def of(cls, attribution: Any, maps: AttributionMaps, as_tuple: bool, arguments: object) -> _MethodMaps:
+        explain = getattr(attribution, "attribute", attribution)
+        if not callable(explain):
+            raise BoundaryTypeError(
+                "attribution must be an attribution method of a model, with a method attribute(inputs, target=...), or "
+                f"such a function, but it is {type(attribution).__name__}."
+            )
+        if isinstance(attribution, type):
+            raise BoundaryTypeError(
+                f"attribution must be a method of a model, but it is the class {attribution.__name__}: build it with "
+                f"{attribution.__name__}(model)."
+            )
+        return cls(explain, maps, as_tuple, arguments)
+
+    def shares(self, points: Tensor) -> Tensor:
+        """The maps ``(N, P)`` at ``points`` ``(N, D)``, not negative and of sum one; NaN where the method has none."""
+        inputs = tuple(tensor.clone().requires_grad_() for tensor in self.maps.unpacked(points))
+        options = (
+            {} if self.additional_forward_args is None else {"additional_forward_args": self.additional_forward_args}
+        )
+        with torch.enable_grad():
+            attributions = self.explain(
+                format_output(self.as_tuple, inputs), target=self.maps.explained_target, **options
+            )
+        return as_shares(self.maps.fold(pack(self._checked(attributions, inputs)).abs()))
+
+    def _checked(self, attributions: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        parts = attributions if isinstance(attributions, tuple) else (attributions,)
+        came = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        wanted = [tuple(tensor.shape) for tensor in inputs]
+        if came != wanted:
+            raise BoundaryValueError(
+                f"attribution must return attributions of the shapes of the inputs, {wanted}, but it returned {came}."
+            )
+        return tuple(part.detach() for part in parts)

@@ -26,7 +26,7 @@ def paper_settings(dataset: str, size: str = "ig_norm") -> dict[str, Any]:
     r"""The paper's hyper-parameters, as keyword arguments of :class:`RARLoss`.
 
     They are those of the configuration files released with "Robust Attribution Regularization"
-    (https://arxiv.org/abs/1905.09957), for pixels in [0, 1]. ``"sum"`` is the paper's adversarial training. Optimisers
+    (https://arxiv.org/abs/1905.09957), for pixels in [0, 1]. ``"sum"`` is the paper's adversarial training. Optimizers
     and learning rates are not part of them. The released code sums losses over the batch where :class:`RARLoss` takes
     their mean: weights are the same for both, learning rates of plain gradient descent are not.
 
@@ -37,8 +37,8 @@ def paper_settings(dataset: str, size: str = "ig_norm") -> dict[str, Any]:
 
     Returns:
 
-        - **settings** (*dict*): ``epsilon``, ``weight``, ``bounds``, ``n_steps`` and the attack's ``attack_steps``,
-          ``attack_step_size`` and ``attack_n_steps``.
+        - **settings** (*dict*): ``epsilon``, ``weight``, ``bounds``, ``warmup`` (0: there is none), ``n_steps``,
+          ``method`` and the attack's ``attack_steps``, ``attack_step_size`` and ``attack_n_steps``.
 
     Raises:
 
@@ -57,4 +57,5 @@ def paper_settings(dataset: str, size: str = "ig_norm") -> dict[str, Any]:
             raise BoundaryValueError(
                 f"{name} must be one of {', '.join(map(repr, known))}, which the paper has, but it is {value!r}."
             )
-    return {**_ATTACKS[dataset], "weight": _WEIGHTS[size][dataset], "bounds": (0.0, 1.0), "n_steps": 50}
+    path = {"n_steps": 50, "method": "riemann_right"}
+    return {**_ATTACKS[dataset], "weight": _WEIGHTS[size][dataset], "bounds": (0.0, 1.0), "warmup": 0, **path}

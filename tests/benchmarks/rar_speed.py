@@ -27,10 +27,17 @@ from report import Claim, print_claims, print_table, save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from captum_boundary.robust import RARLoss, _path_gradients
+from captum_boundary.robust import RARLoss, _path_integral
 
 EPSILON, N_STEPS, ATTACK_STEPS, ATTACK_N_STEPS = 0.3, 50, 7, 10
-SETTINGS = {"epsilon": EPSILON, "n_steps": N_STEPS, "attack_steps": ATTACK_STEPS, "attack_n_steps": ATTACK_N_STEPS}
+SETTINGS = {
+    "epsilon": EPSILON,
+    "n_steps": N_STEPS,
+    "attack_steps": ATTACK_STEPS,
+    "attack_n_steps": ATTACK_N_STEPS,
+    "method": "riemann_right",
+    "warmup": 0,
+}
 SMALL, PAPER = "small network, batch 64", "paper's network, batch 50"
 CASES = {SMALL: ("cpu", 64), PAPER: ("paper", 50)}
 N_TURNS = {SMALL: 31, PAPER: 8}
@@ -104,12 +111,12 @@ def measure_speed(name: str, device: torch.device, quick: bool) -> dict[str, flo
 
 def all_at_once(step: Callable[[], None]) -> Callable[[], None]:
     def unlimited() -> None:
-        limits = _path_gradients._CPU_BYTES, _path_gradients._ACCELERATOR_BYTES
-        _path_gradients._CPU_BYTES = _path_gradients._ACCELERATOR_BYTES = 2**62
+        limits = _path_integral._CPU_BYTES, _path_integral._ACCELERATOR_BYTES
+        _path_integral._CPU_BYTES = _path_integral._ACCELERATOR_BYTES = 2**62
         try:
             step()
         finally:
-            _path_gradients._CPU_BYTES, _path_gradients._ACCELERATOR_BYTES = limits
+            _path_integral._CPU_BYTES, _path_integral._ACCELERATOR_BYTES = limits
 
     return unlimited
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_boundary.robust import AttributionAttack
-from captum_boundary.robust import _batch_sizes as sizes
+from captum_boundary.robust import AttributionAttack, _attribution_maps
+from captum_boundary.robust._gradients_in_parts import saved_bytes
 
 
 def network() -> nn.Module:
@@ -36,10 +36,10 @@ def test_the_attack_takes_several_points_of_large_images_at_once(side, expected)
 
 
 def test_what_a_pass_keeps_is_bounded(monkeypatch) -> None:
-    saved = sizes.saved_bytes(lambda: network()(torch.rand(1, 3, 224, 224, requires_grad=True)), ())
-    monkeypatch.setattr(sizes, "_CPU_BYTES", 3 * saved)
+    saved = saved_bytes(lambda: network()(torch.rand(1, 3, 224, 224, requires_grad=True)), ())
+    monkeypatch.setattr(_attribution_maps, "_CPU_BYTES", 3 * saved)
     assert largest_pass(224) == 3
-    monkeypatch.setattr(sizes, "_CPU_BYTES", 1)
+    monkeypatch.setattr(_attribution_maps, "_CPU_BYTES", 1)
     assert largest_pass(224) == 1
     assert largest_pass(64) == 21  # as suits the caches, however much that keeps
 
@@ -51,9 +51,9 @@ def test_saved_bytes_are_those_of_the_graph() -> None:
         return (x * factor).exp()
 
     x = torch.rand(10, requires_grad=True)
-    assert sizes.saved_bytes(lambda: double(x), ()) == 3 * 40
-    assert sizes.saved_bytes(lambda: double(x), (factor,)) == 2 * 40
-    assert sizes.saved_bytes(lambda: None, ()) == 1
+    assert saved_bytes(lambda: double(x), ()) == 3 * 40
+    assert saved_bytes(lambda: double(x), (factor,)) == 2 * 40
+    assert saved_bytes(lambda: None, ()) == 1
 
 
 def test_nothing_of_the_pass_stays() -> None:
@@ -63,6 +63,6 @@ def test_nothing_of_the_pass_stays() -> None:
         output = torch.rand(3, requires_grad=True).relu()  # whose graph saves its own output
         outputs.append(weakref.ref(output))
 
-    sizes.saved_bytes(forward_pass, ())
+    saved_bytes(forward_pass, ())
     gc.collect()
     assert outputs[0]() is None

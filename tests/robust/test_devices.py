@@ -51,7 +51,7 @@ def test_training_waits_a_few_times_however_many_steps_it_makes(network, images,
     y = torch.tensor([0, 1, 2, 0, 1])
 
     def waits(**options: object) -> int:
-        rar = RARLoss(network, size, epsilon=0.1, bounds=(0, 1), **options)
+        rar = RARLoss(network, size, epsilon=0.1, bounds=(0, 1), **options, warmup=0)
         return synchronisations(lambda: rar(images, y).backward())
 
     assert waits(attack_steps=2) == waits(attack_steps=9) <= 12
@@ -101,7 +101,7 @@ def test_training_does_not_mind_the_default_device(network, images, size, norm, 
 
         def step() -> list[Tensor]:
             options = {"epsilon": 0.1, "norm": norm, "bounds": (0, 1), "n_steps": 4}
-            rar = RARLoss(network, size, **options, internal_batch_size=internal_batch_size)
+            rar = RARLoss(network, size, **options, internal_batch_size=internal_batch_size, warmup=0)
             network.zero_grad()
             loss = rar(images, y)
             loss.backward()

@@ -46,6 +46,7 @@ def train(
         internal_batch_size=internal_batch_size,
         smooth=smooth,
         softplus_beta=5.0,
+        warmup=0,
     )
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for x, y in batches():
@@ -76,7 +77,7 @@ def work(rank: int, address: str, results: str) -> None:
         found[size, "batch statistics"] = train(DistributedDataParallel(network(True)), size, None, rows)
     found["kinks"] = train(DistributedDataParallel(network(False, nn.ReLU)), "ig_norm", None, rows, "softplus")
     # The loss inside of the wrapper.
-    wrapped = DistributedDataParallel(RARLoss(network(False), "ig_norm", epsilon=0.2, random_start=False))
+    wrapped = DistributedDataParallel(RARLoss(network(False), "ig_norm", epsilon=0.2, random_start=False, warmup=0))
     x, y = batches()[0]
     wrapped(x[rows], y[rows]).backward()
     found["inside"] = {name: parameter.grad for name, parameter in wrapped.module.model.named_parameters()}
@@ -122,7 +123,7 @@ def test_kinks_are_smooth_in_each_process(outcomes) -> None:
 def test_the_loss_may_sit_inside_of_the_wrapper(outcomes) -> None:
     model = network(False)
     x, y = batches()[0]
-    RARLoss(model, "ig_norm", epsilon=0.2, random_start=False)(x, y).backward()
+    RARLoss(model, "ig_norm", epsilon=0.2, random_start=False, warmup=0)(x, y).backward()
     for outcome in outcomes:
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(outcome["inside"][name], parameter.grad, rtol=1e-6, atol=1e-9)
@@ -144,7 +145,7 @@ def test_gradients_are_synchronised_once_a_step(tmp_path: Path) -> None:
 
         model.register_comm_hook(None, hook)
         x, y = batches()[0]
-        rar = RARLoss(model, "ig_norm", epsilon=0.2, internal_batch_size=8)
+        rar = RARLoss(model, "ig_norm", epsilon=0.2, internal_batch_size=8, warmup=0)
         rar.perturb(x, y)
         assert not buckets
         rar(x, y).backward()

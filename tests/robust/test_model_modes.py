@@ -41,7 +41,7 @@ def test_dropout_between_recurrent_layers_is_no_part_of_regulariser_and_attack(r
     state = torch.get_rng_state()
     outcomes = []
     for internal_batch_size in (None, None, 4, 24):
-        rar = RARLoss(recurrent, epsilon=0.1, n_steps=6, internal_batch_size=internal_batch_size)
+        rar = RARLoss(recurrent, epsilon=0.1, n_steps=6, internal_batch_size=internal_batch_size, warmup=0)
         perturbed = rar.perturb(x, y)
         sizes = rar.regularizer(x, perturbed, y)
         outcomes.append([perturbed, sizes, *torch.autograd.grad(sizes.sum(), list(recurrent.parameters()))])
@@ -49,7 +49,7 @@ def test_dropout_between_recurrent_layers_is_no_part_of_regulariser_and_attack(r
     assert all(module.training for module in recurrent.modules())
     assert recurrent.layer.dropout == 0.5
     recurrent.eval()
-    rar = RARLoss(recurrent, epsilon=0.1, n_steps=6)
+    rar = RARLoss(recurrent, epsilon=0.1, n_steps=6, warmup=0)
     perturbed = rar.perturb(x, y)
     sizes = rar.regularizer(x, perturbed, y)
     expected = [perturbed, sizes, *torch.autograd.grad(sizes.sum(), list(recurrent.parameters()))]
@@ -61,7 +61,7 @@ def test_recurrent_dropout_is_drawn_once_by_the_loss_alone(recurrent, sequences)
     x, y = sequences
     alike = copy.deepcopy(recurrent)
     torch.manual_seed(3)
-    rar = RARLoss(recurrent, epsilon=0.1)
+    rar = RARLoss(recurrent, epsilon=0.1, warmup=0)
     rar(x, y).backward()
     state = torch.get_rng_state()
     torch.manual_seed(3)
@@ -81,7 +81,7 @@ def test_recurrent_layers_are_looked_at_without_cudnn_and_left_as_they_were(recu
             raise ArithmeticError
 
     recurrent.layer.register_forward_pre_hook(look)
-    rar = RARLoss(recurrent, epsilon=0.1)
+    rar = RARLoss(recurrent, epsilon=0.1, warmup=0)
     attack = AttributionAttack(recurrent, epsilon=0.1, attack_steps=2)
     for call in (lambda: rar.perturb(x, y), lambda: attack.perturb(x), lambda: rar.regularizer(x, x + 0.1, y)):
         if fails:
@@ -130,7 +130,7 @@ def test_parts_that_are_compiled_are_refused_where_torch_cannot_run_them_eagerly
     x, y = batch
     for model in (compiled_inside(network), nn.Sequential(torch.compile(network, backend="aot_eager"))):
         with pytest.raises(BoundaryValueError, match=r"Parts of the model are compiled.*torch 2\.6"):
-            RARLoss(model, epsilon=0.1)(x, y)
+            RARLoss(model, epsilon=0.1, warmup=0)(x, y)
         with pytest.raises(BoundaryValueError, match="compile the whole"):
             AttributionAttack(model, epsilon=0.1, n_steps=6).perturb(x)
 
@@ -141,7 +141,7 @@ def test_parts_that_are_compiled_are_refused_where_torch_cannot_run_them_eagerly
 def test_wrapped_models_train_as_the_model_itself(wrap, size, internal_batch_size, network, batch) -> None:
     outcomes = []
     for model in (network, wrap(copy.deepcopy(network))):
-        rar = RARLoss(model, size, epsilon=0.1, n_steps=5, internal_batch_size=internal_batch_size)
+        rar = RARLoss(model, size, epsilon=0.1, n_steps=5, internal_batch_size=internal_batch_size, warmup=0)
         loss = rar(*batch)
         loss.backward()
         outcomes.append([loss.detach(), rar.parts.perturbed, *(parameter.grad for parameter in model.parameters())])
@@ -151,7 +151,7 @@ def test_wrapped_models_train_as_the_model_itself(wrap, size, internal_batch_siz
 @pytest.mark.parametrize("wrap", [WRAPPERS["DataParallel"], WRAPPERS["compiled"]], ids=["DataParallel", "compiled"])
 def test_layers_of_wrapped_models_are_found(wrap, network, batch) -> None:
     sizes = [
-        RARLoss(model, epsilon=0.1, layer=network[1]).regularizer(batch[0], batch[0] + 0.1, batch[1])
+        RARLoss(model, epsilon=0.1, layer=network[1], warmup=0).regularizer(batch[0], batch[0] + 0.1, batch[1])
         for model in (network, wrap(network))
     ]
     torch.testing.assert_close(*sizes)

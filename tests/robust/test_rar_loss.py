@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_boundary import BoundaryTypeError, BoundaryValueError, RARLoss, paper_settings
-from captum_boundary.robust import _path_gradients
+from captum_boundary.robust import _path_integral
 
 
 def softplus_network(n_inputs: int = 5, n_classes: int = 3) -> nn.Module:
@@ -60,13 +60,13 @@ def test_one_layer_models_have_the_soft_margin_loss(size, g, seed, epsilon) -> N
     def loss_func(margin: Tensor, y: Tensor) -> Tensor:
         return g(-y * margin)
 
-    rar = RARLoss(model, size, epsilon=epsilon, loss_func=loss_func, n_steps=60, method="gausslegendre")
+    rar = RARLoss(model, size, epsilon=epsilon, loss_func=loss_func, n_steps=60, method="gausslegendre", warmup=0)
     maximizer = x - epsilon * y[:, None] * weight.sign()
     at_maximizer = loss_func(model(x), y) + rar.regularizer(x, maximizer, y)
     torch.testing.assert_close(at_maximizer.detach(), closed_form, rtol=1e-8, atol=1e-8)
 
     for start in (True, False):
-        rar = RARLoss(model, size, epsilon=epsilon, loss_func=loss_func, random_start=start)
+        rar = RARLoss(model, size, epsilon=epsilon, loss_func=loss_func, random_start=start, warmup=0)
         reached = rar.regularizer(x, rar.perturb(x, y), y)
         assert (reached >= 0.99 * rar.regularizer(x, maximizer, y) - 1e-12).all()
 
@@ -74,7 +74,7 @@ def test_one_layer_models_have_the_soft_margin_loss(size, g, seed, epsilon) -> N
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0, 2.5])
 def test_sum_is_adversarial_training(weight) -> None:
     model, (x, y) = softplus_network(), batch()
-    rar = RARLoss(model, "sum", epsilon=0.2, weight=weight, bounds=(0, 1))
+    rar = RARLoss(model, "sum", epsilon=0.2, weight=weight, bounds=(0, 1), warmup=0)
     loss = rar(x, y)
     at_input, at_perturbed = (F.cross_entropy(model(points), y) for points in (x, rar.parts.perturbed))
     expected = at_input + weight * (at_perturbed - at_input)
@@ -87,7 +87,7 @@ def test_sum_is_adversarial_training(weight) -> None:
 @pytest.mark.parametrize("norm", [math.inf, 2])
 def test_sum_finds_what_plain_projected_gradient_ascent_finds(norm) -> None:
     model, (x, y) = softplus_network(), batch()
-    rar = RARLoss(model, "sum", epsilon=0.1, norm=norm, attack_steps=50, random_start=False)
+    rar = RARLoss(model, "sum", epsilon=0.1, norm=norm, attack_steps=50, random_start=False, warmup=0)
     move = torch.zeros_like(x)
     for _ in range(500):
         points = (x + move).requires_grad_()
@@ -104,7 +104,7 @@ def test_sum_finds_what_plain_projected_gradient_ascent_finds(norm) -> None:
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_norm_power_with_one_step_is_input_gradient_regularisation(power) -> None:
     model, (x, y) = softplus_network(), batch()
-    rar = RARLoss(model, "norm_power", epsilon=0.2, weight=3.0, n_steps=1, power=power)
+    rar = RARLoss(model, "norm_power", epsilon=0.2, weight=3.0, n_steps=1, power=power, warmup=0)
     loss = rar(x, y)
     leaves = x.clone().requires_grad_()
     losses = F.cross_entropy(model(leaves), y, reduction="none")
@@ -117,7 +117,7 @@ def test_norm_power_with_one_step_is_input_gradient_regularisation(power) -> Non
 
 def test_ig_sum_norm_takes_the_loss_at_the_perturbed_inputs() -> None:
     model, (x, y) = softplus_network(), batch()
-    rar = RARLoss(model, "ig_sum_norm", epsilon=0.2, weight=0.7)
+    rar = RARLoss(model, "ig_sum_norm", epsilon=0.2, weight=0.7, warmup=0)
     loss = rar(x, y)
     expected = F.cross_entropy(model(rar.parts.perturbed), y) + 0.7 * rar.regularizer(x, rar.parts.perturbed, y).mean()
     torch.testing.assert_close(loss, expected)
@@ -138,7 +138,7 @@ def test_the_attack_stays_in_the_ball_and_beats_random_points(size, norm, bounds
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-    rar = RARLoss(model, size, epsilon=0.3, norm=norm, bounds=bounds, attack_steps=10)
+    rar = RARLoss(model, size, epsilon=0.3, norm=norm, bounds=bounds, attack_steps=10, warmup=0)
     perturbed = rar.perturb(x, y)
     move = (perturbed - x).norm(p=norm, dim=1)
     assert (move <= 0.3 + 1e-12).all()
@@ -163,9 +163,9 @@ def test_the_attack_stays_in_the_ball_and_beats_random_points(size, norm, bounds
 @pytest.mark.parametrize("norm", [math.inf, 2])
 def test_epsilon_may_grow_between_steps(norm) -> None:
     model, (x, y) = softplus_network(), batch()
-    rar = RARLoss(model, "ig_norm", epsilon=0.02, norm=norm, attack_step_size=0.01)
+    rar = RARLoss(model, "ig_norm", epsilon=0.02, norm=norm, attack_step_size=0.01, warmup=0)
     rar.epsilon = 0.2
-    grown = RARLoss(model, "ig_norm", epsilon=0.2, norm=norm, attack_step_size=0.1)
+    grown = RARLoss(model, "ig_norm", epsilon=0.2, norm=norm, attack_step_size=0.1, warmup=0)
     torch.testing.assert_close(rar.perturb(x, y), grown.perturb(x, y))
     assert rar.epsilon == 0.2
     with pytest.raises(BoundaryValueError, match="epsilon must be"):
@@ -181,7 +181,9 @@ def test_the_attack_turns_round_where_bounds_leave_no_room(norm, random_start, a
     x = (weight < 0).double().expand(3, -1)  # the corner of the bounds where the loss is highest
     y = torch.ones(3)
     options = {"epsilon": 0.2, "norm": norm, "bounds": (0, 1), "random_start": random_start}
-    rar = RARLoss(model, loss_func=lambda margin, y: F.softplus(-margin), attack_step_size=attack_step_size, **options)
+    rar = RARLoss(
+        model, loss_func=lambda margin, y: F.softplus(-margin), attack_step_size=attack_step_size, **options, warmup=0
+    )
     perturbed = rar.perturb(x, y)
     assert ((perturbed - x).norm(norm, dim=1) > 0.99 * 0.2).all()
     torch.testing.assert_close(perturbed, x + (perturbed - x).abs() * weight.sign())
@@ -196,7 +198,11 @@ def test_the_attack_starts_where_the_loss_rises(norm, attack_step_size) -> None:
     for random_start in (True, False):
         options = {"epsilon": 0.2, "norm": norm, "bounds": (0, 1), "random_start": random_start}
         rar = RARLoss(
-            model, loss_func=lambda margin, y: torch.exp(-margin), attack_step_size=attack_step_size, **options
+            model,
+            loss_func=lambda margin, y: torch.exp(-margin),
+            attack_step_size=attack_step_size,
+            **options,
+            warmup=0,
         )
         torch.testing.assert_close((rar.perturb(x, y) - x).sign(), -weight.sign().expand(3, -1))
 
@@ -211,7 +217,7 @@ def test_the_penalised_form_ends_where_its_optimum_is() -> None:
 
     # max_d <-w, d> - 4 |d|^2 is at d = -w / 8, where the l1 norm of the attribution, sum |w_i d_i|, has a maximum too.
     for size in ("sum", "ig_norm"):
-        rar = RARLoss(model, size, epsilon=0.01, penalty=4.0, loss_func=loss_func)
+        rar = RARLoss(model, size, epsilon=0.01, penalty=4.0, loss_func=loss_func, warmup=0)
         torch.testing.assert_close(rar.perturb(x, y), (-weight / 8).expand(2, -1))
 
 
@@ -232,7 +238,14 @@ def test_parameter_gradients_at_fixed_points(size, internal_batch_size, with_lay
     model, (x, y) = softplus_network(), batch()
     layer, method = (model[1], "riemann_right") if with_layer else (None, None)
     rar = RARLoss(
-        model, size, epsilon=0.3, n_steps=9, internal_batch_size=internal_batch_size, layer=layer, method=method
+        model,
+        size,
+        epsilon=0.3,
+        n_steps=9,
+        internal_batch_size=internal_batch_size,
+        layer=layer,
+        method=method,
+        warmup=0,
     )
     perturbed = rar.perturb(x, y)
     row_weights = torch.rand(len(x), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -254,7 +267,7 @@ def test_internal_batch_size_changes_nothing(size) -> None:
     outcomes = []
     for internal_batch_size in (None, 1, 6, 13, 50, 130, 10_000):
         model = softplus_network()
-        loss = RARLoss(model, size, epsilon=0.3, internal_batch_size=internal_batch_size)(x, y)
+        loss = RARLoss(model, size, epsilon=0.3, internal_batch_size=internal_batch_size, warmup=0)(x, y)
         loss.backward()
         outcomes.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
     for outcome in outcomes[1:]:
@@ -266,11 +279,11 @@ def test_the_default_divides_large_batches_and_changes_nothing(size, monkeypatch
     x, y = batch(24)
     outcomes, largest = [], []
     for saved_at_once in (2**40, 2**12, 1):
-        monkeypatch.setattr(_path_gradients, "_CPU_BYTES", saved_at_once)
+        monkeypatch.setattr(_path_integral, "_CPU_BYTES", saved_at_once)
         model = softplus_network()
         passed: list[int] = []
         model.register_forward_pre_hook(lambda _, inputs, of=passed: of.append(len(inputs[0])))
-        loss = RARLoss(model, size, epsilon=0.3, n_steps=9, attack_n_steps=4)(x, y)
+        loss = RARLoss(model, size, epsilon=0.3, n_steps=9, attack_n_steps=4, warmup=0)(x, y)
         loss.backward()
         outcomes.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
         largest.append(max(passed))
@@ -289,7 +302,7 @@ def test_internal_batch_size_costs_nothing_where_whole_paths_fit(internal_batch_
     settings = {"epsilon": 0.3, "n_steps": 11, "attack_n_steps": 5, "attack_steps": 2, "layer": layer}
     passed: dict[int | None, list[int]] = {}
     for size in (None, internal_batch_size):
-        rar = RARLoss(model, "ig_norm", internal_batch_size=size, **settings)
+        rar = RARLoss(model, "ig_norm", internal_batch_size=size, **settings, warmup=0)
         passed[size] = []
         handle = model.register_forward_pre_hook(lambda _, inputs, of=passed[size]: of.append(len(inputs[0])))
         rar(x, y).backward()
@@ -321,7 +334,7 @@ def test_further_arguments_follow_their_examples_into_every_group(n_entries) -> 
     for internal_batch_size in (None, 1, 3, 4, 8, 12, 16, 20, 1000):
         model = Conditioned()
         settings = {"epsilon": 0.3, "n_steps": 4, "internal_batch_size": internal_batch_size}
-        loss = RARLoss(model, "ig_sum_norm", **settings)(x, y, (scales, table))
+        loss = RARLoss(model, "ig_sum_norm", **settings, warmup=0)(x, y, (scales, table))
         loss.backward()
         outcomes.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
     for outcome in outcomes[1:]:
@@ -332,12 +345,12 @@ def test_further_arguments_follow_their_examples_into_every_group(n_entries) -> 
 def test_gradients_of_added_and_scaled_losses_equal_those_of_an_ordinary_graph(internal_batch_size) -> None:
     model, (x, y) = softplus_network(), batch()
     parameters = list(model.parameters())
-    rar = RARLoss(model, epsilon=0.3, weight=0.7, internal_batch_size=internal_batch_size)
+    rar = RARLoss(model, epsilon=0.3, weight=0.7, internal_batch_size=internal_batch_size, warmup=0)
     total = torch.zeros((), dtype=torch.float64)
     expected = torch.zeros((), dtype=torch.float64)
     for scale in (0.5, 2.0):
         total = total + scale * rar(x, y)
-        regularizer = RARLoss(model, epsilon=0.3).regularizer(x, rar.parts.perturbed, y)
+        regularizer = RARLoss(model, epsilon=0.3, warmup=0).regularizer(x, rar.parts.perturbed, y)
         expected = expected + scale * (F.cross_entropy(model(x), y) + 0.7 * regularizer.mean())
     actual, correct = (torch.autograd.grad(value, parameters) for value in (total, expected))
     torch.testing.assert_close(actual, correct, rtol=1e-9, atol=1e-11)
@@ -348,7 +361,7 @@ def test_parameters_that_do_not_matter_get_no_gradient(internal_batch_size) -> N
     model, (x, y) = softplus_network(), batch()
     model.unused = nn.Identity()
     model.unused.weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
-    RARLoss(model, epsilon=0.3, internal_batch_size=internal_batch_size)(x, y).backward()
+    RARLoss(model, epsilon=0.3, internal_batch_size=internal_batch_size, warmup=0)(x, y).backward()
     assert model.unused.weight.grad is None
     assert all(parameter.grad is not None for parameter in (*model[0].parameters(), *model[2].parameters()))
 
@@ -358,7 +371,9 @@ def test_sizes_that_no_parameter_changes(internal_batch_size) -> None:
     model = nn.Linear(5, 1).double()
     model.weight.requires_grad_(False)
     x, y = batch()
-    rar = RARLoss(model, epsilon=0.3, loss_func=lambda out, y: out.squeeze(1), internal_batch_size=internal_batch_size)
+    rar = RARLoss(
+        model, epsilon=0.3, loss_func=lambda out, y: out.squeeze(1), internal_batch_size=internal_batch_size, warmup=0
+    )
     rar(x, y).backward()
     torch.testing.assert_close(model.bias.grad, torch.ones(1, dtype=torch.float64))
 
@@ -366,7 +381,7 @@ def test_sizes_that_no_parameter_changes(internal_batch_size) -> None:
 def test_frozen_parameters_get_no_gradient_in_groups_either() -> None:
     model, (x, y) = softplus_network(), batch()
     frozen = next(model.parameters()).requires_grad_(False)
-    RARLoss(model, epsilon=0.3, internal_batch_size=60)(x, y).backward()
+    RARLoss(model, epsilon=0.3, internal_batch_size=60, warmup=0)(x, y).backward()
     assert frozen.grad is None
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter is not frozen)
 
@@ -374,7 +389,7 @@ def test_frozen_parameters_get_no_gradient_in_groups_either() -> None:
 @pytest.mark.parametrize("size", ["ig_norm", "ig_sum_norm", "sum"])
 def test_examples_do_not_see_each_other(size) -> None:
     model, (x, y) = softplus_network(), batch()
-    rar = RARLoss(model, size, epsilon=0.3, random_start=False)
+    rar = RARLoss(model, size, epsilon=0.3, random_start=False, warmup=0)
     together = rar.perturb(x, y)
     alone = torch.cat([rar.perturb(x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
     torch.testing.assert_close(alone, together, rtol=1e-9, atol=1e-9)
@@ -398,7 +413,7 @@ def test_several_inputs_and_further_arguments() -> None:
     image = torch.rand(5, 3, 2, 2, generator=generator, dtype=torch.float64)
     table, scale = torch.randn(5, 4, generator=generator).double(), torch.rand(5, generator=generator).double()
     y = torch.tensor([0, 1, 2, 0, 1])
-    rar = RARLoss(model, "ig_norm", epsilon=0.1, bounds=((0, 1), None), random_start=False)
+    rar = RARLoss(model, "ig_norm", epsilon=0.1, bounds=((0, 1), None), random_start=False, warmup=0)
     loss = rar((image, table), y, (scale, -1))
     loss.backward()
     assert [part.shape for part in rar.parts.perturbed] == [image.shape, table.shape]
@@ -417,7 +432,9 @@ def test_several_inputs_and_further_arguments() -> None:
     lower = torch.tensor([0.0] * 12 + [-math.inf] * 4, dtype=torch.float64)
     upper = torch.tensor([1.0] * 12 + [math.inf] * 4, dtype=torch.float64)
     alike = Joined()
-    expected = RARLoss(alike, "ig_norm", epsilon=0.1, bounds=(lower, upper), random_start=False)(joined, y, scale)
+    expected = RARLoss(alike, "ig_norm", epsilon=0.1, bounds=(lower, upper), random_start=False, warmup=0)(
+        joined, y, scale
+    )
     expected.backward()
     torch.testing.assert_close(loss, expected)
     for parameter, same in zip(model.parameters(), alike.parameters(), strict=True):
@@ -443,10 +460,10 @@ def test_one_logit_is_two_classes(shape) -> None:
             score = self.body(x)
             return torch.cat([torch.zeros_like(score), score], dim=1)
 
-    one, two = (RARLoss(model(), "ig_norm", epsilon=0.1)(x, y) for model in (OneLogit, TwoLogits))
+    one, two = (RARLoss(model(), "ig_norm", epsilon=0.1, warmup=0)(x, y) for model in (OneLogit, TwoLogits))
     torch.testing.assert_close(one, two)
     with pytest.raises(BoundaryValueError, match=r"classes between 0 and 1, but it holds 0 to 2 .* 1 output"):
-        RARLoss(OneLogit(), epsilon=0.1)(x, y + (y == 1))
+        RARLoss(OneLogit(), epsilon=0.1, warmup=0)(x, y + (y == 1))
 
 
 class Noisy(nn.Module):
@@ -474,7 +491,8 @@ def test_noisy_layers_are_disturbed_once_and_by_the_loss_alone(size, internal_ba
     model = Noisy().double()
     x, y = batch()
     alike = copy.deepcopy(model)
-    rar = RARLoss(model, size, epsilon=0.1, internal_batch_size=internal_batch_size)
+    natural = F.cross_entropy(copy.deepcopy(model).eval()(x), y, reduction="none")
+    rar = RARLoss(model, size, epsilon=0.1, internal_batch_size=internal_batch_size, warmup=0)
     torch.manual_seed(1)
     loss = rar(x, y)
     loss.backward()
@@ -486,17 +504,23 @@ def test_noisy_layers_are_disturbed_once_and_by_the_loss_alone(size, internal_ba
     for buffer, same in zip(model.buffers(), alike.buffers(), strict=True):
         assert torch.equal(buffer, same)
     assert torch.equal(rar.parts.loss, losses.detach())
+    torch.testing.assert_close(rar.parts.natural_loss, natural.detach())
     assert model.n_forward == 1
     assert all(module.training for module in model.modules())
 
-    # The regulariser is that of the model in evaluation mode, after the forward pass.
-    alike.eval()
-    expected = RARLoss(alike, size, epsilon=0.1).regularizer(x, rar.parts.perturbed, y)
-    torch.testing.assert_close(rar.parts.regularizer, expected.detach())
-    if size != "sum":
-        (losses.mean() + rar.weight * expected.mean()).backward()
+    if size == "sum":  # which is the loss itself, and needs no path
+        torch.testing.assert_close(rar.parts.regularizer, rar.parts.loss - rar.parts.natural_loss)
+        losses.mean().backward()
         for parameter, same in zip(model.parameters(), alike.parameters(), strict=True):
             torch.testing.assert_close(parameter.grad, same.grad)
+        return
+    # The regularizer is that of the model in evaluation mode, after the forward pass.
+    alike.eval()
+    expected = RARLoss(alike, size, epsilon=0.1, warmup=0).regularizer(x, rar.parts.perturbed, y)
+    torch.testing.assert_close(rar.parts.regularizer, expected.detach())
+    (losses.mean() + rar.weight * expected.mean()).backward()
+    for parameter, same in zip(model.parameters(), alike.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, same.grad)
 
 
 @pytest.mark.parametrize("internal_batch_size", [None, 6])
@@ -508,7 +532,10 @@ def test_losses_of_several_batches_share_a_backward_pass(internal_batch_size) ->
     alike = copy.deepcopy(model)
 
     def losses(of: nn.Module) -> list[RARLoss]:
-        return [RARLoss(of, epsilon=0.1, random_start=False, internal_batch_size=internal_batch_size) for _ in range(2)]
+        return [
+            RARLoss(of, epsilon=0.1, random_start=False, internal_batch_size=internal_batch_size, warmup=0)
+            for _ in range(2)
+        ]
 
     first, second = losses(model)
     (first.regularizer(x[:6], x[:6] + 0.1, y[:6]).mean() + second(x[6:], y[6:])).backward()
@@ -534,7 +561,7 @@ def test_nothing_of_the_users_changes(fails) -> None:
     x.requires_grad_()
     before, state = x.detach().clone(), copy.deepcopy(model.state_dict())
     numbers = torch.get_rng_state()
-    rar = RARLoss(model, epsilon=0.1, layer=model[1])
+    rar = RARLoss(model, epsilon=0.1, layer=model[1], warmup=0)
     if fails:
         with pytest.raises(BoundaryValueError, match=r"NaN or infinite for 6 of 6 examples, row\(s\) 0, 1, 2, 3, 4, 5"):
             rar(x, y)
@@ -556,7 +583,9 @@ def test_random_starts_are_repeatable_and_differ_between_calls() -> None:
     model, (x, y) = softplus_network(), batch()
 
     def perturbed(generator: torch.Generator | None) -> list[Tensor]:
-        rar = RARLoss(model, "ig_norm", epsilon=0.3, attack_steps=1, attack_step_size=1e-9, generator=generator)
+        rar = RARLoss(
+            model, "ig_norm", epsilon=0.3, attack_steps=1, attack_step_size=1e-9, generator=generator, warmup=0
+        )
         return [rar.perturb(x, y) for _ in range(2)]
 
     first, second = perturbed(None)
@@ -565,13 +594,13 @@ def test_random_starts_are_repeatable_and_differ_between_calls() -> None:
     assert torch.equal(*(perturbed(torch.Generator().manual_seed(7))[0] for _ in range(2)))
     assert not torch.equal(first, perturbed(torch.Generator().manual_seed(7))[0])
     for norm in (math.inf, 2):
-        rar = RARLoss(model, epsilon=0.3, norm=norm, attack_steps=1, attack_step_size=1e-9)
+        rar = RARLoss(model, epsilon=0.3, norm=norm, attack_steps=1, attack_step_size=1e-9, warmup=0)
         assert ((rar.perturb(x, y) - x).norm(p=norm, dim=1) <= 0.3 + 1e-8).all()
 
 
 def test_evaluation_without_gradients() -> None:
     model, (x, y) = softplus_network(), batch()
-    rar = RARLoss(model, epsilon=0.1, random_start=False)
+    rar = RARLoss(model, epsilon=0.1, random_start=False, warmup=0)
     expected = rar(x, y)
     with torch.no_grad():
         loss = rar(x, y)
@@ -586,7 +615,7 @@ def test_inference_mode_is_evaluation_without_gradients(size, internal_batch_siz
     """Trainers validate in it."""
     (x, y), model = batch(), Conditioned()
     scales, table = torch.full((len(x),), 0.5, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)
-    rar = RARLoss(model, size, epsilon=0.3, internal_batch_size=internal_batch_size, random_start=False)
+    rar = RARLoss(model, size, epsilon=0.3, internal_batch_size=internal_batch_size, random_start=False, warmup=0)
     with torch.no_grad():
         expected = rar(x, y, (scales, table)), rar.parts.perturbed, rar.parts.regularizer
     with torch.inference_mode():
@@ -604,9 +633,9 @@ def test_inference_mode_is_evaluation_without_gradients(size, internal_batch_siz
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lower_precision(dtype) -> None:
     x, y = batch()
-    expected = RARLoss(softplus_network(), epsilon=0.1, random_start=False)(x.to(dtype).double(), y)
+    expected = RARLoss(softplus_network(), epsilon=0.1, random_start=False, warmup=0)(x.to(dtype).double(), y)
     model = softplus_network().to(dtype)
-    rar = RARLoss(model, epsilon=0.1, random_start=False)
+    rar = RARLoss(model, epsilon=0.1, random_start=False, warmup=0)
     loss = rar(x.to(dtype), y)
     loss.backward()
     assert rar.parts.perturbed.dtype == dtype
@@ -624,7 +653,7 @@ def test_autocast_holds_in_the_backward_pass(internal_batch_size) -> None:
         model[2].register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
         seen.clear()
         with torch.autocast("cpu", torch.bfloat16, enabled):
-            loss = RARLoss(model, epsilon=0.1, random_start=False, internal_batch_size=internal_batch_size)(
+            loss = RARLoss(model, epsilon=0.1, random_start=False, internal_batch_size=internal_batch_size, warmup=0)(
                 x.float(), y
             )
         loss.backward()
@@ -645,7 +674,7 @@ def test_scaled_losses_keep_small_gradients_in_half_precision(internal_batch_siz
     for enabled in (False, True):
         # The weight is in the place of a GradScaler's scale. Without it, some gradients are too small for float16.
         settings = {"epsilon": 1e-3, "n_steps": 8, "weight": 2**14, "random_start": False}
-        rar = RARLoss(model, **settings, internal_batch_size=internal_batch_size)
+        rar = RARLoss(model, **settings, internal_batch_size=internal_batch_size, warmup=0)
         with torch.autocast("cpu", torch.float16, enabled):
             regularizer = rar(x.float(), y) - F.cross_entropy(model(x.float()), y)
         gradients.append(torch.autograd.grad(regularizer, list(model.parameters())))
@@ -669,7 +698,7 @@ def test_transformers_train() -> None:
     x, y = torch.randn(4, 6, 8), torch.tensor([0, 1, 2, 0])
     for internal_batch_size in (None, 4):
         model.zero_grad()
-        RARLoss(model, epsilon=0.1, n_steps=3, internal_batch_size=internal_batch_size)(x, y).backward()
+        RARLoss(model, epsilon=0.1, n_steps=3, internal_batch_size=internal_batch_size, warmup=0)(x, y).backward()
         assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
@@ -679,7 +708,7 @@ def test_training_makes_attributions_smaller() -> None:
     for name in ("natural", "ig_norm"):
         model = softplus_network()
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        rar = RARLoss(model, epsilon=0.2, bounds=(0, 1), n_steps=10)
+        rar = RARLoss(model, epsilon=0.2, bounds=(0, 1), n_steps=10, warmup=0)
         for _ in range(60):
             optimizer.zero_grad()
             (rar(x, y) if name == "ig_norm" else F.cross_entropy(model(x), y)).backward()
@@ -735,18 +764,18 @@ def test_paper_settings_fit_the_loss() -> None:
 )
 def test_options_that_make_no_sense(options, error, message) -> None:
     with pytest.raises(error, match=message):
-        RARLoss(softplus_network(), **{"epsilon": 0.1, **options})
+        RARLoss(softplus_network(), **{"epsilon": 0.1, **options}, warmup=0)
 
 
 def test_layers_need_rules_with_even_nodes() -> None:
     model = softplus_network()
     with pytest.raises(BoundaryValueError, match=r"With layer, method must be .* but it is 'gausslegendre'"):
-        RARLoss(model, epsilon=0.1, layer=model[1], method="gausslegendre")
+        RARLoss(model, epsilon=0.1, layer=model[1], method="gausslegendre", warmup=0)
 
 
 def test_models_must_be_modules() -> None:
     with pytest.raises(BoundaryTypeError, match=r"model must be a torch.nn.Module, .* but it is function"):
-        RARLoss(lambda x: x, epsilon=0.1)
+        RARLoss(lambda x: x, epsilon=0.1, warmup=0)
 
 
 @pytest.mark.parametrize(
@@ -770,7 +799,7 @@ def test_models_must_be_modules() -> None:
     ],
 )
 def test_bad_batches(x, y, error, message) -> None:
-    rar = RARLoss(softplus_network().float(), epsilon=0.1, bounds=(0, 1))
+    rar = RARLoss(softplus_network().float(), epsilon=0.1, bounds=(0, 1), warmup=0)
     for call in (rar, rar.perturb, lambda x, y: rar.regularizer(x, x, y)):
         with pytest.raises(error, match=message):
             call(x, y)
@@ -778,13 +807,15 @@ def test_bad_batches(x, y, error, message) -> None:
 
 def test_numbers_are_inputs_of_one_feature() -> None:
     model, (x, y) = nn.Sequential(nn.Unflatten(0, (-1, 1)), softplus_network(1)), batch(n_inputs=1)
-    rar = RARLoss(model, epsilon=0.1, random_start=False)
-    assert rar(x[:, 0], y).item() == pytest.approx(RARLoss(model[1], epsilon=0.1, random_start=False)(x, y).item())
+    rar = RARLoss(model, epsilon=0.1, random_start=False, warmup=0)
+    assert rar(x[:, 0], y).item() == pytest.approx(
+        RARLoss(model[1], epsilon=0.1, random_start=False, warmup=0)(x, y).item()
+    )
     assert rar.parts.perturbed.shape == (6,)
 
 
 def test_perturbed_inputs_must_fit() -> None:
-    (x, y), rar = batch(), RARLoss(softplus_network(), epsilon=0.1)
+    (x, y), rar = batch(), RARLoss(softplus_network(), epsilon=0.1, warmup=0)
     with pytest.raises(BoundaryValueError, match=r"perturbed must have the shapes of inputs, \[\(6, 5\)\]"):
         rar.regularizer(x, x[:3], y)
 
@@ -794,13 +825,15 @@ def test_models_must_return_logits_of_every_example() -> None:
     body = softplus_network()
     probabilities = nn.Sequential(body, nn.Softmax(dim=1))
     with pytest.raises(BoundaryValueError, match="seems to return probabilities"):
-        RARLoss(probabilities, epsilon=0.1)(x, y)
-    likelihood = RARLoss(probabilities, epsilon=0.1, loss_func=lambda p, y: F.nll_loss(p.log(), y, reduction="none"))
-    torch.testing.assert_close(likelihood(x, y), RARLoss(body, epsilon=0.1)(x, y))
+        RARLoss(probabilities, epsilon=0.1, warmup=0)(x, y)
+    likelihood = RARLoss(
+        probabilities, epsilon=0.1, loss_func=lambda p, y: F.nll_loss(p.log(), y, reduction="none"), warmup=0
+    )
+    torch.testing.assert_close(likelihood(x, y), RARLoss(body, epsilon=0.1, warmup=0)(x, y))
     with pytest.raises(BoundaryValueError, match=r"one loss for each of the 6 examples, .* Use reduction='none'"):
-        RARLoss(body, epsilon=0.1, loss_func=nn.CrossEntropyLoss())(x, y)
+        RARLoss(body, epsilon=0.1, loss_func=nn.CrossEntropyLoss(), warmup=0)(x, y)
     with pytest.raises(BoundaryValueError, match=r"size must map attributions of shape \(6, 5\) to one number"):
-        RARLoss(body, lambda attribution: attribution.abs().sum(), epsilon=0.1)(x, y)
+        RARLoss(body, lambda attribution: attribution.abs().sum(), epsilon=0.1, warmup=0)(x, y)
 
     class TwoOutputs(nn.Module):
         def __init__(self) -> None:
@@ -811,7 +844,7 @@ def test_models_must_return_logits_of_every_example() -> None:
             return self.body(x), x
 
     with pytest.raises(BoundaryTypeError, match="must return one Tensor of class scores, but it returned tuple"):
-        RARLoss(TwoOutputs(), epsilon=0.1)(x, y)
+        RARLoss(TwoOutputs(), epsilon=0.1, warmup=0)(x, y)
 
 
 def test_soft_targets_through_a_loss_of_ones_own() -> None:
@@ -821,13 +854,13 @@ def test_soft_targets_through_a_loss_of_ones_own() -> None:
     def loss_func(output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output, target, reduction="none")
 
-    soft_loss = RARLoss(model, epsilon=0.1, loss_func=loss_func)(x, soft)
-    torch.testing.assert_close(soft_loss, RARLoss(model, epsilon=0.1)(x, y))
+    soft_loss = RARLoss(model, epsilon=0.1, loss_func=loss_func, warmup=0)(x, soft)
+    torch.testing.assert_close(soft_loss, RARLoss(model, epsilon=0.1, warmup=0)(x, y))
 
 
 def test_the_loss_is_a_module() -> None:
     model = softplus_network()
-    rar = RARLoss(model, epsilon=0.1, layer=model[1])
+    rar = RARLoss(model, epsilon=0.1, layer=model[1], warmup=0)
     assert len(list(rar.parameters())) == len(list(model.parameters()))
     assert "size='ig_norm', epsilon=0.1, weight=1.0" in repr(rar)
     x, y = batch()

@@ -1,4 +1,4 @@
-r"""Integrated Gradients of a loss along the straight line between two points, with the graph kept.
+r"""Norms of the Integrated Gradients of a loss along the straight line between two points, with the graph kept.
 
 For a loss :math:`l`, points :math:`z(a) = x + a\,(x' - x)` and a quadrature rule with nodes :math:`a_k` and weights
 :math:`w_k`,
@@ -14,23 +14,22 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from captum_boundary.errors import BoundaryValueError
-from captum_boundary.robust._batch_sizes import batches
+from captum_boundary.robust._gradients_in_parts import batches, sum_in_parts
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 
-__all__ = ["Quadrature", "added", "examples_at_once", "path_attribution"]
+__all__ = ["AttributionNorm", "InnerObjective", "PerturbedBatch", "Quadrature", "examples_at_once", "path_attribution"]
 
 # What one forward pass may save for the backward pass. On a CPU larger batches fall out of the caches (a single forward
-# pass for all path points of a convolutional network may take twice as long as one for each), a GPU wants them.
+# pass for all path points of a convolutional network may take twice as long as one for each), a GPU needs them.
 _CPU_BYTES = 32 * 2**20
 _ACCELERATOR_BYTES = 512 * 2**20
 
@@ -67,6 +66,92 @@ class Quadrature(NamedTuple):
         )
 
 
+@dataclass(frozen=True)
+class PerturbedBatch:
+    """A loss of N examples, with the two ends of each path: flat inputs and perturbed points ``(N, D)``."""
+
+    loss: PointwiseLoss
+    x: Tensor
+    perturbed: Tensor
+    internal_batch_size: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return self.loss.parameters
+
+    @property
+    def in_half_precision(self) -> bool:
+        return self.loss.in_half_precision
+
+    def at(self, perturbed: Tensor) -> PerturbedBatch:
+        """The same examples with other perturbed points."""
+        return replace(self, perturbed=perturbed)
+
+    def with_loss(self, loss: PointwiseLoss) -> PerturbedBatch:
+        """The same examples and points with another loss."""
+        return replace(self, loss=loss)
+
+    def of_rows(self, rows: slice) -> PerturbedBatch:
+        return replace(self, loss=self.loss.of_rows(rows), x=self.x[rows], perturbed=self.perturbed[rows])
+
+    def with_state(self, state: Mapping[str, Tensor]) -> PerturbedBatch:
+        return replace(self, loss=self.loss.with_state(state))
+
+
+@dataclass(frozen=True)
+class AttributionNorm:
+    """A norm, or another size, of the Integrated Gradients of the loss from the inputs to the perturbed points."""
+
+    function: Callable[[Tensor], Tensor]  # (N, ...) -> (N,)
+    rule: Quadrature
+
+    def values(self, batch: PerturbedBatch) -> Tensor:
+        """Norms ``(N,)``."""
+        loss = batch.loss
+        attribution = path_attribution(loss, batch.x, batch.perturbed, self.rule, batch.internal_batch_size)
+        if loss.layer is None and not loss.as_tuple:
+            attribution = attribution.reshape(loss.inputs[0].shape)
+        sizes = self.function(attribution)
+        if not isinstance(sizes, Tensor) or sizes.shape != attribution.shape[:1]:
+            came = f"shape {tuple(sizes.shape)}" if isinstance(sizes, Tensor) else type(sizes).__name__
+            raise BoundaryValueError(
+                f"size must map attributions of shape {tuple(attribution.shape)} to one number for each example, a "
+                f"Tensor of shape ({len(attribution)},), but it returned {came}."
+            )
+        return sizes
+
+    def groups(self, batch: PerturbedBatch) -> list[slice]:
+        """Examples whose whole paths pass through the model together."""
+        size = examples_at_once(batch.loss, len(self.rule.nodes), batch.internal_batch_size)
+        return batches(len(batch), size)
+
+
+@dataclass(frozen=True)
+class InnerObjective:
+    """What perturbed points maximize: the loss there, a norm of attributions, or the loss with a weighted norm."""
+
+    norm: AttributionNorm | None
+    weight: float | None = None  # of the norm, next to the loss; None without the loss
+
+    def values(self, batch: PerturbedBatch) -> Tensor:
+        """Values ``(N,)``."""
+        if self.norm is None:
+            return batch.loss.with_softplus(None)(batch.perturbed)
+        sizes = self.norm.values(batch)
+        if self.weight is None:
+            return sizes
+        return batch.loss.with_softplus(None)(batch.perturbed) + self.weight * sizes
+
+    def groups(self, batch: PerturbedBatch) -> list[slice]:
+        """Examples that pass through the model together."""
+        if self.norm is None:
+            return batches(len(batch), batch.internal_batch_size or len(batch))
+        return self.norm.groups(batch)
+
+
 def path_attribution(
     loss: PointwiseLoss, start: Tensor, end: Tensor, rule: Quadrature, internal_batch_size: int | None = None
 ) -> Tensor:
@@ -87,9 +172,8 @@ def path_attribution(
     suitable = max(1, _points_that_suit(loss) // len(loss)) if nodes_at_once > 1 else 1
     integral = _PathIntegral(loss, start, rule, max(1, min(nodes_at_once, suitable)))
     if nodes_at_once < len(rule.nodes):
-        attribution: Tensor = _Recomputed.apply(integral, end, *loss.parameters.values())
-        return attribution
-    return _total(integral.terms(end, loss.state, keep_graph=torch.is_grad_enabled()))
+        return sum_in_parts(integral, end)
+    return functools.reduce(torch.add, integral.parts(end, loss.state, keep_graph=torch.is_grad_enabled()))
 
 
 def examples_at_once(loss: PointwiseLoss, n_nodes: int, internal_batch_size: int | None) -> int:
@@ -120,9 +204,13 @@ class _PathIntegral(NamedTuple):
     rule: Quadrature
     nodes_at_once: int
 
-    def terms(self, end: Tensor, state: dict[str, Tensor], keep_graph: bool) -> Iterator[Tensor]:
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return self.loss.parameters
+
+    def parts(self, end: Tensor, parameters: Mapping[str, Tensor], keep_graph: bool) -> Iterator[Tensor]:
         """Parts ``(N, ...)`` of the sum."""
-        loss = replace(self.loss, state=state)
+        loss = self.loss.with_state(parameters)
         part = self._layer_part if loss.layer is not None else self._input_part
         n_nodes = len(self.rule.nodes)
         n_parts = math.ceil(n_nodes / self.nodes_at_once)
@@ -152,44 +240,6 @@ class _PathIntegral(NamedTuple):
         alphas = self.start.new_tensor(nodes)[:, None, None]
         points = (self.start + alphas * (end - self.start)).flatten(0, 1)
         return points if points.requires_grad else points.requires_grad_()
-
-
-class _Recomputed(torch.autograd.Function):
-    """The integral without its graph; the backward pass goes through the path once more, part by part."""
-
-    @staticmethod
-    def forward(ctx: Any, integral: _PathIntegral, end: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.integral = integral
-        ctx.save_for_backward(end, *parameters)
-        state = {name: tensor.detach() for name, tensor in integral.loss.state.items()}
-        return _total(integral.terms(end.detach(), state, keep_graph=False))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        integral: _PathIntegral = ctx.integral
-        saved_end, *parameters = ctx.saved_tensors
-        end = saved_end.detach().requires_grad_(ctx.needs_input_grad[1])
-        state = {**integral.loss.state, **dict(zip(integral.loss.parameters, parameters, strict=True))}
-        tensors = (end, *parameters)
-        wanted = [index for index, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        sums: list[Tensor | None] = [None] * len(wanted)
-        for term in integral.terms(end, state, keep_graph=True):
-            gradients = torch.autograd.grad(term, [tensors[i] for i in wanted], cotangent, allow_unused=True)
-            sums = added(sums, gradients)
-        total: list[Tensor | None] = [None] * len(tensors)
-        for index, gradient in zip(wanted, sums, strict=True):
-            total[index] = gradient
-        return None, *total
-
-
-def added(sums: Sequence[Tensor | None], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Sums of gradients, one by one; None stands for tensors that do not matter."""
-    return [b if a is None else a if b is None else a + b for a, b in zip(sums, gradients, strict=True)]
-
-
-def _total(terms: Iterator[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, terms)
 
 
 def _gradient(losses: Tensor, points: Tensor, keep_graph: bool) -> Tensor:

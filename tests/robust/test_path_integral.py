@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from captum_boundary import BoundaryTypeError, BoundaryValueError
-from captum_boundary.robust._path_gradients import Quadrature, path_attribution
+from captum_boundary.robust._path_integral import Quadrature, path_attribution
 from captum_boundary.robust._pointwise_loss import PointwiseLoss, cross_entropy
 
 # Order at which the error of each rule falls with the number of steps, for smooth integrands.
@@ -32,7 +32,7 @@ def points() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def loss_of(model: nn.Module, start: Tensor, target: Tensor, layer: nn.Module | None = None) -> PointwiseLoss:
-    return PointwiseLoss.of(model, cross_entropy, (start,), target, (), layer)
+    return PointwiseLoss.of(model, cross_entropy, start, target, None, layer)
 
 
 @pytest.mark.parametrize("method", [*ORDERS, "gausslegendre"])

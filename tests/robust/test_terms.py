@@ -46,7 +46,9 @@ def batch(n_examples: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(model: nn.Module, term: Any, **options: Any) -> RARLoss:
-    return RARLoss(model, "sum", **{"epsilon": 0.2, "bounds": (0, 1), "random_start": False, "terms": term, **options})
+    return RARLoss(
+        model, "sum", **{"epsilon": 0.2, "bounds": (0, 1), "random_start": False, "terms": term, **options}, warmup=0
+    )
 
 
 def one_value(term: StabilityTerm, model: nn.Module, x: Tensor, perturbed: Tensor, label: int) -> float:

@@ -1,9 +1,9 @@
-"""Terms of a training loss that hold maps of attribution still, beside the size of Integrated Gradients."""
+"""Terms of a training loss that make maps of attribution stable, beside the size of Integrated Gradients."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
@@ -12,16 +12,18 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, softplus
 
 from captum_boundary._core.agreement import top_count
-from captum_boundary._core.checks import check_count
+from captum_boundary._core.baselines import format_baselines
+from captum_boundary._core.checks import check_count, check_not_negative
+from captum_boundary._core.flat import pack
+from captum_boundary._core.margin import rival_scores, shaped_scores
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.robust._batch_mean import mean_of
-from captum_boundary.robust._batch_sizes import batches
-from captum_boundary.robust._checks import check_weight
-from captum_boundary.robust._path_gradients import Quadrature, examples_at_once
-from captum_boundary.robust._problem import Problem
-from captum_boundary.robust._score_maps import ScoreMaps
+from captum_boundary.robust._gradients_in_parts import batches
+from captum_boundary.robust._path_integral import PerturbedBatch, Quadrature, examples_at_once, path_attribution
+from captum_boundary.robust._pointwise_loss import PointwiseLoss, cross_entropy
 
-__all__ = ["AttributionCosine", "InputAlignment", "StabilityTerm", "TopKMargin", "check_terms", "term_mean"]
+__all__ = ["AttributionCosine", "InputAlignment", "StabilityTerm", "TopKMargin", "check_terms"]
+
+Score = Callable[[Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class StabilityTerm(ABC):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_weight("weight", self.weight)
+        check_not_negative("weight", self.weight)
 
     @property
     @abstractmethod
@@ -47,8 +49,12 @@ class StabilityTerm(ABC):
         """Points that pass through the model together, for each example."""
 
     @abstractmethod
-    def _values(self, maps: ScoreMaps) -> Tensor:
+    def values(self, batch: PerturbedBatch) -> Tensor:
         """Values of the term ``(N,)``, through which gradients reach the parameters."""
+
+    def groups(self, batch: PerturbedBatch) -> list[slice]:
+        """Examples that pass through the model together."""
+        return batches(len(batch), examples_at_once(batch.loss, self._n_points, batch.internal_batch_size))
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,8 @@ class AttributionCosine(StabilityTerm):
     .. math:: 1 - \cos(\mathrm{IG}(x), \mathrm{IG}(x'))
 
     after "Exploiting the Relationship Between Kendall's Rank Correlation and Cosine Similarity for Attribution
-    Protection" (https://arxiv.org/abs/2205.07279). It heeds the direction of a map alone, as ranks do, and not the size
-    of the gradients, which adversarial training lowers anyway.
+    Protection" (https://arxiv.org/abs/2205.07279). It depends on the direction of a map alone, as ranks do, and not on
+    the size of the gradients, which adversarial training lowers anyway.
 
     Attributes:
 
@@ -99,15 +105,18 @@ class AttributionCosine(StabilityTerm):
     def _n_points(self) -> int:
         return 2 * self.n_steps
 
-    def _values(self, maps: ScoreMaps) -> Tensor:
+    def values(self, batch: PerturbedBatch) -> Tensor:
+        """Values of the term ``(N,)``, through which gradients reach the parameters."""
         rule = Quadrature.of(self.method, self.n_steps)
-        before, after = (maps.integrated_gradients(points, self.baselines, rule) for points in (maps.x, maps.perturbed))
+        before, after = (
+            _integrated_gradients(batch, points, self.baselines, rule) for points in (batch.x, batch.perturbed)
+        )
         return 1 - cosine_similarity(before, after)
 
 
 @dataclass(frozen=True)
 class TopKMargin(StabilityTerm):
-    r"""How little the strongest features of the gradient stand out, beside how much the gradient changes.
+    r"""The change of the gradient, less the gap around its k-th largest feature, both relative to its mean size.
 
     .. math:: \frac{c\,\overline{|g(x') - g(x)|} + \overline{|g(x)|}_{k+1, \ldots, k+n}
               - \overline{|g(x)|}_{k-n+1, \ldots, k}}{\overline{|g(x)|}}
@@ -145,21 +154,22 @@ class TopKMargin(StabilityTerm):
             check_count("k", self.k)
         if self.n_pairs is not None:
             check_count("n_pairs", self.n_pairs)
-        check_weight("curvature", self.curvature)
+        check_not_negative("curvature", self.curvature)
 
     @property
     def _n_points(self) -> int:
         return 2
 
-    def _values(self, maps: ScoreMaps) -> Tensor:
-        gradient = maps.gradient(maps.x)
+    def values(self, batch: PerturbedBatch) -> Tensor:
+        """Values of the term ``(N,)``, through which gradients reach the parameters."""
+        gradient = _gradient(batch, batch.x, _target_score)
         ranked = gradient.abs().sort(dim=1, descending=True).values
         k = top_count(self.k, ranked.shape[1])
         n = min(self.n_pairs or k, k, ranked.shape[1] - k)
         if n == 0:
             raise BoundaryValueError(f"k must be less than the {k} features of an input, since all others follow it.")
         gap = ranked[:, k - n : k].mean(dim=1) - ranked[:, k : k + n].mean(dim=1)
-        change = (maps.gradient(maps.perturbed) - gradient).abs().mean(dim=1)
+        change = (_gradient(batch, batch.perturbed, _target_score) - gradient).abs().mean(dim=1)
         return (self.curvature * change - gap) / ranked.mean(dim=1).clamp_min(torch.finfo(ranked.dtype).tiny)
 
 
@@ -193,12 +203,18 @@ class InputAlignment(StabilityTerm):
     def _n_points(self) -> int:
         return 1 + self.contrast
 
-    def _values(self, maps: ScoreMaps) -> Tensor:
-        points = maps.perturbed
-        distance = 1 - cosine_similarity(maps.gradient(points), points)
+    def values(self, batch: PerturbedBatch) -> Tensor:
+        """Values of the term ``(N,)``, through which gradients reach the parameters."""
+        points = batch.perturbed
+        distance = 1 - cosine_similarity(_gradient(batch, points, _target_score), points)
         if not self.contrast:
             return distance
-        return softplus(distance - (1 - cosine_similarity(maps.rival_gradient(points), points)))
+        if batch.loss.loss_func is not cross_entropy:
+            raise BoundaryValueError(
+                "InputAlignment(contrast=True) compares the scores of two classes, which a loss_func of your own need "
+                "not have: leave out contrast."
+            )
+        return softplus(distance - (1 - cosine_similarity(_gradient(batch, points, _rival_score), points)))
 
 
 def check_terms(terms: Any) -> tuple[StabilityTerm, ...]:
@@ -212,17 +228,30 @@ def check_terms(terms: Any) -> tuple[StabilityTerm, ...]:
     return tuple(terms)
 
 
-def term_mean(
-    term: StabilityTerm, problem: Problem, perturbed: Tensor, internal_batch_size: int | None, in_groups: bool
-) -> tuple[Tensor, Tensor]:
-    """The mean of a term over the batch, and its values ``(N,)`` without a graph."""
+def _gradient(batch: PerturbedBatch, points: Tensor, score: Score) -> Tensor:
+    """Gradients ``(N, D)`` of a score at ``points`` ``(N, D)``."""
+    leaves = points.detach().requires_grad_()
+    keep_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        values = _scores(batch.loss, score)(leaves).sum()
+        (gradient,) = torch.autograd.grad(values, leaves, create_graph=keep_graph, materialize_grads=True)
+    return gradient
 
-    def values_of(part: Problem, ends: Tensor) -> Tensor:
-        loss = replace(part.path_loss, layer=None)
-        return term._values(ScoreMaps(loss, part.x, ends, internal_batch_size))
 
-    def groups(problem: Problem) -> list[slice]:
-        loss = replace(problem.path_loss, layer=None)
-        return batches(len(loss), examples_at_once(loss, term._n_points, internal_batch_size))
+def _integrated_gradients(batch: PerturbedBatch, points: Tensor, baselines: Any, rule: Quadrature) -> Tensor:
+    """Integrated Gradients ``(N, D)`` of the target's score from the ``baselines``, in Captum's forms."""
+    start = pack(format_baselines(baselines, batch.loss.inputs))
+    return path_attribution(_scores(batch.loss, _target_score), start, points, rule, batch.internal_batch_size)
 
-    return mean_of(values_of, problem, perturbed, groups if in_groups else None)
+
+def _scores(loss: PointwiseLoss, score: Score) -> PointwiseLoss:
+    """A score in place of the cross-entropy; a loss of the user's own stays."""
+    return replace(loss, loss_func=score) if loss.loss_func is cross_entropy else loss
+
+
+def _target_score(output: Any, target: Tensor) -> Tensor:
+    return shaped_scores(output, len(target)).gather(1, target[:, None]).squeeze(1)
+
+
+def _rival_score(output: Any, target: Tensor) -> Tensor:
+    return rival_scores(shaped_scores(output, len(target)), target).amax(dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from captum_boundary._core.flat import pack
 from captum_boundary._core.geometry import Box
 from captum_boundary.robust import AttributionAttack, RARLoss
-from captum_boundary.robust._neighbourhood import Neighbourhood, _next_towards
+from captum_boundary.robust._inner_maximization import FeasibleSet, _next_towards
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 # None of them is a number of any of the dtypes.
@@ -57,7 +57,7 @@ def test_training_stays_in_ball_and_bounds(dtype, norm, bounds, epsilon) -> None
     y = torch.arange(300) % 3
     for random_start in (True, False):
         settings = {"epsilon": epsilon, "norm": norm, "bounds": bounds, "attack_steps": 3, "attack_n_steps": 2}
-        rar = RARLoss(network(dtype), **settings, random_start=random_start, n_steps=2)
+        rar = RARLoss(network(dtype), **settings, random_start=random_start, n_steps=2, warmup=0)
         points = rar.perturb(x, y)
         assert_inside(points, x, epsilon, norm, bounds)
         assert (points != x).any(dim=1).float().mean() > 0.2
@@ -80,7 +80,7 @@ def test_the_attack_stays_in_ball_and_bounds(dtype, method, bounds, epsilon) -> 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_penalised_form_stays_in_the_bounds(dtype) -> None:
     x = images(300, dtype, (0.0, 0.7))
-    rar = RARLoss(network(dtype), epsilon=0.1, penalty=0.01, bounds=(0.0, 0.7), n_steps=2)
+    rar = RARLoss(network(dtype), epsilon=0.1, penalty=0.01, bounds=(0.0, 0.7), n_steps=2, warmup=0)
     points = rar.perturb(x, torch.arange(300) % 3)
     assert_inside(points, x, math.inf, 2, (0.0, 0.7))
 
@@ -97,7 +97,7 @@ def test_inputs_of_mixed_precision_have_one_ball() -> None:
     x = images(200, torch.float64, None)
     parts = x[:, :8].bfloat16(), x[:, 8:16].half(), x[:, 16:].float()
     for norm in (2, math.inf):
-        rar = RARLoss(Joined(), epsilon=0.1, norm=norm, n_steps=2, attack_n_steps=2)
+        rar = RARLoss(Joined(), epsilon=0.1, norm=norm, n_steps=2, attack_n_steps=2, warmup=0)
         points = rar.perturb(parts, torch.arange(200) % 3)
         assert [part.dtype for part in points] == [part.dtype for part in parts]
         moves = torch.cat([point.double() - part.double() for point, part in zip(points, parts, strict=True)], dim=1)
@@ -116,7 +116,7 @@ def test_any_point_is_brought_inside_and_far_out(norm, dtype, seed, size, epsilo
     x = (torch.randn(4, 50, generator=generator, dtype=torch.float64) * 2.0**size).to(dtype)
     moves = torch.randn(4, 50, generator=generator, dtype=torch.float64) * radius
     everywhere = Box(*(torch.full((1, 50), limit) for limit in (-math.inf, math.inf)))
-    near = Neighbourhood.of((x,), everywhere, radius, norm)
+    near = FeasibleSet.of((x,), everywhere, radius, norm)
     points = near.rounded(near.project(pack((x,)) + moves.to(near.x))).to(dtype)
     assert_inside(points, x, radius, norm, None)
     # As near to the edge as numbers of this size allow.

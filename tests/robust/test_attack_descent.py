@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from captum_boundary._core.geometry import Box
 from captum_boundary.robust import AttributionAttack
-from captum_boundary.robust._attack_loop import minimize
-from captum_boundary.robust._attack_objectives import Objective
+from captum_boundary.robust._attack_descent import Objective, minimize
 from captum_boundary.robust._attribution_maps import MapState
 
 

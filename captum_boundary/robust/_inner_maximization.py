@@ -1,0 +1,194 @@
+"""Projected gradient ascent around the inputs: the inner maximization of robust training, and where it may go.
+
+Points are flat, ``(N, D)``, and moved in float32 or better. What the model and the user get is rounded to the dtypes of
+the inputs. Rounded towards the inputs, no coordinate is further from its input than it was before, so that a point in
+a ball around the input, or in a box, stays there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_boundary._core.bounds import Bounds, box_of
+from captum_boundary._core.flat import pack, unpack
+from captum_boundary._core.geometry import Box, length, project_onto_ball
+from captum_boundary.robust._path_integral import InnerObjective, PerturbedBatch
+
+__all__ = ["FeasibleSet", "InnerMaximizer", "within"]
+
+# Of the radius of an l2 ball, in units of the resolution: what the length of a displacement may gain by rounding. That
+# of its differences in half precision is one such unit; sums over many features in float32 lose more.
+_SLACK = 64
+
+
+class InnerMaximizer(NamedTuple):
+    """Seeks the point of a ball around each input, or at a price for its distance, where an objective is largest."""
+
+    epsilon: float
+    norm: float
+    n_steps: int
+    step_size: float
+    penalty: float | None  # on the squared l2 distance, in place of the ball
+
+    def scaled(self, factor: float) -> InnerMaximizer:
+        """The same maximization in a ball of another radius."""
+        return self._replace(epsilon=factor * self.epsilon, step_size=factor * self.step_size)
+
+    def feasible_set(self, inputs: tuple[Tensor, ...], bounds: Bounds) -> FeasibleSet:
+        """The points that may be chosen."""
+        epsilon = self.epsilon if self.penalty is None else math.inf
+        return FeasibleSet.of(inputs, box_of(bounds, inputs), epsilon, self.norm)
+
+    def maximize(
+        self,
+        objective: InnerObjective,
+        batch: PerturbedBatch,
+        feasible_set: FeasibleSet,
+        slope: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Perturbed points ``(N, D)`` where the ascent ends, from random starts where there is a ``generator``.
+
+        ``slope`` is that of the loss at the inputs, ``(N, D)``, for objectives that vanish there.
+        """
+        noise = None if generator is None else self._noise(batch.x, generator)
+        start = self._start(feasible_set, slope, noise)
+        ends = [
+            self._ascend(objective, batch.of_rows(rows), feasible_set.of_rows(rows), start[rows])
+            for rows in objective.groups(batch)
+        ]
+        return torch.cat(ends)
+
+    def _start(self, feasible_set: FeasibleSet, slope: Tensor | None, noise: Tensor | None) -> Tensor:
+        """``noise`` away from the inputs, or one step along the slope; with a slope on the side where the loss rises.
+
+        A norm of attributions has a maximum on each side of the input, and the lower one lies where the loss falls. At
+        the input itself, where attributions are zero, it has no slope at all: that of the loss leads out.
+        """
+        x, box = feasible_set.x, feasible_set.box
+        if slope is None:
+            return x if noise is None else box.clamp(x + noise)
+        if noise is None:
+            displacement = self._step(slope, min(self.step_size, self.epsilon))
+        else:
+            displacement = torch.where(slope == 0, noise, noise.abs() * slope.sign())
+        moved = box.clamp(x + displacement)
+        has_room = (moved - x).abs() >= displacement.abs() / 2
+        return torch.where(has_room, moved, box.clamp(x - displacement))
+
+    def _ascend(
+        self, objective: InnerObjective, batch: PerturbedBatch, feasible_set: FeasibleSet, start: Tensor
+    ) -> Tensor:
+        points = start
+        for _ in range(self.n_steps):
+            leaves = points.detach().requires_grad_()
+            with torch.enable_grad():
+                value = objective.values(batch.at(leaves)).sum()
+                if self.penalty is not None:
+                    value = value - self.penalty * (leaves - feasible_set.x).square().sum()
+                (gradient,) = torch.autograd.grad(value, leaves, materialize_grads=True)
+            points = feasible_set.project(points + self._step(gradient, self.step_size))
+        return feasible_set.rounded(points)
+
+    def _noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Displacements that are uniform in the ball."""
+        if self.norm == math.inf:
+            uniform = torch.rand(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+            return (2 * uniform - 1).to(x.device) * self.epsilon
+        normal = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+        radius = torch.rand(len(x), generator=generator, device=generator.device, dtype=x.dtype) ** (1 / x.shape[1])
+        return (normal * (self.epsilon * radius / length(normal, 2))[:, None]).to(x.device)
+
+    def _step(self, gradient: Tensor, size: float) -> Tensor:
+        if self.penalty is not None:  # the step of gradient ascent that is exact where the objective is linear
+            return gradient / (2 * self.penalty)
+        if self.norm == math.inf:
+            return size * gradient.sign()
+        tiny = torch.finfo(gradient.dtype).tiny
+        return size * gradient / length(gradient, 2).clamp_min(tiny)[:, None]
+
+
+class FeasibleSet(NamedTuple):
+    """A box around inputs, and where ``radius`` is given the l2 ball of that radius as well."""
+
+    x: Tensor  # (N, D)
+    inputs: tuple[Tensor, ...]  # whose dtypes points are rounded to
+    box: Box
+    radius: float | None
+
+    @classmethod
+    def of(cls, inputs: tuple[Tensor, ...], bounds: Box, epsilon: float, norm: float) -> FeasibleSet:
+        """The points of ``bounds`` whose ``norm`` from the inputs is at most ``epsilon``, as measured in their dtypes.
+
+        For an infinite ``epsilon``, all points of ``bounds``.
+        """
+        x = pack(inputs)
+        if norm == math.inf or epsilon == math.inf:
+            return cls(x, inputs, within(epsilon, x, inputs, bounds), None)
+        slack = max(_SLACK * torch.finfo(x.dtype).eps, *(torch.finfo(tensor.dtype).eps for tensor in inputs))
+        return cls(x, inputs, bounds, epsilon * (1 - slack))
+
+    def of_rows(self, rows: slice) -> FeasibleSet:
+        inputs = tuple(tensor[rows] for tensor in self.inputs)
+        return self._replace(x=self.x[rows], inputs=inputs, box=self.box.of(rows))
+
+    def project(self, points: Tensor) -> Tensor:
+        """Points of the set, not rounded yet."""
+        return self.box.clamp(self.x + self._shortened(points - self.x))
+
+    def rounded(self, points: Tensor) -> Tensor:
+        """Points of the set in the inputs' own dtypes."""
+        if self.radius is None:  # the limits of the box are such numbers already
+            return pack(unpack(self.box.clamp(points), self.inputs))
+        return _displaced(self.x, self._shortened(points - self.x), self.inputs, self.box)
+
+    def _shortened(self, displacements: Tensor) -> Tensor:
+        if self.radius is None:
+            return displacements
+        return project_onto_ball(displacements, displacements.new_full((len(displacements),), self.radius), 2)
+
+
+def within(epsilon: float, x: Tensor, inputs: tuple[Tensor, ...], box: Box) -> Box:
+    """The part of ``box`` within ``epsilon`` of ``x`` in every coordinate, its limits rounded towards ``x``.
+
+    So points rounded to the nearest ones of the inputs' dtypes do not leave it. Where ``epsilon`` is lost in rounding,
+    nothing but the input is left.
+    """
+    displacement = torch.full_like(x, epsilon, dtype=_widest(x))
+    return Box(_displaced(x, -displacement, inputs, box), _displaced(x, displacement, inputs, box))
+
+
+def _displaced(x: Tensor, displacements: Tensor, inputs: tuple[Tensor, ...], box: Box) -> Tensor:
+    """``x + displacements``, limited by ``box`` and rounded towards ``x`` to the dtypes of ``inputs``."""
+    wide = _widest(x)
+    origin, displacements, lower, upper = (values.to(wide) for values in (x, displacements, box.lower, box.upper))
+    ends = torch.minimum(torch.maximum(origin + displacements, lower), upper)
+    nearest = unpack(ends, inputs)
+    rounded = pack(nearest)
+    nearer = pack(tuple(_next_towards(part, tensor) for part, tensor in zip(nearest, inputs, strict=True)))
+    is_beyond = torch.where(ends > origin, rounded > ends, rounded < ends)
+    # The sum has been rounded itself, where the inputs are as wide.
+    is_beyond |= (rounded.to(wide) - origin).abs() > displacements.abs()
+    return torch.where(is_beyond, nearer, rounded)
+
+
+def _widest(x: Tensor) -> torch.dtype:
+    """The dtype in which sums of narrower numbers are exact, where the device has one."""
+    return x.dtype if x.device.type == "mps" else torch.float64
+
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _next_towards(values: Tensor, goals: Tensor) -> Tensor:
+    """What ``torch.nextafter`` gives for unequal numbers; not every device has that in half precision."""
+    is_up = goals > values
+    bits = values.view(_INTEGERS[values.element_size()])
+    stepped = torch.where(is_up == (values > 0), bits + 1, bits - 1).view(values.dtype)
+    info = torch.finfo(values.dtype)
+    smallest = torch.full_like(values, info.smallest_normal * info.eps)
+    return torch.where(values == 0, torch.where(is_up, smallest, -smallest), stepped)
