@@ -18,18 +18,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_boundary._core.agreement import flat_maps
 from captum_boundary._core.baselines import format_baselines
+from captum_boundary._core.batch_sizes import saved_bytes
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.geometry import Box
 from captum_boundary._core.margin import margin_and_rival, resolve_target
-from captum_boundary._core.model import Model
-from captum_boundary._core.modules import unwrapped
-from captum_boundary.robust._gradients_in_parts import batches, saved_bytes
-from captum_boundary.robust._model_modes import twice_differentiable
+from captum_boundary.robust._gradients_in_parts import batches
+from captum_boundary.robust._model_modes import twice_differentiable, unwrapped
 from captum_boundary.robust._smooth_activations import smooth_activations
 
 __all__ = ["AttributionMaps", "MapState", "as_shares"]
@@ -239,14 +238,14 @@ class AttributionMaps:
     def _points_that_suit(self) -> int:
         """Points of paths that pass through the model at once, by what the forward pass of one of them saves."""
 
-        def forward_pass() -> None:
-            self._scores(self.x[:1], self.all_rows[:1])
+        def forward_pass() -> object:
+            return self._scores(self.x[:1], self.all_rows[:1])
 
         on_cpu = self.x.device.type == "cpu"
         by_values = _CPU_VALUES // self.x.shape[1] if on_cpu else 0
         if by_values >= _CPU_POINTS:
             return by_values
-        saved = saved_bytes(forward_pass, self._model.parameters() if isinstance(self._model, nn.Module) else ())
+        saved = max(1, saved_bytes(self._model, forward_pass))
         by_memory = min(_CPU_BYTES // saved, _CPU_POINTS) if on_cpu else _ACCELERATOR_BYTES // saved
         return max(1, by_values, by_memory)
 

@@ -7,13 +7,13 @@ of the whole, with the memory that this takes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["BatchTerm", "SumInParts", "batches", "mean_over_batch", "saved_bytes", "sum_in_parts"]
+__all__ = ["BatchTerm", "SumInParts", "batches", "mean_over_batch", "sum_in_parts"]
 
 BatchT = TypeVar("BatchT", bound="BatchOfLoss")
 
@@ -145,21 +145,6 @@ class _SumInParts(torch.autograd.Function):
 def batches(n_examples: int, size: int) -> list[slice]:
     """Rows of consecutive batches of at most ``size`` examples."""
     return [slice(first, min(first + size, n_examples)) for first in range(0, n_examples, size)]
-
-
-def saved_bytes(forward_pass: Callable[[], object], apart_from: Iterable[Tensor]) -> int:
-    """What a forward pass saves for the backward pass, at least 1."""
-    saved = 0
-    known = {tensor.data_ptr() for tensor in apart_from}
-
-    def count(tensor: Tensor) -> Tensor:
-        nonlocal saved
-        saved += tensor.nbytes if tensor.data_ptr() not in known else 0
-        return tensor.detach()  # an output that its own graph held would never be freed
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        forward_pass()
-    return max(saved, 1)
 
 
 def _differentiable_gradients(value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:

@@ -1,4 +1,4 @@
-"""The model as attacks and paths need it: without wrappers, without noise, and differentiable twice."""
+"""The model as attacks and paths need it: without noise, and differentiable twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ __all__ = [
     "native_recurrence",
     "outside_inference_mode",
     "twice_differentiable",
-    "unwrapped",
 ]
 
 _CHECKPOINTS = (
@@ -28,21 +27,6 @@ _CHECKPOINTS = (
     "parameters and activations are others. Switch checkpointing off, for instance with memory_efficient=False or "
     "model.gradient_checkpointing_disable()."
 )
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside of ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``.
-
-    The first expects one forward pass for each backward pass, replicas of the second run in threads that know no
-    torch-function modes, and compiled code has no second derivatives. The parameters are the same.
-    """
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif isinstance(model, nn.Module) and isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        else:
-            return model
 
 
 @contextmanager

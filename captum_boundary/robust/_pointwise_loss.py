@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,18 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from captum_boundary._core.arguments import follows
+from captum_boundary._core.batch_sizes import saved_bytes
 from captum_boundary._core.captum_helpers import format_additional_forward_args, format_output, is_tuple
 from captum_boundary._core.checks import check_inputs
 from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.margin import class_scores
+from captum_boundary._core.modules import unwrapped
 from captum_boundary._core.outputs import has_one_output, score_tensor
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.robust._gradients_in_parts import saved_bytes
 from captum_boundary.robust._model_modes import (
     clone_if_inference,
     evaluation_mode,
     twice_differentiable,
-    unwrapped,
 )
 from captum_boundary.robust._smooth_activations import smooth_activations
 
@@ -54,6 +54,7 @@ class PointwiseLoss:
     state: dict[str, Tensor]  # of the model: parameters with their graph, buffers as they were
     autocast: tuple[str, bool, torch.dtype]
     softplus_beta: float | None = None  # sharpness of the softplus in place of kinks; None: kinks stay
+    saved_bytes: dict[float | None, int] = field(default_factory=dict)  # of one example, measured once for all parts
 
     @classmethod
     def of(
@@ -80,7 +81,7 @@ class PointwiseLoss:
             as_tuple=is_tuple(inputs),
             target=labels,
             arguments=arguments,
-            per_example=tuple(isinstance(v, Tensor) and v.ndim > 0 and len(v) == len(labels) for v in arguments),
+            per_example=tuple(follows(value, len(labels)) for value in arguments),
             layer=layer,
             state=_state_of(model),
             autocast=(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
@@ -99,12 +100,14 @@ class PointwiseLoss:
         _, enabled, dtype = self.autocast
         return enabled and dtype == torch.float16
 
-    @cached_property
+    @property
     def bytes_per_example(self) -> int:
         """What the forward pass of one example saves for the backward pass, next to the model's parameters."""
-        one = self.of_rows(slice(0, 1))
-        point = pack(one.inputs).detach().requires_grad_()
-        return saved_bytes(lambda: one(point), self.state.values())
+        if self.softplus_beta not in self.saved_bytes:
+            one = self.of_rows(slice(0, 1))
+            point = pack(one.inputs).detach().requires_grad_()
+            self.saved_bytes[self.softplus_beta] = max(1, saved_bytes(self.model, lambda: one(point)))
+        return self.saved_bytes[self.softplus_beta]
 
     @property
     def parameters(self) -> dict[str, Tensor]:
