@@ -27,8 +27,10 @@ from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.geometry import Box
 from captum_boundary._core.margin import margin_and_rival, resolve_target
+from captum_boundary._core.model import Model
+from captum_boundary._core.modules import unwrapped
 from captum_boundary.robust._gradients_in_parts import batches
-from captum_boundary.robust._model_modes import twice_differentiable, unwrapped
+from captum_boundary.robust._model_modes import twice_differentiable
 from captum_boundary.robust._smooth_activations import smooth_activations
 
 __all__ = ["AttributionMaps", "MapState", "as_shares"]
