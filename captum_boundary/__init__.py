@@ -6,6 +6,7 @@ from captum_boundary.attr import (
     BoundaryAttribution,
     BoundaryDistance,
     BoundaryEnergy,
+    BoundaryGradCam,
     BoundaryIntegratedGradients,
     BoundaryNormals,
     BoundarySaliency,
@@ -39,6 +40,7 @@ from captum_boundary.search import (
     FoolboxBoundary,
     NearestBoundary,
     PGDBoundary,
+    bounds_of,
 )
 from captum_boundary.smoothing import CertifiedRadius, SmoothedModel, certified_radius, largest_stdev
 
@@ -53,6 +55,7 @@ __all__ = [
     "BoundaryDistance",
     "BoundaryEnergy",
     "BoundaryError",
+    "BoundaryGradCam",
     "BoundaryIntegratedGradients",
     "BoundaryNormals",
     "BoundaryNotFoundError",
@@ -75,6 +78,7 @@ __all__ = [
     "RARParts",
     "SmoothedModel",
     "TopKMargin",
+    "bounds_of",
     "certified_radius",
     "evaluate_attribution_robustness",
     "largest_stdev",

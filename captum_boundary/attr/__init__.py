@@ -5,6 +5,7 @@ from captum_boundary.attr.aggregated_boundary_normals import AggregatedBoundaryN
 from captum_boundary.attr.boundary_attribution import BoundaryAttribution
 from captum_boundary.attr.boundary_distance import BoundaryDistance
 from captum_boundary.attr.boundary_energy import BoundaryEnergy
+from captum_boundary.attr.boundary_grad_cam import BoundaryGradCam
 from captum_boundary.attr.boundary_normals import BoundaryNormals
 from captum_boundary.attr.layer_boundary_attribution import LayerBoundaryAttribution
 from captum_boundary.attr.paper_methods import BoundaryIntegratedGradients, BoundarySaliency
@@ -14,6 +15,7 @@ __all__ = [
     "BoundaryAttribution",
     "BoundaryDistance",
     "BoundaryEnergy",
+    "BoundaryGradCam",
     "BoundaryIntegratedGradients",
     "BoundaryNormals",
     "BoundarySaliency",

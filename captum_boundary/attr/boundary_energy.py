@@ -1,4 +1,4 @@
-"""How strongly a score reacts at the boundaries of noisy copies of an input: a map of energy, without signs."""
+"""Squared gradients of a score at the boundaries of noisy copies of an input: a map without signs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from captum.log import log_usage
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from captum_boundary._core.batch_sizes import points_at_once
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._core.checks import check_count, check_inputs
 from captum_boundary._core.context import geometry
+from captum_boundary._core.flat import unpack
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary._core.margin import margin_and_rival
 from captum_boundary._core.oracle import MarginOracle
@@ -26,6 +28,11 @@ from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_s
 __all__ = ["BoundaryEnergy"]
 
 _ENERGIES = ("total", "common")
+# Default standard deviation of the noise, as a share of the range of an example's values.
+_DEFAULT_NOISE = 0.1
+# Scores are multiplied by this before gradients are taken in half precision, and gradients divided by it: in float16
+# numbers below 6e-8 vanish, and so would most gradients of an image's pixels.
+_HALF_SCALE = 256.0
 
 
 class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
@@ -55,13 +62,15 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
 
         forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
             ``(N, 1)`` for a binary model. Logits are best.
-        stdev (float or tuple[float, ...]): Standard deviation of the noise, in the units of the inputs; a tuple gives
-            each of several inputs its own. About a tenth of the range of the data suits ordinary networks;
-            :func:`largest_stdev` tells what a decision stands.
+        stdev (float or tuple[float, ...], optional): Standard deviation of the noise, in the units of the inputs; a
+            tuple gives each of several inputs its own. About a tenth of the range of the data suits ordinary networks;
+            :func:`largest_stdev` is the largest that keeps a prediction. Default: None, a tenth of the range of the
+            values of each example, for each input.
         generator (torch.Generator, optional): Source of the noise, asked for one number at construction. Default:
             None, the same noise in all instances.
         internal_batch_size (int, optional): Copies that pass through the model at once, at least one pair. Default:
-            None, all of them.
+            None, as many as fit: those that keep 256 MiB for the backward pass on a CPU, or half of what is free on a
+            CUDA device.
 
     Raises:
 
@@ -86,7 +95,7 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        stdev: float | tuple[float, ...],
+        stdev: float | tuple[float, ...] | None = None,
         *,
         generator: torch.Generator | None = None,
         internal_batch_size: int | None = None,
@@ -94,7 +103,7 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         if not callable(forward_func):
             raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
         super().__init__(forward_func)
-        self._stdevs = checked_stdevs(stdev)
+        self._stdevs = None if stdev is None else checked_stdevs(stdev)
         check_generator(generator)
         check_count("internal_batch_size", internal_batch_size, optional=True)
         self.stdev = stdev
@@ -136,7 +145,8 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
 
         Returns:
 
-            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Energies, shaped like ``inputs``.
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Energies, shaped like ``inputs``, in float32 where
+              these have half precision, whose numbers are too few for squares.
 
         Raises:
 
@@ -154,7 +164,10 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
                 oracle.score_noise(repeatability)
                 total = len(oracle) * n_samples
                 with tqdm(total=total, desc="Boundary energy", unit="copy", disable=not show_progress) as bar:
-                    maps = oracle.unpack(self._energies(oracle, n_samples, energy, bar.update))
+                    energies = self._energies(oracle, n_samples, energy, bar.update)
+            maps = unpack(
+                energies, tuple(tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors)
+            )
             maps = tuple(local_average(part, width) for part in maps) if width > 0 else maps
         return format_output(is_tuple(inputs), maps)
 
@@ -170,8 +183,17 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         self, oracle: MarginOracle, n_samples: int, energy: str, on_copies: Callable[[int], object]
     ) -> Tensor:
         """Energies ``(N, D)``."""
-        halves = oracle.pack(NoiseSource(self._seed).normal(n_samples // 2, oracle.inputs, self._stdevs))
-        rows_at_once = max(2, self.internal_batch_size or len(oracle) * n_samples)
+        stdevs = self._stdevs or (1.0,) * len(oracle.inputs)
+        halves = oracle.pack(NoiseSource(self._seed).normal(n_samples // 2, oracle.inputs, stdevs))
+        scale = _tenth_of_range(oracle) if self._stdevs is None else None
+        few = oracle.all_rows[:2]
+        rows_at_once = self.internal_batch_size or points_at_once(
+            len(oracle) * n_samples,
+            tuple(tensor[:2] for tensor in oracle.inputs),
+            self.forward_func,
+            lambda: oracle.scores(oracle.x[few], few),
+        )
+        rows_at_once = max(2, rows_at_once)
         pairs_at_once = min(len(halves), rows_at_once // 2)
         of_examples = []
         for examples in slices(len(oracle), rows_at_once // (2 * pairs_at_once)):
@@ -179,7 +201,8 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
             sums = torch.zeros_like(oracle.x[examples]), torch.zeros_like(oracle.x[examples])
             for pairs in slices(len(halves), pairs_at_once):
                 noise = torch.cat([halves[pairs], -halves[pairs]])
-                copies = (oracle.x[examples, None] + noise).flatten(0, 1)
+                spread = noise if scale is None else scale[examples, None] * noise
+                copies = (oracle.x[examples, None] + spread).flatten(0, 1)
                 gradients = _gradients_at_boundaries(oracle, copies, rows.repeat_interleave(len(noise)))
                 gradients = gradients.reshape(len(rows), 2, -1, oracle.x.shape[1])
                 parts = gradients if energy == "total" else gradients.mean(dim=1)
@@ -190,7 +213,7 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         return torch.cat(of_examples)
 
     def _check(self, tensors: tuple[Tensor, ...], n_samples: int, energy: str, width: float) -> None:
-        if len(tensors) != len(self._stdevs):
+        if self._stdevs is not None and len(tensors) != len(self._stdevs):
             raise BoundaryValueError(
                 f"stdev is for {len(self._stdevs)} input(s), but there are {len(tensors)}: give one number for each."
             )
@@ -208,19 +231,27 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
             )
 
 
+def _tenth_of_range(oracle: MarginOracle) -> Tensor:
+    """The default standard deviations ``(N, D)``: of each input of an example, by the range of its values."""
+    parts = [tensor.flatten(1) for tensor in oracle.inputs]
+    ranges = [(part.amax(dim=1, keepdim=True) - part.amin(dim=1, keepdim=True)).expand_as(part) for part in parts]
+    return _DEFAULT_NOISE * oracle.pack(tuple(ranges))
+
+
 def _gradients_at_boundaries(oracle: MarginOracle, points: Tensor, rows: Tensor) -> Tensor:
-    """Gradients ``(n, D)`` of the target's score where the linearised boundaries of ``points`` ``(n, D)`` lie."""
+    """Gradients ``(n, D)`` of the target's score where the linearized boundaries of ``points`` ``(n, D)`` lie."""
     target = oracle.target[rows][:, None]
-    scores, pull_back = oracle.scores(points, rows)
+    scores, vjp = oracle.scores(points, rows)
+    unit = _HALF_SCALE if oracle.resolution > torch.finfo(torch.float32).eps else 1.0
     margin, rival = margin_and_rival(scores, target.squeeze(1))
-    of_margin = torch.zeros_like(scores).scatter_(1, rival[:, None], -1.0).scatter_(1, target, 1.0)
-    slope = pull_back(of_margin)
+    of_margin = torch.zeros_like(scores).scatter_(1, rival[:, None], -unit).scatter_(1, target, unit)
+    slope = vjp(of_margin) / unit
     steepness = slope.square().sum(dim=1).clamp_min(torch.finfo(slope.dtype).tiny)
     step = (margin.to(slope) / steepness)[:, None] * slope
-    scores, pull_back = oracle.scores(points - torch.nan_to_num(step, 0.0, 0.0, 0.0), rows)
+    scores, vjp = oracle.scores(points - torch.nan_to_num(step, 0.0, 0.0, 0.0), rows)
     if oracle.is_binary:  # the one output is the margin, up to its sign
-        return pull_back(of_margin)
-    return pull_back(torch.zeros_like(scores).scatter_(1, target, 1.0))
+        return vjp(of_margin) / unit
+    return vjp(torch.zeros_like(scores).scatter_(1, target, unit)) / unit
 
 
 def _total(sum_of_squares: Tensor, n: int) -> Tensor:

@@ -7,6 +7,7 @@ from captum_boundary.search.categorical import CategoricalBoundary
 from captum_boundary.search.closest import ClosestBoundary
 from captum_boundary.search.foolbox import FoolboxBoundary
 from captum_boundary.search.nearest import NearestBoundary
+from captum_boundary.search.normalized_bounds import bounds_of
 from captum_boundary.search.pgd import PGDBoundary
 from captum_boundary.search.search_problem import Proposal, SearchProblem
 
@@ -21,4 +22,5 @@ __all__ = [
     "PGDBoundary",
     "Proposal",
     "SearchProblem",
+    "bounds_of",
 ]

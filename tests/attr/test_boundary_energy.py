@@ -9,6 +9,7 @@ from captum.metrics import sensitivity_max
 from torch import nn
 
 from captum_boundary import BoundaryEnergy, BoundaryTypeError, BoundaryValueError, SmoothedModel
+from captum_boundary._core import batch_sizes
 
 STDEV = 0.3
 
@@ -150,9 +151,61 @@ def test_tuples_arguments_and_dtypes():
         return torch.stack([x.sum(dim=1) * scale, y.float().sum(dim=1)], dim=1)
 
     maps = BoundaryEnergy(model, (0.1, 0.0)).attribute((x, y), 0, scale, 4)
-    assert [part.dtype for part in maps] == [torch.float32, torch.bfloat16]
+    assert [part.dtype for part in maps] == [torch.float32, torch.float32]
     torch.testing.assert_close(maps[0], scale.square()[:, None].expand(5, 4))
     assert (maps[1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("energy", ["total", "common"])
+def test_half_precision_does_not_underflow(dtype, energy):
+    """Gradients of 3e-8 to 3e-5, as those of pixels are: in float16 some of them vanish, and all their squares."""
+    weight = torch.logspace(-4, -1, 3 * 64, dtype=torch.double).view(3, 8, 8)
+
+    def model(x):
+        scores = (x * weight.to(x) * 3e-4).flatten(1).sum(dim=1)
+        return torch.stack([scores, 0.01 - scores], dim=1)
+
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+    half = BoundaryEnergy(model, 0.1).attribute(x, 0, n_samples=8, energy=energy)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, (weight * 3e-4).square().expand(2, 3, 8, 8).float(), rtol=0.05, atol=0.0)
+
+
+def test_the_default_noise_is_a_tenth_of_each_examples_range():
+    model, x = network(), points()
+    each = [BoundaryEnergy(model, 0.1 * float(row.max() - row.min())).attribute(row[None], n_samples=8) for row in x]
+    torch.testing.assert_close(BoundaryEnergy(model).attribute(x, n_samples=8), torch.cat(each), rtol=1e-5, atol=1e-9)
+    # Inputs of one value have no range, and so no noise.
+    assert BoundaryEnergy(model).attribute(torch.zeros_like(x), n_samples=4).isfinite().all()
+
+
+def test_every_input_has_a_range_of_its_own():
+    def model(x, y):
+        return torch.stack([x.sum(dim=1).square() + y.sum(dim=1).square(), x.sum(dim=1)], dim=1)
+
+    x, y = points().float(), 100 * points().float()
+    maps = BoundaryEnergy(model).attribute((x, y), 0, n_samples=4)
+    scale = (x.amax(1) - x.amin(1))[0]
+    alone = BoundaryEnergy(model, (0.1 * float(scale), 10 * float(scale))).attribute((x[:1], y[:1]), 0, n_samples=4)
+    torch.testing.assert_close(maps[0][:1], alone[0], rtol=1e-4, atol=0.0)
+
+
+def test_by_default_as_many_copies_pass_as_fit(monkeypatch):
+    model, x, rows = network(), points(), []
+
+    def watched(inputs):
+        rows.append(len(inputs))
+        return model(inputs)
+
+    at_once = BoundaryEnergy(watched, STDEV).attribute(x, n_samples=8)
+    assert max(rows) == 5 * 8
+    monkeypatch.setattr(batch_sizes, "_SMALL", 0)
+    monkeypatch.setattr(batch_sizes, "_CPU_BYTES", 2**11)
+    rows.clear()
+    divided = BoundaryEnergy(watched, STDEV).attribute(x, n_samples=8)
+    assert max(rows[1:]) < 20
+    torch.testing.assert_close(divided, at_once, rtol=1e-10, atol=1e-14)
 
 
 def test_a_flat_model_has_no_energy():

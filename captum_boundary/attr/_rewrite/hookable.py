@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from captum.attr import Attribution
 from torch import nn
 
+from captum_boundary._core.user_warnings import warn_user
 from captum_boundary.attr._methods import Hooks, capabilities_of, core_of
 from captum_boundary.attr._rewrite.copies import copy_model
 from captum_boundary.attr._rewrite.max_pooling import pool_in_batches
@@ -39,7 +39,7 @@ def hookable_copy(model: nn.Module, method: Attribution, inputs: tuple[Any, ...]
     if can.hooks is Hooks.GRADIENTS:
         return separated
     if unruled:
-        warnings.warn(_without_rule(can.name, unruled), UserWarning, stacklevel=6)
+        warn_user(_without_rule(can.name, unruled))
     eps = core_of(method).eps
     return rescale_elementwise(pool_in_batches(separated, eps), eps)
 
