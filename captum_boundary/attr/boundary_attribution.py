@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from captum.attr import GradientAttribution, IntegratedGradients
+from captum.attr import Attribution, GradientAttribution, IntegratedGradients
 from captum.log import log_usage
 from torch import Tensor
 
@@ -22,9 +22,10 @@ from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import class_scores, resolve_target
 from captum_boundary._core.mask import Mask
 from captum_boundary._core.outputs import has_one_output, score_tensor
+from captum_boundary._core.random_state import preserve_rng_state
 from captum_boundary._core.score_function import ScoreFunction
 from captum_boundary.attr._calls import MethodCall, call_in_groups, call_method, sizes_that_fit
-from captum_boundary.attr._global_state import default_device_of, preserve_rng_state
+from captum_boundary.attr._default_device import default_device_of
 from captum_boundary.attr._layer_methods import HookableFromLayer
 from captum_boundary.attr._methods import build_method, capabilities_of, check_arguments
 from captum_boundary.attr._rewrite.hookable import hookable_copy, inside_parallel
@@ -114,6 +115,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         self.score = score
         self._prototype = build_method(method, forward_func, score)
         self._can = capabilities_of(self._prototype)
+        self._built: dict[int, tuple[ScoreTensor, Attribution]] = {}  # by the number of inputs
 
     @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
     def attribute(
@@ -264,7 +266,8 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         """Attributions and, if asked for, delta of all examples; those of examples without a point mean nothing."""
         points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
         function, score_target, score_arguments = self._score_of(inputs, target, arguments, boundary)
-        method = self._prototype if function is self.forward_func else self.method(function)
+        is_own = len(inputs) in self._built and self._built[len(inputs)][0] is function
+        method = self._built[len(inputs)][1] if is_own else self.method(function)
         uses_baselines = self._can.baselines is not None
         call = MethodCall(
             inputs=inputs if uses_baselines else points,
@@ -300,8 +303,10 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         if target is not None and not _is_target_of(boundary, target):
             check_same_target(resolve_target(target, scores, has_one_output(output)), boundary.target)
         is_hooked = self._can.hooks_modules
-        function = inside_parallel(self.forward_func) if is_hooked else self.forward_func
-        function = ScoreTensor(function, len(inputs))
+        if is_hooked:
+            function = ScoreTensor(inside_parallel(self.forward_func), len(inputs))
+        else:
+            function = self._scored(len(inputs))
         if is_hooked and not isinstance(self.forward_func, HookableFromLayer):
             function = hookable_copy(function, self._prototype, (*inputs, *(arguments or ())), len(inputs))
         function, arguments = fix_shared_tensors(function, inputs, arguments)
@@ -311,6 +316,13 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         if has_one_output(output):
             return function, None if output.ndim == 1 else 0, arguments
         return function, boundary.target, arguments
+
+    def _scored(self, n_inputs: int) -> ScoreTensor:
+        """The scores of the model, for which the method is built once."""
+        if n_inputs not in self._built:
+            scored = ScoreTensor(self.forward_func, n_inputs)
+            self._built[n_inputs] = scored, self.method(scored)
+        return self._built[n_inputs][0]
 
     def _check_options(self, options: dict[str, Any], return_convergence_delta: bool) -> None:
         if options.pop("baselines", None) is not None:

@@ -27,7 +27,7 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_boundary import BoundaryAttribution, BoundaryPoints, NearestBoundary, separate_activations
-from captum_boundary.attr._global_state import preserve_rng_state
+from captum_boundary._core.random_state import preserve_rng_state
 
 N, D = 4, 6
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from captum_boundary.attr._global_state import preserve_rng_state
+from captum_boundary._core.random_state import preserve_rng_state
 from captum_boundary.attr._rewrite.copies import copy_model
 from captum_boundary.attr._rewrite.hook_safe import prepare_for_hooks
 from captum_boundary.attr._rewrite.table import FUNCTIONAL_FORMS, SETTINGS

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
-from captum_boundary.attr._global_state import preserve_rng_state
+from captum_boundary._core.random_state import preserve_rng_state
 from captum_boundary.attr._rewrite.rescale import Unruled
 from captum_boundary.attr._rewrite.table import FUNCTIONAL_FORMS, SETTINGS
 from captum_boundary.errors import BoundaryValueError
