@@ -302,13 +302,15 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         scores = class_scores(output, len(boundary))
         if target is not None and not _is_target_of(boundary, target):
             check_same_target(resolve_target(target, scores, has_one_output(output)), boundary.target)
-        is_hooked = self._can.hooks_modules
-        if is_hooked:
-            function = ScoreTensor(inside_parallel(self.forward_func), len(inputs))
+        function: Callable[..., Any]
+        if self._can.hooks_modules:
+            scored = ScoreTensor(inside_parallel(self.forward_func), len(inputs))
+            function = scored
+            if not isinstance(self.forward_func, HookableFromLayer):
+                everything = (*inputs, *(arguments or ()))
+                function = hookable_copy(scored, self._prototype, everything, len(inputs))
         else:
             function = self._scored(len(inputs))
-        if is_hooked and not isinstance(self.forward_func, HookableFromLayer):
-            function = hookable_copy(function, self._prototype, (*inputs, *(arguments or ())), len(inputs))
         function, arguments = fix_shared_tensors(function, inputs, arguments)
         if self.score == "margin":
             adversarial = torch.where(boundary.found, boundary.adversarial, boundary.target)

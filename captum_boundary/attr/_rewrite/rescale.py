@@ -51,6 +51,9 @@ _OTHERS = frozenset((
     "multi_head_attention_forward", "_transformer_encoder_layer_fwd", "_native_multi_head_attention",
 ))  # fmt: skip
 
+# Of whose arguments, other than the first, only the form is read; of none that make new tensors.
+_CASTS = frozenset(("expand_as", "reshape_as", "to", "type_as", "view_as"))
+
 
 def rescale_elementwise(model: nn.Module, eps: float) -> nn.Module:
     """Let a copy of a model, whose batches are inputs and then their baselines, apply the rescale rule itself."""
@@ -130,11 +133,12 @@ class Unruled(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        operands = tree_flatten((args, kwargs))[0]
+        name = getattr(func, "__name__", "")
+        is_like = name in _CASTS or name.startswith("new_") or name.endswith("_like")
+        operands = tree_flatten(args[: name in _CASTS] if is_like else (args, kwargs))[0]
         is_computed = [isinstance(leaf, Tensor) and leaf in self._computed for leaf in operands]
         result = func(*args, **(kwargs or {}))
         if any(is_computed):
-            name = getattr(func, "__name__", "")
             is_product = name in _PRODUCTS and sum(is_computed) > 1
             if is_product or name in _OTHERS or (name in _QUOTIENTS and _divides_by_computed(name, is_computed)):
                 self.names.setdefault(f"{name.strip('_')}{self._module_in_call()}")

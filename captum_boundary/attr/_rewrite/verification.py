@@ -37,7 +37,9 @@ class _CallRecorder(TorchFunctionMode):
     def run(self, inputs: tuple[Any, ...], n_attributed: int) -> object:
         """The outputs; the first inputs, or what a layer returns that is marked, are attributed to."""
         handles = []
-        for name, module in self.model.named_modules():
+        for path, module in self.model.named_modules():
+            # What is around the user's model is called so.
+            name = "" if path == "forward_func" else path.removeprefix("forward_func.")
             handles += [
                 module.register_forward_pre_hook(lambda module, _, name=name: self._enter(name, module)),
                 module.register_forward_hook(lambda module, _, output: self._leave(module, output)),
