@@ -48,9 +48,15 @@ def top_features(maps: Tensor, k: int) -> Tensor:
 
 
 def topk_intersection(first: Tensor, second: Tensor, k: int) -> Tensor:
-    """Share of the ``k`` largest values of ``first`` that are among the ``k`` largest of ``second``."""
-    shared = top_features(first, k) & top_features(second, k)
-    return _nan_where_nan(shared.sum(dim=1).to(first.dtype) / k, first, second)
+    """Share of the ``k`` largest values of ``first`` that are among the ``k`` largest of ``second``.
+
+    NaN where a map is constant, unless all of its features are the top.
+    """
+    shared = (top_features(first, k) & top_features(second, k)).sum(dim=1).to(first.dtype) / k
+    if k < first.shape[1]:
+        has_no_top = (first.amax(dim=1) == first.amin(dim=1)) | (second.amax(dim=1) == second.amin(dim=1))
+        shared = shared.masked_fill(has_no_top, torch.nan)
+    return _nan_where_nan(shared, first, second)
 
 
 def kendall_tau(first: Tensor, second: Tensor) -> Tensor:

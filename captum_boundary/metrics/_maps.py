@@ -26,8 +26,13 @@ def check_attributions(attributions: object, name: str = "attributions") -> Tens
 
 
 def pixel_maps(attributions: object) -> Tensor:
-    """One value for each pixel, ``(N, H, W)``: attributions ``(N, C, H, W)`` summed over channels, or maps as such."""
-    return summed_over_channels(check_attributions(attributions))
+    """One value for each pixel, ``(N, H, W)``: attributions ``(N, C, H, W)`` summed over channels, or maps as such.
+
+    Each map is divided by its largest magnitude, so that no sum over pixels overflows. Zero stays zero.
+    """
+    values = check_attributions(attributions)
+    largest = values.reshape(len(values), -1).abs().amax(dim=1).view(-1, *[1] * (values.ndim - 1))
+    return summed_over_channels(values / largest.masked_fill(largest == 0, 1.0))
 
 
 def summed_over_channels(maps: Tensor) -> Tensor:

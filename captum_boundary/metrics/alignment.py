@@ -19,6 +19,7 @@ from torch import Tensor
 from captum_boundary._core.bounds import Bounds, box_of
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_boundary._core.checks import check_inputs
+from captum_boundary._core.context import geometry
 from captum_boundary._core.geometry import length, project_onto_hyperplane, row_dot
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.errors import BoundaryValueError
@@ -83,7 +84,7 @@ def normal_alignment(
     """
     if score not in ("output", "margin"):
         raise BoundaryValueError(f'score must be "output" or "margin", but it is {score!r}.')
-    with torch.inference_mode(False), torch.no_grad():
+    with geometry():
         oracle, points = _oracle_of(forward_func, inputs, target, boundary, additional_forward_args)
         normal = _slope(oracle, points, boundary, with_adversarial=True)
         with_adversarial = score == "margin" or oracle.is_binary
@@ -143,7 +144,7 @@ def first_order_optimality(
     """
     if norm is not None and norm not in _DUAL:
         raise BoundaryValueError(f"norm must be 2, math.inf or 1, but it is {norm!r}.")
-    with torch.inference_mode(False), torch.no_grad():
+    with geometry():
         oracle, points = _oracle_of(forward_func, inputs, None, boundary, additional_forward_args)
         norm = boundary.norm if norm is None else norm
         box = box_of(boundary.bounds if bounds is None else bounds, check_inputs(inputs))

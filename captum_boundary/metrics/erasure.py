@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_boundary._core.captum_helpers import TargetType
+from captum_boundary._core.context import geometry
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.metrics._curves import TargetScore
 from captum_boundary.metrics._maps import check_attributions
@@ -168,7 +169,7 @@ def _fall(
     if len(shares) == 0 or not all(0 < share <= 1 for share in shares):
         raise BoundaryValueError(f"shares must hold numbers above 0 and up to 1, but it is {tuple(shares)}.")
     may_go = _check_mask(mask, inputs)
-    with torch.no_grad():
+    with geometry():
         rank = values.masked_fill(~may_go, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         target_score = TargetScore(forward_func, inputs, target, additional_forward_args, score)
         whole = target_score(inputs)[0]
@@ -178,7 +179,7 @@ def _fall(
             is_taken = may_go & ((rank >= n_chosen) if keeps else (rank < n_chosen))
             falls.append(whole - target_score(inputs.masked_fill(is_taken, replacement))[0])
         target_score.check_finite()
-        return torch.stack(falls).mean(dim=0).masked_fill(values.isnan().any(dim=1), torch.nan)
+        return torch.stack(falls).mean(dim=0).masked_fill((values.isnan() & may_go).any(dim=1), torch.nan)
 
 
 def _check_tokens(inputs: Tensor, attributions: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.context import geometry
 from captum_boundary.errors import BoundaryTypeError
 from captum_boundary.metrics._baselines import baselines_for
 from captum_boundary.metrics._curves import TargetScore, exchange_curves, ranks
@@ -208,7 +209,7 @@ def _area(
     (inputs,) = check_inputs(inputs)
     check_count("n_steps", n_steps)
     check_count("perturbations_per_eval", perturbations_per_eval)
-    with torch.no_grad():
+    with geometry():
         inputs = inputs.detach()
         rank, is_missing = ranks(attributions, inputs)
         replaced = baselines_for(inputs, baselines)

@@ -53,7 +53,7 @@ def topk_intersection(first: Attributions, second: Attributions, k: int) -> Tens
 
     Returns:
 
-        - **share** (*Tensor*): Between 0 and 1, shape ``(N,)``.
+        - **share** (*Tensor*): Between 0 and 1, shape ``(N,)``. NaN where a map is constant and has no largest values.
 
     Raises:
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from captum_boundary._core.captum_helpers import TensorOrTupleOfTensorsGeneric
 from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import margin_and_rival
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.errors import BoundaryValueError
@@ -115,7 +116,7 @@ def plot_boundary_slice(
     points = points_for(tensors, boundary, same_kind=False)
     _check_numbers(boundary, example, extent, resolution, internal_batch_size)
     words = BoundaryWords(boundary, class_names)
-    with torch.inference_mode(False), torch.no_grad():
+    with geometry():
         oracle = MarginOracle(forward_func, tensors, None, additional_forward_args, internal_batch_size)
         row = oracle.all_rows[[example]]
         target, adversarial = int(boundary.target[example]), int(boundary.adversarial[example])

@@ -38,7 +38,7 @@ def test_curves_wait_a_few_times_however_many_steps_they_have(network, measure, 
 @pytest.mark.parametrize("score", ["probability", "output"])
 @pytest.mark.parametrize("measure", [metrics.deletion, metrics.insertion])
 @pytest.mark.parametrize("fault", [torch.nan, torch.inf])
-def test_scores_on_the_way_are_looked_at_in_the_end(network, measure, score, fault) -> None:
+def test_scores_between_are_looked_at_in_the_end(network, measure, score, fault) -> None:
     n_calls = 0
 
     def breaks_down(x: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def test_scores_on_the_way_are_looked_at_in_the_end(network, measure, score, fau
         scores = network(x)
         return scores + fault if n_calls == 3 else scores
 
-    with pytest.raises(BoundaryValueError, match="NaN or infinite scores on the way"):
+    with pytest.raises(BoundaryValueError, match="NaN or infinite scores at points between"):
         measure(breaks_down, IMAGES, MAPS, score=score, n_steps=6)
     assert n_calls == 8
 

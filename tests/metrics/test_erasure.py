@@ -97,6 +97,8 @@ def test_missing_attributions_are_missing_numbers(measure, model):
     maps = MAPS.clone()
     maps[1, 2] = torch.nan
     assert measure(model, IDS, maps, mask=REAL).isnan().tolist() == [False, True, False, False, False]
+    padded = MAPS.masked_fill(~REAL, torch.nan)
+    torch.testing.assert_close(measure(model, IDS, padded, mask=REAL), measure(model, IDS, MAPS, mask=REAL))
 
 
 @both

@@ -91,6 +91,14 @@ def test_slow_replicas_agree(case):
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e30, 1e37])
+def test_scale_does_not_matter_at_the_ends_of_single_precision(scale):
+    attributions = 2 * torch.linspace(0, 60, 2 * 3 * 64).sin().sign().reshape(2, 3, 8, 8)
+    boxes = torch.tensor([[1, 1, 6, 5], [0, 3, 8, 8]])
+    for measure in MEASURES:
+        torch.testing.assert_close(measure(attributions * scale, boxes), measure(attributions, boxes))
+
+
 @thorough
 @given(maps_and_masks(), st.floats(-60, 60))
 def test_scale_does_not_matter(case, exponent):

@@ -167,7 +167,10 @@ def test_what_constant_maps_give():
     for measure in (cosine_similarity, center_shift):
         assert measure(ones, zeros).isnan().all()
         assert not measure(ones, ones).isnan().any()
-    assert topk_intersection(zeros, ones, 4).tolist() == [1.0]  # of equal values, the first are the top
+    assert topk_intersection(zeros, ones, 4).isnan().all()
+    assert topk_intersection(zeros, varied, 4).isnan().all()
+    assert topk_intersection(varied, zeros, 4).isnan().all()
+    assert topk_intersection(zeros, varied, 9).tolist() == [1.0]  # all features are the top of any map
 
 
 BAD_PAIRS = {
