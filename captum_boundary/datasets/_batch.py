@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
-from captum_boundary._core.captum_helpers import format_additional_forward_args, format_output
+from captum_boundary._core.captum_helpers import format_additional_forward_args
 from captum_boundary._core.margin import class_scores, margin_and_rival
 from captum_boundary._core.outputs import evaluate, has_one_output
 from captum_boundary.attr import BoundaryNormals
+from captum_boundary.attr._calls import MethodCall, call_method, sizes_that_fit
 from captum_boundary.attr._methods import capabilities_of, known_arguments
-from captum_boundary.datasets._describe import generators_of
-from captum_boundary.datasets._examples import Example
-from captum_boundary.datasets._seeds import kept_randomness, seed_everything
+from captum_boundary.datasets._examples import (
+    Example,
+    ExampleError,
+    ExampleSpec,
+    Failure,
+    Reader,
+    message_of,
+    preserve_rng_state,
+    seed_everything,
+    spec_of,
+)
 from captum_boundary.errors import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError
 
-__all__ = ["BatchExplainer", "Explained", "device_of"]
+__all__ = ["BatchExplainer", "Explained", "RetryingExplainer", "device_of", "find_spec"]
 
-_EXPECTED_WARNINGS = (
-    "Input Tensor .* did not already require gradients",
-    "Setting forward, backward hooks and attributes on non-linear",
-    "Setting backward hooks on ReLU activations",
-)
 _OURS = ("inputs", "target", "boundary", "return_boundary", "return_convergence_delta")
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_N_TRIED = 16  # examples on which the model is tried before the first batch
 
 
 class Explained(NamedTuple):
-    """What is known of B examples: columns of B numbers (or None), and tensors with B entries."""
+    """What is known of B examples: their rows, and tensors with B entries."""
 
-    columns: dict[str, list[Any]]
+    rows: list[dict[str, Any]]
     attributions: tuple[Tensor, ...]
     points: tuple[Tensor, ...]
 
@@ -50,6 +59,8 @@ class BatchExplainer:
         device: torch.device,
         seed: int,
         save_points: bool,
+        map_size: tuple[int, int] | None,
+        generators: Sequence[torch.Generator],
     ) -> None:
         self.explainer = explainer
         self.target = target
@@ -57,7 +68,8 @@ class BatchExplainer:
         self.device = device
         self.seed = seed
         self.save_points = save_points
-        self.generators = generators_of(explainer)
+        self.map_size = map_size
+        self.generators = generators
         parameters = _check_options(explainer, options)
         self.can = capabilities_of(explainer)
         self.gives_boundary = "return_boundary" in parameters
@@ -68,7 +80,7 @@ class BatchExplainer:
                 "not. BoundaryAttribution makes one of any Captum method."
             )
 
-    def scores(self, inputs: tuple[Tensor, ...], as_tuple: bool) -> tuple[Tensor, bool]:
+    def scores(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, bool]:
         """Class scores ``(B, C)`` of the model, and whether it has one output only."""
         arguments = format_additional_forward_args(self.options.get("additional_forward_args"))
         output = evaluate(self.explainer.forward_func, inputs, arguments)
@@ -82,23 +94,19 @@ class BatchExplainer:
 
     def __call__(self, examples: Sequence[Example]) -> Explained:
         inputs = self.stack(examples)
-        with kept_randomness(self.device, self.generators), warnings.catch_warnings():
+        with preserve_rng_state(self.device, self.generators), warnings.catch_warnings():
             warnings.simplefilter("ignore", BoundaryNotFoundWarning)  # the rows tell it
-            for message in _EXPECTED_WARNINGS:
-                warnings.filterwarnings("ignore", message=message)
             seed_everything(self.seed, examples[0].index, self.device, self.generators)
             return self._explain(examples, inputs, examples[0].as_tuple)
 
     def _explain(self, examples: Sequence[Example], inputs: tuple[Tensor, ...], as_tuple: bool) -> Explained:
-        scores, has_one_output = self.scores(inputs, as_tuple)
+        scores, has_one_output = self.scores(inputs)
         prediction = scores.argmax(dim=1)
         target = self._targets(examples, prediction, has_one_output)
         margin, _ = margin_and_rival(scores, target)
         is_plain = has_one_output and (not self.can.targets_are_sides or torch.equal(target, prediction))
-        attributions, delta, boundary = self._ask(inputs, as_tuple, None if is_plain else target)
-        columns: dict[str, list[Any]] = {
-            "index": [example.index for example in examples],
-            "label": [example.label for example in examples],
+        attributions, delta, boundary = self._attribute(inputs, as_tuple, None if is_plain else target)
+        columns = {
             "prediction": prediction.tolist(),
             "target": target.tolist(),
             "margin": margin.tolist(),
@@ -108,15 +116,19 @@ class BatchExplainer:
             gaps = delta.detach().reshape(len(examples), -1).double().mean(dim=1).tolist()
             # Where there is no boundary point, there is no gap.
             columns["completeness_gap"] = [None if gap != gap else gap for gap in gaps]
-        points = _tensors(boundary.points) if self.save_points else ()
-        return Explained(columns, _tensors(attributions), points)
+        rows = [
+            {**example.facts, **{name: column[number] for name, column in columns.items()}}
+            for number, example in enumerate(examples)
+        ]
+        maps = tuple(_coarse(tensor, self.map_size) for tensor in _tensors(attributions))
+        return Explained(rows, maps, _tensors(boundary.points) if self.save_points else ())
 
     def _targets(self, examples: Sequence[Example], prediction: Tensor, has_one_output: bool) -> Tensor:
         if self.target is None or (has_one_output and self.target == 0):  # Captum's index of the only output
             return prediction
         if self.target != "label":
             return torch.full_like(prediction, int(self.target))
-        labels = [example.label for example in examples]
+        labels = [example.facts["label"] for example in examples]
         if None in labels:
             raise BoundaryValueError('target="label" needs a data set with labels, but this example has none.')
         target = prediction.new_tensor(labels)
@@ -128,19 +140,103 @@ class BatchExplainer:
             )
         return target
 
-    def _ask(self, inputs: tuple[Tensor, ...], as_tuple: bool, target: Tensor | None) -> tuple[Any, Any, Any]:
+    def _attribute(self, inputs: tuple[Tensor, ...], as_tuple: bool, target: Tensor | None) -> tuple[Any, Any, Any]:
         """Attributions, and the convergence delta and the boundary where the explainer gives them."""
-        asked = {}
-        if self.gives_delta:
-            asked["return_convergence_delta"] = True
-        if self.gives_boundary:
-            asked["return_boundary"] = True
-        copies = tuple(tensor.clone().requires_grad_(self.can.needs_grad) for tensor in inputs)
-        with torch.enable_grad():
-            answer = self.explainer.attribute(format_output(as_tuple, copies), target=target, **asked, **self.options)
-        attributions, *others = answer if asked else (answer,)
+        options = {name: value for name, value in self.options.items() if name != "additional_forward_args"}
+        arguments = format_additional_forward_args(self.options.get("additional_forward_args"))
+        call, size = MethodCall(inputs, None, target, arguments), len(inputs[0])
+        if not self.gives_boundary:  # those that do know themselves what fits in memory
+            size, options = sizes_that_fit(self.explainer, self.can, self.explainer.forward_func, call, options)
+        asked = {"return_convergence_delta": self.gives_delta, "return_boundary": self.gives_boundary}
+        options |= {name: True for name, is_given in asked.items() if is_given}
+        groups = [call.rows(slice(first, first + size)) for first in range(0, len(inputs[0]), size)]
+        answer = _joined([call_method(self.explainer, self.can, group, as_tuple, options) for group in groups])
+        attributions, *others = answer if any(asked.values()) else (answer,)
         boundary = others.pop() if self.gives_boundary else None
         return attributions, others[0] if others else None, boundary
+
+
+class RetryingExplainer:
+    """Explains batches in whatever parts they can be, and remembers how many examples fit into memory.
+
+    A batch that fails is halved until the example that makes it fail is alone. With ``strict``, its error is raised.
+    """
+
+    def __init__(self, explain: BatchExplainer, strict: bool) -> None:
+        self.explain = explain
+        self.strict = strict
+        self.size: int | None = None
+
+    def __call__(self, examples: Sequence[Example]) -> tuple[list[Explained], list[Failure]]:
+        done: list[Explained] = []
+        failures: list[Failure] = []
+        waiting = [list(examples)] if examples else []
+        while waiting:
+            part = waiting.pop()
+            if self.size is not None and len(part) > self.size:
+                waiting += [part[self.size :], part[: self.size]]
+                continue
+            outcome = self._attempt(part)
+            if isinstance(outcome, Explained):
+                done.append(outcome)
+            elif len(part) == 1:
+                failures.append(self._failure(part[0], outcome))
+            else:
+                half = (len(part) + 1) // 2
+                if _is_out_of_memory(outcome):
+                    self.size = half
+                waiting += [part[half:], part[:half]]
+        return done, failures
+
+    def _attempt(self, examples: Sequence[Example]) -> Explained | Exception:
+        try:
+            return self.explain(examples)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # which hold tensors
+            if _is_out_of_memory(error) and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return error
+
+    def _failure(self, example: Example, error: Exception) -> Failure:
+        if self.strict:
+            raise ExampleError(f"Example {example.index} could not be explained. {message_of(error)}") from error
+        return Failure({**example.facts, "error": message_of(error)})
+
+
+def find_spec(explain: BatchExplainer, reader: Reader, n_examples: int) -> ExampleSpec | None:
+    """What all examples have in common: shapes and dtypes of the first that can be read. None where none can."""
+    examples = reader.readable(n_examples)
+    first = next(examples, None)
+    if first is None:
+        return None
+    shapes, dtypes = spec_of(first.inputs)
+    spec = ExampleSpec(
+        shapes, dtypes, first.as_tuple, _n_classes(explain, chain([first], islice(examples, _N_TRIED - 1)))
+    )
+    if isinstance(explain.target, int) and not 0 <= explain.target < spec.n_classes:
+        raise BoundaryValueError(f"target must be between 0 and {spec.n_classes - 1}, but it is {explain.target}.")
+    size = explain.map_size
+    if size is not None and any(len(shape) != 3 or size[0] > shape[1] or size[1] > shape[2] for shape in shapes):
+        raise BoundaryValueError(
+            f"map_size={size} needs examples that are images (C, H, W) with at least as many pixels, but their "
+            f"shapes are {shapes}. Leave map_size out to keep attributions as they are."
+        )
+    return spec
+
+
+def _n_classes(explain: BatchExplainer, examples: Iterable[Example]) -> int:
+    """Number of classes of the model, which may fail on some examples, but not on all that are tried."""
+    failed: list[tuple[Exception, Any]] = []
+    for example in examples:
+        try:
+            with preserve_rng_state(explain.device):
+                return explain.scores(explain.stack([example]))[0].shape[1]
+        except Exception as error:
+            failed.append((error, spec_of(example.inputs)[0]))
+    first, shapes = failed[0]
+    raise BoundaryValueError(
+        f"The model fails on the first {len(failed)} examples, beginning with shapes {shapes}. {message_of(first)}"
+    ) from first
 
 
 def _check_options(explainer: object, options: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
@@ -179,8 +275,43 @@ def _boundary_columns(boundary: Any) -> dict[str, list[Any]]:
     }
 
 
+def _joined(answers: list[Any]) -> Any:
+    """What a method answers about groups of examples, as if they had been one."""
+    if len(answers) == 1:
+        return answers[0]
+    if isinstance(answers[0], tuple):
+        return tuple(_joined(list(parts)) for parts in zip(*answers, strict=True))
+    return torch.cat(answers)
+
+
 def _tensors(values: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.detach().cpu() for tensor in (values if isinstance(values, tuple) else (values,)))
+
+
+def _coarse(attributions: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Attributions of images ``(N, C, H, W)`` as maps ``(N, h, w)``: sums over channels and over the pixels of a cell.
+
+    A map keeps the sum of the attributions; where cells do not divide the image evenly, up to a little at their rims.
+    """
+    if size is None:
+        return attributions
+    if attributions.ndim != 4 or any(
+        cells > pixels for cells, pixels in zip(size, attributions.shape[2:], strict=True)
+    ):
+        raise BoundaryValueError(
+            f"map_size={size} needs attributions of images (N, C, H, W) with at least as many pixels, but their shape "
+            f"is {tuple(attributions.shape)}. Leave map_size out to keep them as they are."
+        )
+    pixels_in_a_cell = attributions.shape[2] * attributions.shape[3] / (size[0] * size[1])
+    maps: Tensor = adaptive_avg_pool2d(attributions.sum(dim=1), size) * pixels_in_a_cell
+    return maps
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether fewer examples at once may help."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def device_of(forward_func: object) -> torch.device:

@@ -4,42 +4,72 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import os
+import random
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from captum_boundary.datasets._describe import hash_of_tensors
-from captum_boundary.datasets._seeds import kept_randomness, seed_everything
-from captum_boundary.datasets.errors import ExampleError
-from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.datasets._identity import hash_of_tensors
+from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 
-__all__ = ["Example", "Failure", "Form", "Reader", "check_dataset", "form_of", "message_of"]
+__all__ = [
+    "Example",
+    "ExampleError",
+    "ExampleSpec",
+    "ExampleWarning",
+    "Failure",
+    "Reader",
+    "check_dataset",
+    "files_of",
+    "message_of",
+    "preserve_rng_state",
+    "printable",
+    "seed_everything",
+    "spec_of",
+]
+
+_LONGEST_MESSAGE = 1000
+
+
+class ExampleError(BoundaryError, RuntimeError):
+    r"""An example could not be read or explained and ``strict=True`` asked to be told."""
+
+
+class ExampleWarning(UserWarning):
+    r"""Some examples of a data set could not be read or explained: their rows say why."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One example: its place in the data set, its inputs without a batch dimension, and its class if it has one."""
+    """One example: inputs without batch dimension, and what its row holds of it (index, name, label, note, digest)."""
 
-    index: int
+    facts: dict[str, Any]
     inputs: tuple[Tensor, ...]
     as_tuple: bool
-    label: int | None
+
+    @property
+    def index(self) -> int:
+        """Its place in the data set."""
+        return int(self.facts["index"])
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An example that could not be read or explained, and why."""
+    """An example that could not be read or explained: what its row holds of it."""
 
-    index: int
-    label: int | None
-    message: str
+    facts: dict[str, Any]
 
 
-class Form(NamedTuple):
+class ExampleSpec(NamedTuple):
     """What all examples of a data set have in common."""
 
     shapes: tuple[tuple[int, ...], ...]
@@ -49,7 +79,7 @@ class Form(NamedTuple):
 
     def check(self, example: Example) -> None:
         """Raise an error if an example cannot share a batch with the others."""
-        shapes, dtypes = form_of(example.inputs)
+        shapes, dtypes = spec_of(example.inputs)
         if (shapes, dtypes, example.as_tuple) != (self.shapes, self.dtypes, self.as_tuple):
             raise BoundaryValueError(
                 f"All examples must be alike, but this one has shape {_shown(shapes)} and dtype {_shown(dtypes)} where "
@@ -58,9 +88,10 @@ class Form(NamedTuple):
             )
         if not all(torch.isfinite(tensor).all() for tensor in example.inputs):
             raise BoundaryValueError("It contains NaN or infinity.")
-        if example.label is not None and not 0 <= example.label < self.n_classes:
+        label = example.facts["label"]
+        if label is not None and not 0 <= label < self.n_classes:
             raise BoundaryValueError(
-                f"Its label is {example.label}, but the model has classes 0 to {self.n_classes - 1}. If labels mean "
+                f"Its label is {label}, but the model has classes 0 to {self.n_classes - 1}. If labels mean "
                 "something else, leave them out of the data set."
             )
 
@@ -71,45 +102,60 @@ class Reader(Dataset[Any]):
     Whatever the data set draws at random, it draws from seeds of the example. With ``strict``, failures are raised.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int, form: Form | None = None, strict: bool = False) -> None:
+    def __init__(self, dataset: Dataset[Any], seed: int, spec: ExampleSpec | None = None, strict: bool = False) -> None:
         self.dataset = dataset
         self.seed = seed
-        self.form = form
+        self.spec = spec
         self.strict = strict
 
     def __getitem__(self, index: int) -> Example | Failure:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example | Failure]:
-        with kept_randomness():
+        with preserve_rng_state():
             return [self._read(index) for index in indices]
 
     def readable(self, stop: int) -> Iterator[Example]:
         """The examples before ``stop`` that can be read, as they are asked for."""
         return (example for index in range(stop) if isinstance(example := self[index], Example))
 
-    def digest(self, indices: Sequence[int]) -> str:
-        """A digest of a few examples, which tells data sets apart."""
-        digest = hashlib.sha256()
-        for example in self.__getitems__(indices):
-            inputs = example.inputs if isinstance(example, Example) else ()
-            content = hash_of_tensors({str(number): tensor for number, tensor in enumerate(inputs)})
-            digest.update(f"{example.index} {example.label} {content}".encode())
-        return digest.hexdigest()
+    def batches(self, batches: Sequence[Sequence[int]], num_workers: int) -> Iterator[list[Example | Failure]]:
+        """The examples of each batch, read by other processes where there are ``num_workers``."""
+        generator = torch.Generator().manual_seed(self.seed)  # not the global one
+        sampler: Any = batches
+        loader: DataLoader[Any] = DataLoader(
+            self, batch_sampler=sampler, collate_fn=_identity, num_workers=num_workers, generator=generator
+        )
+        return iter(loader)
 
     def _read(self, index: int) -> Example | Failure:
         seed_everything(self.seed, index)
-        label = None
-        try:
-            inputs, as_tuple, label = parse(self.dataset[index])
-            example = Example(index, inputs, as_tuple, label)
-            if self.form is not None:
-                self.form.check(example)
-            return example
-        except Exception as error:
-            if self.strict:
-                raise ExampleError(f"Example {index} could not be read. {message_of(error)}") from error
-            return Failure(index, label, message_of(error))
+        facts: dict[str, Any] = {"index": index, "name": _name_of(self.dataset, index)}
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # of code, not of the example
+                warnings.simplefilter("ignore", kind)
+            try:
+                example = self._example(index, facts)
+            except Exception as error:
+                if self.strict:
+                    raise ExampleError(f"Example {index} could not be read. {message_of(error)}") from error
+                if not -(2**63) <= (facts.get("label") or 0) < 2**63:  # the message has it
+                    facts["label"] = None
+                return Failure({**facts, "digest": None, "error": message_of(error)})
+            finally:
+                notes = dict.fromkeys(printable(str(warning.message)) for warning in said)
+                facts["note"] = " ".join(notes)[:_LONGEST_MESSAGE] or None
+        return example
+
+    def _example(self, index: int, facts: dict[str, Any]) -> Example:
+        inputs, as_tuple, facts["label"] = parse(self.dataset[index])
+        content = hash_of_tensors({str(number): tensor for number, tensor in enumerate(inputs)})
+        facts["digest"] = hashlib.sha256(f"{facts['label']} {content}".encode()).hexdigest()[:32]
+        example = Example(facts, inputs, as_tuple)
+        if self.spec is not None:
+            self.spec.check(example)
+        return example
 
 
 def check_dataset(dataset: object) -> None:
@@ -123,11 +169,6 @@ def check_dataset(dataset: object) -> None:
         raise BoundaryValueError("dataset must hold at least one example, but it is empty.")
 
 
-def message_of(error: Exception) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {error}"
-
-
 def parse(item: Any) -> tuple[tuple[Tensor, ...], bool, int | None]:
     """Inputs, whether they came as a tuple, and the label, from whatever form a data set has."""
     label = None
@@ -135,9 +176,10 @@ def parse(item: Any) -> tuple[tuple[Tensor, ...], bool, int | None]:
         item, label = (*item, None)[:2]
     inputs = tuple(item) if isinstance(item, list | tuple) else (item,)
     if not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
+        kind = f"({', '.join(type(part).__name__ for part in item)})" if isinstance(item, list | tuple) else None
         raise BoundaryTypeError(
             "An example must be a Tensor, or (Tensor, label), or ((Tensor, ...), label) for several inputs, but it is "
-            f"{_kind(item)}. Convert it in the data set's transform."
+            f"{kind or type(item).__name__}. Convert it in the data set's transform."
         )
     if not all(tensor.is_floating_point() for tensor in inputs):
         raise BoundaryTypeError(
@@ -147,15 +189,92 @@ def parse(item: Any) -> tuple[tuple[Tensor, ...], bool, int | None]:
     return inputs, isinstance(item, list | tuple), None if label is None else operator.index(label)
 
 
-def form_of(inputs: tuple[Tensor, ...]) -> tuple[tuple[tuple[int, ...], ...], tuple[torch.dtype, ...]]:
+def spec_of(inputs: tuple[Tensor, ...]) -> tuple[tuple[tuple[int, ...], ...], tuple[torch.dtype, ...]]:
     """Shapes and dtypes of an example's inputs."""
     return tuple(tuple(tensor.shape) for tensor in inputs), tuple(tensor.dtype for tensor in inputs)
 
 
-def _kind(item: object) -> str:
-    if isinstance(item, list | tuple):
-        return f"({', '.join(type(part).__name__ for part in item)})"
-    return type(item).__name__
+def files_of(dataset: Any) -> dict[str, Any] | None:
+    """Digests of the names and sizes, and of the times, of the files of a data set with ``samples``."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    samples = getattr(dataset, "samples", None)
+    if not isinstance(samples, list) or not samples or _path_of(samples[0]) is None:
+        return None
+    names, times = hashlib.sha256(), hashlib.sha256()
+    root = getattr(dataset, "root", None)
+    for sample in samples:
+        path = str(_path_of(sample))
+        state = os.stat(path) if os.path.exists(path) else None
+        size, time = (None, None) if state is None else (state.st_size, state.st_mtime_ns)
+        names.update(f"{_relative(path, root)!r} {size}\n".encode())
+        times.update(f"{time}\n".encode())
+    return {"count": len(samples), "names_and_sizes": names.hexdigest()[:32], "times": times.hexdigest()[:32]}
+
+
+def message_of(error: Exception) -> str:
+    """An error in one line that every file can hold."""
+    return printable(f"{type(error).__name__}: {error}")[:_LONGEST_MESSAGE]
+
+
+def printable(text: str) -> str:
+    """``text`` without lone surrogates, which names of files and messages may hold and UTF-8 may not."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@contextmanager
+def preserve_rng_state(
+    device: torch.device | None = None, generators: Sequence[torch.Generator] = ()
+) -> Iterator[None]:
+    """Leave the random states of Python, NumPy, PyTorch and ``generators`` as they were."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002, what others draw from
+    states = [generator.get_state() for generator in generators]
+    try:
+        with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def seed_everything(
+    seed: int, index: int, device: torch.device | None = None, generators: Sequence[torch.Generator] = ()
+) -> None:
+    """Seed all that draws random numbers for example ``index`` of a run with ``seed``."""
+    number = int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:4], "little")
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002
+    torch.default_generator.manual_seed(number)
+    if device is not None and device.type == "cuda":
+        torch.cuda.manual_seed(number)
+    for generator in generators:
+        generator.manual_seed(number)
+
+
+def _name_of(dataset: Any, index: int) -> str | None:
+    """The file of an example, where the data set knows it, as torchvision's ``ImageFolder`` does."""
+    while isinstance(dataset, Subset):
+        index, dataset = dataset.indices[index], dataset.dataset
+    samples = getattr(dataset, "samples", None)
+    path = _path_of(samples[index]) if isinstance(samples, list) and index < len(samples) else None
+    return None if path is None else printable(_relative(path, getattr(dataset, "root", None)))
+
+
+def _path_of(sample: Any) -> str | None:
+    path = sample[0] if isinstance(sample, list | tuple) and sample else sample
+    return os.fspath(path) if isinstance(path, str | Path) else None
+
+
+def _relative(path: str, root: Any) -> str:
+    if root is None or not Path(path).is_relative_to(root):
+        return path
+    return Path(path).relative_to(root).as_posix()
+
+
+def _identity(examples: list[Any]) -> list[Any]:
+    return examples
 
 
 def _shown(values: tuple[object, ...]) -> str:

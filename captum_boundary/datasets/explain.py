@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import random
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from captum.attr import Attribution
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from captum_boundary._core.checks import check_count
-from captum_boundary.datasets._batch import device_of
-from captum_boundary.datasets._coarse import pair_of
-from captum_boundary.datasets._examples import check_dataset
-from captum_boundary.datasets._run import Run, Settings
-from captum_boundary.datasets._team import Team
+from captum_boundary.datasets._batch import BatchExplainer, Explained, RetryingExplainer, device_of, find_spec
+from captum_boundary.datasets._examples import (
+    Example,
+    ExampleError,
+    ExampleSpec,
+    ExampleWarning,
+    Reader,
+    check_dataset,
+    files_of,
+    printable,
+)
+from captum_boundary.datasets._identity import Describer, claim, versions
+from captum_boundary.datasets._store import FolderError, Store, checked_folder, locked, rows_file, tensors_file
 from captum_boundary.datasets.reading import Explanations, load_explanations
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["explain_dataset"]
+
+_PATIENCE = 600  # seconds in which another process puts the table together
+_INTERVAL = 1.0  # seconds between looks at the folder, for the progress of all processes
 
 
 def explain_dataset(
@@ -32,15 +48,18 @@ def explain_dataset(
     batch_size: int,
     target: int | str | None = None,
     options: Mapping[str, Any] | None = None,
+    version: str | None = None,
     dtype: torch.dtype = torch.float32,
     map_size: int | tuple[int, int] | None = None,
     save_points: bool = False,
     limit: int | None = None,
     class_names: Sequence[str] | None = None,
+    units: str | None = None,
     seed: int = 0,
     strict: bool = False,
     resume: bool = True,
-    shard: tuple[int, int] = (0, 1),
+    verify: bool = False,
+    shard: tuple[int, int] | None = None,
     device: torch.device | str | None = None,
     num_workers: int = 0,
     show_progress: bool = False,
@@ -48,12 +67,12 @@ def explain_dataset(
     r"""Explain every example of a data set, and write what is found to a folder.
 
     Each batch is written as soon as it is done, whole or not at all. A run that was killed is started again with the
-    same call, and does what is missing; the files are then the same bytes as without the interruption. In a process
-    group of ``torch.distributed`` every process does a part of the batches; their number may change from one start to
-    the next. Memory does not grow with the data set.
+    same call, and does what is missing; the files are then the same bytes as without the interruption. Processes
+    share the work by ``shard``, without a word between them: whoever is done last puts the table together. Memory does
+    not grow with the data set.
 
     A batch that does not fit into memory is halved, and later batches are explained in parts of the size that does.
-    Examples that cannot be read or explained become rows with their errors.
+    Examples that cannot be read or explained become rows with their errors, and a warning counts them.
 
     Args:
 
@@ -62,12 +81,14 @@ def explain_dataset(
         dataset (Dataset): Data set with ``__getitem__`` and ``__len__``. Its examples are a Tensor ``(...)`` without
             batch dimension, ``(Tensor, label)``, or ``((Tensor, ...), label)`` for a model with several inputs.
         out (str or PathLike): Folder for the results. Made if it does not exist.
-        batch_size (int): Examples explained at once, and stored in one file.
+        batch_size (int): Examples explained at once, and stored in one file. A killed run loses one batch at most.
         target (int or str, optional): Class to explain: a number, ``"label"`` for the label of each example, or None
             for its predicted class. For a model with one output, 0 means the side of each example, and 1 the positive
             side, as for :meth:`BoundarySearch.find`. Default: None
         options (Mapping, optional): Arguments of the explainer's ``attribute`` for every batch, such as
             ``{"n_steps": 20}``. Default: None
+        version (str, optional): A name for whatever results depend on and cannot be seen in model, explainer and data,
+            such as a file that ``forward`` reads. Another version is refused. Default: None
         dtype (torch.dtype, optional): ``torch.float32``, or ``torch.float16`` for files of half the size, in which
             the attributions of an example share a power of two as their scale. Default: torch.float32
         map_size (int or tuple, optional): Height and width of coarse maps to store in place of attributions
@@ -76,21 +97,26 @@ def explain_dataset(
         limit (int, optional): Explain the first examples only. Default: None, all of them.
         class_names (Sequence[str], optional): Names of the model's classes. Default: None, ``dataset.classes`` if there
             is such a list.
+        units (str, optional): Units of the inputs, for reports of distances, such as ``"pixels of [0, 1]"``. Default:
+            None, ``dataset.units`` if there is such a text.
         seed (int, optional): Seed of whatever is drawn at random, by the data set for each example and by the explainer
             for each batch. Default: 0
-        strict (bool, optional): Raise an :class:`ExampleError` for the first example that cannot be read or explained.
-            Batches done before stay. Default: False
+        strict (bool, optional): Raise an :class:`ExampleError` for the first example that cannot be read or explained,
+            in every process of the run. Batches done before stay. Default: False
         resume (bool, optional): Go on with the run that ``out`` holds; if False, a folder with results is refused.
             Default: True
-        shard (tuple, optional): ``(i, n)`` for the i-th of n parts of the data set, counted from 0, where machines
-            that do not know of each other share the work. Default: (0, 1), all of it.
+        verify (bool, optional): Read all examples of batches that are done, and compare them with what was explained.
+            Default: False, the first, the last and a random one of each batch, or all where times of files changed.
+        shard (tuple, optional): ``(i, n)`` for the i-th of n parts of the data set, counted from 0. Default: None, the
+            part of this process under ``torchrun`` (``RANK`` of ``WORLD_SIZE``), or else all of it.
         device (torch.device or str, optional): Where inputs are moved. Default: None, where the explainer's model is.
         num_workers (int, optional): Processes that read examples, as for ``DataLoader``. Default: 0, this one.
         show_progress (bool, optional): Show a progress bar over all processes. Default: False
 
     Returns:
 
-        - **explanations** (*Explanations*): What the folder holds, as :func:`load_explanations` returns it.
+        - **explanations** (*Explanations*): What the folder holds, as :func:`load_explanations` returns it; complete
+          when all shards are done.
 
     Raises:
 
@@ -117,42 +143,212 @@ def explain_dataset(
     check_dataset(dataset)
     check_count("batch_size", batch_size)
     check_count("limit", limit, optional=True)
-    _check_target(target)
-    if dtype not in (torch.float16, torch.float32):
-        raise BoundaryValueError(f"dtype must be torch.float16 or torch.float32, but it is {dtype}.")
-    n_examples = len(dataset)  # type: ignore[arg-type]
-    settings = Settings(
-        target=target,
-        options=dict(options or {}),
-        batch_size=batch_size,
-        dtype=dtype,
-        map_size=pair_of(map_size),
-        save_points=save_points,
-        seed=operator.index(seed),
-        n_examples=n_examples if limit is None else min(limit, n_examples),
-        class_names=class_names,
-        strict=strict,
-        resume=resume,
-        shard=_checked_shard(shard),
-        num_workers=num_workers,
-        show_progress=show_progress,
-    )
-    place = device_of(getattr(explainer, "forward_func", None)) if device is None else torch.device(device)
-    with Team() as team, torch.inference_mode(False), torch.no_grad():
-        run = team.together(lambda: Run(explainer, dataset, Path(out), place, settings))
-        run.work(team)
-    return load_explanations(out)
-
-
-def _check_target(target: object) -> None:
     if isinstance(target, bool) or not (target is None or target == "label" or isinstance(target, int)):
         raise BoundaryTypeError(
             f'target must be None (the predicted class), "label" or the number of a class, but it is {target!r}.'
         )
+    if dtype not in (torch.float16, torch.float32):
+        raise BoundaryValueError(f"dtype must be torch.float16 or torch.float32, but it is {dtype}.")
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
+        raise BoundaryValueError(f"num_workers must be an integer of at least 0, but it is {num_workers!r}.")
+    path = checked_folder(out)
+    n_examples = len(dataset) if limit is None else min(limit, len(dataset))  # type: ignore[arg-type]
+    size = (map_size, map_size) if isinstance(map_size, int) else map_size
+    if size is not None and min(size) < 1:
+        raise BoundaryValueError(f"map_size must be one or two positive integers, but it is {map_size!r}.")
+    place = device_of(getattr(explainer, "forward_func", None)) if device is None else torch.device(device)
+    describer = Describer()
+    with torch.inference_mode(False), torch.no_grad():
+        description = describer.describe(explainer)
+        explain = BatchExplainer(
+            explainer, target, dict(options or {}), place, operator.index(seed), save_points, size, describer.generators
+        )
+        spec = find_spec(explain, Reader(dataset, seed), n_examples)
+        settings = {"target": target, "options": describer.describe(explain.options), "batch_size": batch_size}
+        settings |= {"dtype": str(dtype), "map_size": describer.describe(size), "save_points": save_points}
+        manifest = {
+            "explainer": description,
+            "norm": describer.describe(getattr(getattr(explainer, "search", None), "norm", None)),
+            "multiplies_by_inputs": _multiplies_by_inputs(explainer),
+            "data": {
+                "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
+                "files": files_of(dataset),
+                "class_names": _class_names(dataset, class_names, spec),
+                "units": getattr(dataset, "units", None) if units is None else units,
+                "spec": None if spec is None else describer.describe(spec._asdict()),
+            },
+            "settings": {**settings, "seed": seed, "n_examples": n_examples},
+            "version": version,
+            "device": place.type,
+            "versions": versions(),
+        }
+        store, reader = Store(path, n_examples, batch_size), Reader(dataset, seed, spec, strict)
+        run = _Run(store, _shard_of(shard), reader, manifest)
+        with run.opened(resume), _Progress(store, getattr(explainer, "forward_func", None), show_progress) as progress:
+            run.work(RetryingExplainer(explain, strict), dtype, verify, num_workers, progress)
+            progress.update(store, last=True)
+    explanations = load_explanations(path)
+    _warn_of_errors(explanations)
+    return explanations
 
 
-def _checked_shard(shard: tuple[int, int]) -> tuple[int, int]:
-    index, count = shard
+class _Run:
+    """One shard of a run: explains the batches of its own that its folder lacks."""
+
+    def __init__(self, store: Store, shard: tuple[int, int], reader: Reader, manifest: dict[str, Any]) -> None:
+        self.store = store
+        self.name = f"{shard[0]}-of-{shard[1]}"
+        self.batches = range(shard[0], store.n_batches, shard[1])
+        self.reader = reader
+        self.manifest = manifest
+        self.marker = store.path / ".stopped"  # by a strict process, for all the others
+
+    @contextmanager
+    def opened(self, resume: bool) -> Iterator[None]:
+        """Hold this shard, and put the table together at the end if all others are done."""
+        path = self.store.path
+        if path.exists() and not path.is_dir():
+            raise FolderError(f"out must be a folder, but {path} is a file.")
+        path.mkdir(parents=True, exist_ok=True)
+        with locked(path / f".lock-{self.name}", timeout=0):
+            with locked(path / ".lock", _PATIENCE):
+                if not resume and any(self.store.rows(batch).exists() for batch in self.batches):
+                    raise FolderError(f"{path} holds explanations already. Resume that run, or give another folder.")
+                self.stored = claim(self.store, self.manifest)
+            self.stopped = self.marker.stat().st_mtime_ns if self.marker.exists() else None  # by an earlier run
+            yield
+            with locked(path / ".lock", _PATIENCE):
+                if self.store.finish(self.name):
+                    self.marker.unlink(missing_ok=True)
+
+    def work(
+        self, explain: RetryingExplainer, dtype: torch.dtype, verify: bool, num_workers: int, progress: _Progress
+    ) -> None:
+        """Explain what is missing, after a look at whether what is there belongs to this data set."""
+        done = {batch for batch in self.batches if self.store.is_done(batch)}
+        same_files = self.stored["data"]["files"] == self.manifest["data"]["files"]
+        self._compare(sorted(done), verify or not same_files, num_workers)
+        missing = [batch for batch in self.batches if batch not in done]
+        if missing:
+            self.store.table.unlink(missing_ok=True)  # it has rows that are gone
+        examples = [self.store.examples(batch) for batch in missing]
+        try:
+            for batch, read in zip(missing, self.reader.batches(examples, num_workers), strict=True):
+                self._stop_with_others()
+                explained, failed = explain([example for example in read if isinstance(example, Example)])
+                failed += [failure for failure in read if not isinstance(failure, Example)]
+                rows = [row for part in explained for row in part.rows]
+                tensors = {name: _joined(explained, name) for name in ("attributions", "points")}
+                self.store.write(
+                    batch,
+                    rows_file([*rows, *(failure.facts for failure in failed)]),
+                    tensors_file([row["index"] for row in rows], tensors, dtype),
+                    self.name,
+                )
+                progress.update(self.store)
+        except ExampleError as error:
+            self.marker.write_text(printable(str(error)), encoding="utf-8")
+            raise
+
+    def _compare(self, batches: Sequence[int], verify: bool, num_workers: int) -> None:
+        """Refuse to go on where examples that were explained are not those of the data set any more."""
+        chance = random.SystemRandom()
+        ranges = [self.store.examples(batch) for batch in batches]
+        asked = [each if verify else sorted({each[0], each[-1], chance.choice(each)}) for each in ranges]
+        reader = Reader(self.reader.dataset, self.reader.seed)
+        for batch, examples in zip(batches, reader.batches(asked, num_workers), strict=True):
+            digests = self.store.digests(batch)
+            for facts in (example.facts for example in examples):
+                if digests[facts["index"]] not in (None, facts["digest"]):
+                    reason = f" ({facts['error']})" if "error" in facts else ""
+                    raise FolderError(
+                        f"Example {facts['index']} is not the one that was explained in {self.store.path}: the data "
+                        f"set has changed{reason}. Give this run a folder of its own."
+                    )
+
+    def _stop_with_others(self) -> None:
+        if self.marker.exists() and self.marker.stat().st_mtime_ns != self.stopped:
+            raise ExampleError(f"Another process of this run has stopped. {self.marker.read_text(encoding='utf-8')}")
+
+
+class _Progress:
+    """A bar over the examples of the whole run: the files in its folder are the work of all processes.
+
+    A model that tells of its evaluations, as the command's does, moves it within a batch.
+    """
+
+    def __init__(self, store: Store, model: Any, show: bool) -> None:
+        self.bar = tqdm(total=store.n_examples, desc="Explaining", unit="example", disable=not show, smoothing=0.05)
+        self.model = model if show and hasattr(model, "on_evaluation") else None
+        self.n_evaluations = 0
+        self.next_look, self.next_count = 0.0, 0.0
+        if show:
+            self.bar.update(min(len(store.written()) * store.batch_size, store.n_examples))
+
+    def __enter__(self) -> _Progress:
+        if self.model is not None:
+            self.model.on_evaluation = lambda n_inputs: self.evaluated(n_inputs)  # a function, for copies of the model
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.model is not None:
+            self.model.on_evaluation = None
+        self.bar.close()
+
+    def evaluated(self, n_inputs: int) -> None:
+        """Show that the model was asked about so many inputs."""
+        self.n_evaluations += n_inputs
+        if time.monotonic() >= self.next_look:
+            self.next_look = time.monotonic() + _INTERVAL
+            self.bar.set_postfix_str(f"{self.n_evaluations:,} model evaluations")
+
+    def update(self, store: Store, last: bool = False) -> None:
+        """Count the files again, unless that was done a moment ago."""
+        if not self.bar.disable and (last or time.monotonic() >= self.next_count):
+            start = time.monotonic()
+            self.bar.update(min(len(store.written()) * store.batch_size, store.n_examples) - self.bar.n)
+            self.next_count = time.monotonic() + max(_INTERVAL, 100 * (time.monotonic() - start))
+
+
+def _joined(parts: Sequence[Explained], name: str) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.cat(tensors) for tensors in zip(*(getattr(part, name) for part in parts), strict=True))
+
+
+def _class_names(dataset: Any, class_names: Sequence[str] | None, spec: ExampleSpec | None) -> list[str] | None:
+    """Names of the model's classes: those that were given, or the data set's own."""
+    names = getattr(dataset, "classes", None) if class_names is None else class_names
+    if names is None or spec is None:
+        return None
+    if len(names) != spec.n_classes:
+        raise BoundaryValueError(
+            f"{'The data set has' if class_names is None else 'class_names holds'} {len(names)} classes, but the model "
+            f"has {spec.n_classes}. Labels must be classes of the model: give the data set's in its numbering, or none "
+            "at all, and class_names for all of the model's classes."
+        )
+    return [printable(name if isinstance(name, str) else ", ".join(map(str, name))) for name in names]
+
+
+def _multiplies_by_inputs(explainer: Attribution) -> bool | None:
+    try:
+        return bool(explainer.multiplies_by_inputs)
+    except (AttributeError, NotImplementedError):  # Captum's base class has the property, but not all methods do
+        return None
+
+
+def _shard_of(shard: tuple[int, int] | None) -> tuple[int, int]:
+    """The part of this process: the one that was given, or torchrun's."""
+    index, count = shard or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     if not 0 <= index < count:
-        raise BoundaryValueError(f"shard must be (i, n) with i from 0 to n - 1, but it is {shard!r}.")
+        raise BoundaryValueError(f"shard must be (i, n) with i from 0 to n - 1, but it is {(index, count)!r}.")
     return index, count
+
+
+def _warn_of_errors(explanations: Explanations) -> None:
+    failed = explanations.table(["index", "error"], filter=pc.field("error").is_valid()).to_pylist()
+    if failed:
+        warnings.warn(
+            f"{len(failed)} of {len(explanations)} examples have an error in their row, the first of them example "
+            f"{failed[0]['index']}: {failed[0]['error']}",
+            ExampleWarning,
+            stacklevel=3,
+        )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import io
 import math
 import os
-from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -18,29 +21,19 @@ import captum_boundary
 from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.checks import check_count
 from captum_boundary.datasets._examples import Example, Reader, check_dataset
-from captum_boundary.datasets._folder import write_atomically
-from captum_boundary.datasets._html import page
-from captum_boundary.datasets._pictures import is_image, picture
-from captum_boundary.datasets._summary import summarise
-from captum_boundary.datasets._team import Team
-from captum_boundary.datasets.errors import FolderError
+from captum_boundary.datasets._identity import Describer
+from captum_boundary.datasets._store import FolderError, write_atomically
+from captum_boundary.datasets._summary import summarize
 from captum_boundary.datasets.reading import Explanations, load_explanations
 
 __all__ = ["write_gallery"]
 
 _SHARP = 64  # images up to this size are enlarged pixel by pixel
-_COLUMNS = (
-    "index",
-    "label",
-    "prediction",
-    "target",
-    "adversarial",
-    "distance",
-    "margin",
-    "found",
-    "evaluations",
-    "completeness_gap",
-)
+_COLORS = np.array([[255, 0, 0], [255, 255, 255], [0, 128, 0]], dtype=float)  # Captum's, from negative to positive
+_OUTLIERS = 0.995  # share of pixels whose magnitudes are told apart
+_PICTURES = "1"  # how pictures are made; changed with it
+_COLUMNS = ["index", "name", "label", "prediction", "target", "adversarial", "distance", "margin", "found"]
+_COLUMNS += ["evaluations", "completeness_gap"]
 
 
 def write_gallery(
@@ -57,16 +50,14 @@ def write_gallery(
     The page has a summary (distances by class, which classes lie side by side, the least and most certain examples), a
     grid of all examples with their maps, which can be filtered and sorted, and a view of each. It is made of plain
     files: open ``index.html`` in a browser, or copy the folder to wherever it should be seen. Of examples that are not
-    images, it shows the numbers.
-
-    Pictures that are there already are kept. In a process group of ``torch.distributed``, the processes share them.
+    images, it shows the numbers. Pictures are made again where bounds, size or explanations have changed.
 
     Args:
 
         out (str or PathLike): Folder that :func:`explain_dataset` has written, complete.
         dataset (Dataset): The data set that was explained.
         bounds (tuple, optional): Values of black and white, as a search takes them: ``(lower, upper)``, or tensors for
-            normalised images. Default: None, 0 and 1 or, where an image leaves them, its own extremes.
+            normalized images. Default: None, 0 and 1 or, where an image leaves them, its own extremes.
         size (int, optional): Pixels of the longer side of an image, at most. Default: 160
         title (str, optional): Title of the page. Default: None, the name of the folder.
         show_progress (bool, optional): Show a progress bar. Default: False
@@ -96,15 +87,23 @@ def write_gallery(
     check_count("size", size)
     explanations = load_explanations(out)
     reader = Reader(dataset, explanations.manifest["settings"]["seed"])
-    folder = explanations.path / "gallery"
-    with Team() as team:
-        team.together(lambda: _check(explanations, dataset, reader))
-        places = range(team.rank, len(explanations), team.size)
-        if _has_pictures(explanations):
-            for index in tqdm(places, desc="Pictures", disable=not show_progress or team.rank > 0):
-                _write_picture(folder, explanations, reader, index, bounds, size)
-        team.together(lambda: None)
-        team.first(lambda: _write_page(folder, explanations, title or explanations.path.resolve().name))
+    store, folder = explanations.store, explanations.path / "gallery"
+    _check(explanations, dataset, reader)
+    keys = []
+    if _has_pictures(explanations):
+        look = f"{_PICTURES} {size} {Describer().describe(bounds)}".encode()
+        for batch in tqdm(range(store.n_batches), desc="Pictures", unit="batch", disable=not show_progress):
+            keys.append(hashlib.sha256(look + store.rows(batch).read_bytes()).hexdigest()[:8])
+            for index in store.examples(batch):
+                _write_picture(folder / "pictures", keys[-1], explanations, reader, index, bounds, size)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("captum_boundary.datasets", "page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    content = _content(explanations, keys, title or explanations.path.resolve().name)
+    text = environment.get_template("page.html").render(content).encode("utf-8", "backslashreplace")
+    write_atomically(folder / "index.html", lambda file: file.write(text))
     return folder / "index.html"
 
 
@@ -115,62 +114,87 @@ def _check(explanations: Explanations, dataset: Any, reader: Reader) -> None:
             f"{explanations.path} is not complete: {n_examples - len(explanations.indices())} of {n_examples} examples "
             "are missing. Let explain_dataset finish first."
         )
-    digest = reader.digest(sorted({0, n_examples // 2, n_examples - 1})) if len(dataset) >= n_examples else None
-    if digest != explanations.manifest["data"]["sample"]:
-        raise FolderError(f"The explanations in {explanations.path} are not those of this data set.")
+    for index in sorted({0, n_examples // 2, n_examples - 1}):
+        digest = explanations[index].digest
+        if len(dataset) < n_examples or digest not in (None, reader[index].facts["digest"]):
+            raise FolderError(f"The explanations in {explanations.path} are not those of this data set.")
 
 
 def _has_pictures(explanations: Explanations) -> bool:
-    form = explanations.manifest["data"]["form"]
-    return form is not None and is_image(tuple(form["shapes"][0]))
+    spec = explanations.manifest["data"]["spec"]
+    return spec is not None and len(spec["shapes"][0]) == 3 and spec["shapes"][0][0] in (1, 3)
 
 
 def _write_picture(
-    folder: Path, explanations: Explanations, reader: Reader, index: int, bounds: Bounds, size: int
+    folder: Path, key: str, explanations: Explanations, reader: Reader, index: int, bounds: Bounds, size: int
 ) -> None:
-    path = folder / "pictures" / f"{index // 1000:04d}" / f"{index:09d}.webp"
-    example = None if path.exists() else reader[index]
-    if isinstance(example, Example) and is_image(tuple(example.inputs[0].shape)):
+    path = folder / f"{index // 1000:04d}" / f"{index:09d}-{key}.webp"
+    if path.exists():
+        return
+    for old in path.parent.glob(f"{index:09d}-*.webp"):
+        old.unlink()
+    example = reader[index]
+    if isinstance(example, Example) and example.inputs[0].ndim == 3 and example.inputs[0].shape[0] in (1, 3):
         attributions = explanations[index].attributions
         first = attributions[0] if isinstance(attributions, tuple) else attributions
-        shown = first if first is None or _is_map(first) else None
-        content = picture(example.inputs[0], shown, bounds, size)
+        content = picture(example.inputs[0], first if first is None or first.ndim in (2, 3) else None, bounds, size)
         write_atomically(path, lambda file: file.write(content), durable=False)
 
 
-def _is_map(attributions: Tensor) -> bool:
-    return attributions.ndim in (2, 3)
+def picture(image: Tensor, attributions: Tensor | None, bounds: Bounds, size: int) -> bytes:
+    """WebP of an image ``(C, H, W)`` beside its attributions, each ``size`` pixels wide and high at most."""
+    values = torch.nan_to_num(image.float())
+    if bounds is None:
+        bounds = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else (values.min(), values.max())
+    pair: Any = bounds[0] if isinstance(bounds[0], list | tuple) else bounds  # of the first of several inputs
+    lower, upper = (torch.as_tensor(side).float().cpu() for side in pair)
+    lower, upper = (side[0] if side.ndim == 4 else side for side in (lower, upper))
+    shares = (values - lower) / (upper - lower).clamp_min(torch.finfo(values.dtype).tiny)
+    pixels = (shares.clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1)
+    left = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    maps = Image.new("RGB", left.size, (128, 128, 128)) if attributions is None else _map(attributions)
+    if max(left.size) > size:
+        left.thumbnail((size, size), Image.Resampling.LANCZOS)
+    both = Image.new("RGB", (2 * left.width, left.height))
+    both.paste(left, (0, 0))
+    both.paste(maps.resize(left.size, Image.Resampling.BOX), (left.width, 0))
+    buffer = io.BytesIO()
+    both.save(buffer, "webp", lossless=max(left.size) <= _SHARP, quality=85)
+    return buffer.getvalue()
 
 
-def _write_page(folder: Path, explanations: Explanations, title: str) -> None:
-    table = explanations.table([*_COLUMNS, "error"])
-    names = explanations.class_names
-    html = page(title, captum_boundary.__version__, summarise(table), names)
-    files = resources.files("captum_boundary.datasets") / "_page"
-    contents = {name: (files / name).read_text(encoding="utf-8") for name in ("gallery.css", "gallery.js")}
-    contents |= {"index.html": html, "data.js": "".join(_data(table, explanations))}
-    for name, text in contents.items():
-        write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+def _map(attributions: Tensor) -> Image.Image:
+    """Attributions, summed over channels, in colors from minus to plus their largest magnitudes."""
+    values: Any = (attributions.sum(dim=0) if attributions.ndim == 3 else attributions).double().numpy()
+    if not np.isfinite(values).all():
+        return Image.new("RGB", values.shape[::-1], (128, 128, 128))
+    scale = np.quantile(np.abs(values), _OUTLIERS) or np.abs(values).max() or 1.0
+    places = (np.clip(values / scale, -1, 1) + 1) * (len(_COLORS) - 1) / 2
+    channels = [np.interp(places, range(len(_COLORS)), color) for color in _COLORS.T]
+    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
-def _data(table: Any, explanations: Explanations) -> Iterator[str]:
-    """A script, since a page from a file may not read data in any other way."""
-    errors = zip(table.column("index").to_pylist(), table.column("error").to_pylist(), strict=True)
-    form = explanations.manifest["data"]["form"]
-    content = {
+def _content(explanations: Explanations, keys: list[str], title: str) -> dict[str, Any]:
+    """What the page shows, in numbers of no more digits than are shown."""
+    table, spec = explanations.table(), explanations.manifest["data"]["spec"]
+    columns = {name: [_short(value) for value in table.column(name).to_pylist()] for name in _COLUMNS}
+    notes, errors = (dict(enumerate(table.column(name).to_pylist())) for name in ("note", "error"))
+    summary = summarize(table)
+    summary["largest"] = max((each["distances"][-1] for each in summary["classes"] if each["distances"]), default=0)
+    data = {
         "classes": explanations.class_names,
-        "errors": {index: error for index, error in errors if error is not None},
-        "pictures": _has_pictures(explanations),
-        "sharp": form is not None and max(form["shapes"][0], default=0) <= _SHARP,
-        "columns": {name: [_short(value) for value in table.column(name).to_pylist()] for name in _COLUMNS},
+        "columns": columns,
+        "errors": {row: error for row, error in errors.items() if error is not None},
+        "notes": {row: note for row, note in notes.items() if note is not None},
+        "keys": keys,
+        "batchSize": explanations.store.batch_size,
+        "sharp": spec is not None and max(spec["shapes"][0], default=0) <= _SHARP,
+        "distance": explanations.distance_text(),
     }
-    yield "window.GALLERY = "
-    yield json.dumps(content, separators=(",", ":"))
-    yield ";\n"
+    return {"title": title, "version": captum_boundary.__version__, "data": data, "summary": summary}
 
 
 def _short(value: Any) -> Any:
-    """A number as JSON knows it, in no more digits than are shown."""
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
     return value

@@ -6,19 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
-import pyarrow.parquet as pq
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captum_boundary.datasets._files import SCHEMA, read_tensors
-from captum_boundary.datasets._folder import Folder
-from captum_boundary.datasets._manifest import read_manifest
-from captum_boundary.datasets.errors import FolderError
+from captum_boundary.datasets._identity import read_manifest
+from captum_boundary.datasets._store import FolderError, Store, checked_folder, read_parquet
 
 __all__ = ["Explanation", "Explanations", "load_explanations"]
 
@@ -30,6 +25,7 @@ class Explanation:
     Attributes:
 
         index (int): Place in the data set.
+        name (str): File of the example, where the data set knows it.
         label (int): Class that the data set gives.
         prediction (int): Class that the model gives.
         target (int): Class that was explained.
@@ -39,13 +35,16 @@ class Explanation:
         found (bool): Whether a boundary point was found.
         evaluations (int): Forward and backward passes that the search spent.
         completeness_gap (float): Convergence delta of the attributions.
+        note (str): What the data set warned of when the example was read.
         error (str): Why the example could not be read or explained.
+        digest (str): Digest of the example's inputs and label.
         attributions (Tensor or tuple[Tensor, ...]): Attributions, shaped like the example, or a map ``(h, w)`` where
             ``map_size`` was given. NaN where no boundary point was found.
         points (Tensor or tuple[Tensor, ...]): Boundary point, if it was stored.
     """
 
     index: int
+    name: str | None
     label: int | None
     prediction: int | None
     target: int | None
@@ -55,7 +54,9 @@ class Explanation:
     found: bool | None
     evaluations: int | None
     completeness_gap: float | None
+    note: str | None
     error: str | None
+    digest: str | None
     attributions: Tensor | tuple[Tensor, ...] | None
     points: Tensor | tuple[Tensor, ...] | None
 
@@ -89,30 +90,30 @@ class Explanations(Dataset[Explanation]):
     """
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
-        self.path = Path(out)
+        self.path = checked_folder(out)
         self.manifest = read_manifest(self.path)
         settings = self.manifest["settings"]
-        self._folder = Folder(self.path, settings["n_examples"], settings["batch_size"])
+        self.store = Store(self.path, settings["n_examples"], settings["batch_size"])
         self._last: tuple[int, list[dict[str, Any]]] = (-1, [])
 
     def __len__(self) -> int:
         """Number of examples of the data set, explained or not yet."""
-        return self._folder.n_examples
+        return self.store.n_examples
 
     def __getitem__(self, index: int) -> Explanation:
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise IndexError(f"There are {len(self)} explanations, but number {index} was asked for.")
-        batch = place // self._folder.batch_size
-        row = self._rows(batch)[place - self._folder.examples(batch).start]
-        tensors = read_tensors(self._folder.tensors(batch), place)
+        batch = place // self.store.batch_size
+        row = self._rows(batch)[place - self.store.examples(batch).start]
+        tensors = self.store.read_tensors(batch, place)
         attributions, points = (_together(tensors, name) for name in ("attributions", "points"))
         return Explanation(**row, attributions=attributions, points=points)
 
     @property
     def is_complete(self) -> bool:
         r"""Whether all examples have been explained."""
-        return self._folder.table.exists()
+        return self.store.table.exists()
 
     @cached_property
     def class_names(self) -> list[str] | None:
@@ -120,9 +121,15 @@ class Explanations(Dataset[Explanation]):
         names: list[str] | None = self.manifest["data"]["class_names"]
         return names
 
+    def distance_text(self, distance: float | None = None) -> str:
+        r"""A distance with its norm and units, such as ``"l2 distance 0.0055 in pixels of [0, 1]"``."""
+        norm, units = self.manifest.get("norm"), self.manifest["data"]["units"]
+        number = "" if distance is None else f" {distance:.4g}"
+        return f"{'' if norm is None else f'l{norm} '}distance{number} in {units or 'units of the inputs'}"
+
     def indices(self) -> list[int]:
         r"""Examples that have been explained, in order: all of them once the run is complete."""
-        return [index for batch in sorted(self._folder.done()) for index in self._folder.examples(batch)]
+        return [index for batch in self.store.written() for index in self.store.examples(batch)]
 
     def table(self, columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:  # noqa: A002, Arrow's name
         r"""The rows as an Arrow table, in the order of the data set. ``.to_pandas()`` makes a data frame of it.
@@ -137,23 +144,19 @@ class Explanations(Dataset[Explanation]):
 
             - **table** (*pyarrow.Table*): One row for each example that has been explained.
         """
-        files = (
-            [self._folder.table] if self.is_complete else [self._folder.rows(b) for b in sorted(self._folder.done())]
-        )
-        rows = pyarrow.dataset.dataset(files, SCHEMA, format="parquet")
-        return rows.to_table(columns=None if columns is None else list(columns), filter=filter)
+        return self.store.read_table(columns, filter)
 
     def _rows(self, batch: int) -> list[dict[str, Any]]:
         """The rows of a batch; those of the last one asked for are at hand."""
         if self._last[0] != batch:
-            path = self._folder.rows(batch)
+            path = self.store.rows(batch)
             if not path.exists():
-                first, last = self._folder.examples(batch)[0], self._folder.examples(batch)[-1]
+                first, last = self.store.examples(batch)[0], self.store.examples(batch)[-1]
                 raise FolderError(
                     f"Examples {first} to {last} have not been explained yet: run explain_dataset again to go on. "
                     "indices() lists those that have."
                 )
-            self._last = (batch, pq.ParquetFile(path).read().to_pylist())
+            self._last = (batch, read_parquet(path).to_pylist())
         return self._last[1]
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import io
 import os
 import re
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +18,12 @@ import pytest
 import torch
 from PIL import Image
 from small_data import contents, image_model, small_model
+from torchvision.models import get_model_weights, squeezenet1_0
 
+from captum_boundary import BoundaryValueError
 from captum_boundary.__main__ import main
 from captum_boundary.datasets import load_explanations
-from captum_boundary.datasets._command.models import METHODS, Normalized, build_explainer, load_model
-from captum_boundary.datasets._command.sources import ImageFiles, NpzArrays
+from captum_boundary.datasets._sources import METHODS, CommandModel, load_model
 
 SUPPORT = Path(__file__).parents[1] / "support"
 OWN = ["--model", "small_data:small_model", "--data", "small_data:Rows", "--budget", "5", "--limit", "20"]
@@ -51,7 +57,9 @@ def test_a_model_and_data_of_ones_own(tmp_path, capsys):
     assert explain(*OWN, "--out", tmp_path / "out", "--steps", 5, "--batch-size", 8) == 0
     printed = capsys.readouterr()
     assert "20 of 20 examples are explained." in printed.out
-    assert re.search(r"20 have a boundary point, half of them within 0\.\d+\.", printed.out)
+    assert re.search(
+        r"20 have a boundary point, half of them within l2 distance 0\.\d+ in units of the in", printed.out
+    )
     assert str(tmp_path / "out" / "gallery" / "index.html") in printed.out
     assert "20/20" in printed.err
     explanations = load_explanations(tmp_path / "out")
@@ -146,7 +154,14 @@ def test_help_is_for_newcomers(capsys):
         explain("--help")
     assert done.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("Explain every example of a data set", "examples:", "torchrun", "exit codes:", "go on where the run"):
+    for words in (
+        "code of yours, which is imported and run",
+        "Explain every example of a data set",
+        "examples:",
+        "torchrun",
+        "exit codes:",
+        "go on where the run",
+    ):
         assert words in text
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -162,23 +177,39 @@ def test_help_is_for_newcomers(capsys):
         ({"--data": "torch:initial_seed"}, "must return a Dataset with a length, but it returned a int"),
         ({"--model": "resnet18"}, "must be torchvision:NAME or package.module:function"),
         ({"--model": "small_data:Rows"}, "must return a torch.nn.Module, but it returned a Rows"),
-        ({"--model": "torchvision:resnet18"}, "needs --weights FILE"),
+        ({"--model": "torchvision:resnet18"}, "needs --weights"),
         ({"--model": "torchvision:nonsense", "--weights": __file__}, "torchvision cannot build torchvision:nonsense"),
         ({"--weights": "nowhere.pt"}, "There is no file nowhere.pt of weights"),
         ({"--weights": __file__}, "cannot be read as weights"),
         ({"--method": "gradcam"}, "--method must be one of big, bsm"),
         ({"--device": "abacus"}, "--device must be cpu, cuda or cuda:N"),
+        ({"--device": "meta"}, "--device meta cannot be used"),
+        ({"--model": "broken_code:model"}, "--model broken_code:model failed in"),
+        ({"--model": "broken_code:model"}, "line 2: ZeroDivisionError"),
+        ({"--model": "broken_code:nothing"}, "cannot be imported"),
+        ({"--model": "torchvision:resnet18", "--weights": "IMAGENET"}, "There is no file IMAGENET of weights"),
         ({"--target": "7"}, "target must be between 0 and 2, but it is 7"),
     ],
 )
-def test_mistakes_are_explained(tmp_path, capsys, changes, words):
+def test_mistakes_are_explained(tmp_path, capsys, monkeypatch, changes, words):
+    (tmp_path / "broken_code.py").write_text("def model():\n    return 1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_code", raising=False)
     arguments = {"--model": "small_data:small_model", "--data": "small_data:Rows", "--out": tmp_path / "out", **changes}
     assert explain(*(word for pair in arguments.items() for word in pair)) == 1
     assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "words", [("--budget", "0"), ("--shard", "2/2"), ("--norm", "3"), ("--bounds", "1"), ("--normalize", "a", "b")]
+    "words",
+    [
+        ("--workers", "-1"),
+        ("--budget", "0"),
+        ("--shard", "2/2"),
+        ("--norm", "3"),
+        ("--bounds", "1"),
+        ("--normalize", "a", "b"),
+    ],
 )
 def test_usage_errors(tmp_path, words):
     with pytest.raises(SystemExit) as caught:
@@ -203,55 +234,194 @@ def test_checkpoints_hold_weights_in_several_ways(tmp_path):
     wanted = small_model(seed=1)
     for wrap in (dict, lambda state: {"state_dict": state}, lambda state: {"module." + k: v for k, v in state.items()}):
         torch.save(wrap(wanted.state_dict()), tmp_path / "weights.pt")
-        model = load_model("small_data:small_model", tmp_path / "weights.pt", None, None, torch.device("cpu"))
+        model = load_model("small_data:small_model", str(tmp_path / "weights.pt"), None).model
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), wanted.parameters(), strict=True))
 
 
-def test_normalisation_is_the_models_first_layer():
+def test_prefixes_are_stripped_only_where_they_are_not_the_models_own(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        "import small_data\nfrom torch import nn\nclass Held(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.module = small_data.small_model()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    states = small_model(seed=1).state_dict()
+    torch.save({"module." + name: tensor for name, tensor in states.items()}, tmp_path / "weights.pt")
+    model = load_model("own:Held", str(tmp_path / "weights.pt"), None).model
+    assert torch.equal(model.module[0].weight, states["0.weight"])
+    torch.save({**states, "module.0.weight": states["0.weight"]}, tmp_path / "weights.pt")
+    with pytest.raises(BoundaryValueError, match="are not those of this model"):
+        load_model("small_data:small_model", str(tmp_path / "weights.pt"), None)
+
+
+def test_normalization_is_the_models_first_layer():
     images = torch.rand(2, 3, 8, 8)
     model = image_model()
-    normalized = Normalized(model, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+    normalized = CommandModel(model, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
     mean, std = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.6, 0.7]]).view(2, 3, 1, 1)
     assert torch.equal(normalized(images), model((images - mean) / std))
-    assert build_explainer("big", normalized, (0, 1), 10, 2).search.budget == 10
+    assert torch.equal(CommandModel(model)(images), model(images))
+    asked = []
+    normalized.on_evaluation = asked.append
+    copy.deepcopy(normalized)(images)
+    assert asked in ([2], [])
+    normalized(images)
+    assert asked[-1] == 2
 
 
-def test_images_of_a_folder_are_cropped_and_scaled(images):
-    data = ImageFiles(images, size=8)
-    assert len(data) == 6
-    assert data.classes == ["cat", "dog"]
-    image, label = data[4]
-    assert image.shape == (3, 8, 8)
-    assert label == 1
-    assert image.min() >= 0
-    assert image.max() <= 1
-    grey, _ = ImageFiles(images / "cat", grey=True)[1]
-    assert grey.shape == (1, 13, 10)
-    whole, label = ImageFiles(images, labels=False)[0]
-    assert label is None
-    pixels = np.asarray(Image.open(images / "cat" / "0.png"))
-    assert torch.equal(whole, torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255)
+def test_distances_in_standard_deviations(tmp_path, images, capsys):
+    """With one standard deviation for all channels, they are those in pixels divided by it."""
+    words = ["--model", "small_data:image_model", "--data", images, "--size", 8, "--no-labels", "--budget", 30]
+    words += ["--normalize", "0.5", "0.25", "--batch-size", 4]
+    medians = []
+    for name, units in (("pixels", "pixels of [0, 1]"), ("std", "standard deviations")):
+        assert explain(*words, "--distances-in", name, "--out", tmp_path / name) == 0
+        assert units in capsys.readouterr().out
+        explanations = load_explanations(tmp_path / name)
+        assert units in (tmp_path / name / "gallery" / "index.html").read_text()
+        medians.append(np.nanmedian(explanations.table(["distance"]).to_pandas()["distance"]))
+    assert medians[1] == pytest.approx(medians[0] / 0.25, rel=0.01)
+    pictures = [sorted((tmp_path / name).rglob("*.webp")) for name in ("pixels", "std")]
+    for first, second in zip(*pictures, strict=True):
+        left, right = (np.asarray(Image.open(path)).astype(int)[:, :8] for path in (first, second))
+        assert np.abs(left - right).max() <= 1
+    assert explain(*words[:6], "--out", tmp_path / "no", "--distances-in", "std") == 1
+    assert "needs --normalize" in capsys.readouterr().err
 
 
-def test_arrays_of_a_file(tmp_path):
-    path = tmp_path / "data.npz"
-    pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    np.savez(path, images=pixels, labels=[0, 1], class_names=["cat", "dog"])
-    data = NpzArrays(path)
-    assert (data.classes, data.bounds) == (["cat", "dog"], (0.0, 1.0))
-    image, label = data[1]
-    assert torch.equal(image, torch.from_numpy(pixels[1]).permute(2, 0, 1) / 255)
-    assert label == 1
-    np.savez(path, inputs=np.ones((2, 5)))
-    assert NpzArrays(path)[0][0].tolist() == [1.0] * 5
-    assert not hasattr(NpzArrays(path), "bounds")
-    for arrays, words in (({"pixels": pixels}, "it holds pixels"), ({"images": pixels, "labels": [1]}, "but 1 labels")):
-        np.savez(path, **arrays)
-        with pytest.raises(ValueError, match=words):
-            NpzArrays(path)
-    path.write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="cannot be read as arrays"):
-        NpzArrays(path)
+def test_the_bar_moves_within_a_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr("captum_boundary.datasets.explain._INTERVAL", 0.0)
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    assert explain(*OWN, "--out", tmp_path, "--batch-size", "20", "--no-gallery") == 0
+    states = re.findall(r"\| (\d+)/20 .* ([\d,]+) model evaluations", shown.getvalue().replace("\r", "\n"))
+    within = {count for done, count in states if done == "0"}
+    assert len(within) >= 5
+
+
+MEMORY = """
+import resource, sys
+from captum_boundary import BoundaryValueError
+from captum_boundary.__main__ import main
+import captum_boundary.datasets._command
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+code = main(sys.argv[1:])
+print(code, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+"""
+
+
+@pytest.mark.parametrize("steps", [8, pytest.param(50, marks=pytest.mark.exhaustive)])
+def test_eight_large_images_need_little_memory(tmp_path, steps):
+    """Without an option for it: 8 path points of 8 images at once take 3 GB, and 50 of them 19 GB."""
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(8):
+        Image.fromarray(random.integers(0, 256, (230, 230, 3), dtype=np.uint8)).save(
+            tmp_path / "images" / f"{number}.png"
+        )
+    torch.manual_seed(0)
+    torch.save(squeezenet1_0().state_dict(), tmp_path / "weights.pt")
+    words = [
+        "--model",
+        "torchvision:squeezenet1_0",
+        "--weights",
+        tmp_path / "weights.pt",
+        "--size",
+        "224",
+        "--budget",
+        "2",
+    ]
+    words += [
+        "--normalize",
+        "0.485,0.456,0.406",
+        "0.229,0.224,0.225",
+        "--data",
+        tmp_path / "images",
+        "--out",
+        tmp_path / "out",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", MEMORY, "explain", *map(str, words)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    code, gibibytes = done.stdout.splitlines()[-1].split()
+    assert code == "0", done.stderr
+    assert float(gibibytes) < 1.4  # 1.5 GB
+    explanations = load_explanations(tmp_path / "out")
+    assert explanations.store.batch_size < 8  # a killed run loses no more
+
+
+def test_the_size_of_groups_of_path_points_changes_nothing(tmp_path, images):
+    words = ["--model", "small_data:image_model", "--data", images, "--size", 8, "--no-labels", "--budget", 5]
+    for method in ("big", "ig"):
+        maps = []
+        for size in ([], ["--internal-batch-size", 6], ["--internal-batch-size", 1]):
+            out = tmp_path / f"{method} {len(maps)}"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Captum's, of a size below the number of examples
+                assert explain(*words, *size, "--method", method, "--out", out, "--no-gallery") == 0
+            maps.append(torch.stack([each.attributions for each in load_explanations(out) if each.error is None]))
+        for other in maps[1:]:
+            torch.testing.assert_close(other, maps[0], rtol=1e-4, atol=1e-6)
+
+
+def test_names_of_classes_come_with_the_weights_of_torchvision(tmp_path, monkeypatch):
+    """Where they are torchvision's own, which the digest in the name of its file tells."""
+    torch.save(squeezenet1_0().state_dict(), tmp_path / "weights.pt")
+    assert load_model("torchvision:squeezenet1_0", str(tmp_path / "weights.pt"), None).class_names is None
+    digest = hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest()[:8]
+    entry = get_model_weights("squeezenet1_0").DEFAULT
+    monkeypatch.setattr(entry, "_value_", replace(entry.value, url=f"https://nowhere/squeezenet1_0-{digest}.pth"))
+    names = load_model("torchvision:squeezenet1_0", str(tmp_path / "weights.pt"), None).class_names
+    assert names[:2] == ["tench", "goldfish"]
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: torch.load(tmp_path / "weights.pt"))
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url", lambda *_, **__: torch.load(tmp_path / "weights.pt")
+    )
+    loaded = load_model("torchvision:squeezenet1_0", "DEFAULT", None)
+    assert loaded.class_names == names
+    assert loaded.normalize[0] == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_merging(tmp_path, capsys):
+    words = [*OWN, "--batch-size", 5]
+    for index in range(2):
+        assert explain(*words, "--shard", f"{index}/2", "--out", tmp_path / str(index)) == 0
+    capsys.readouterr()
+    parts = [str(tmp_path / str(index)) for index in range(2)]
+    assert main(["merge", parts[0], "--out", str(tmp_path / "out")]) == 0
+    assert "Other shards are missing" in capsys.readouterr().out
+    assert main(["merge", *parts, "--out", str(tmp_path / "out")]) == 0
+    assert "20 of 20 examples are explained." in capsys.readouterr().out
+    assert explain(*words, "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "gallery" / "index.html").exists()
+    assert main(["merge", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 1
+    assert "There is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "closed", [">&- 2>&-", *(pytest.param(one, marks=pytest.mark.exhaustive) for one in (">&-", "2>&-"))]
+)
+def test_closed_streams_stop_nothing(tmp_path, closed):
+    words = " ".join(map(str, [*OWN, "--out", tmp_path, "--steps", 2]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path])}
+    shell = f"{sys.executable} -m captum_boundary explain {words} {closed}"
+    done = subprocess.run(shell, shell=True, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert load_explanations(tmp_path).is_complete
+    assert "Traceback" not in done.stderr
+
+
+def test_the_report_survives_a_terminal_of_ascii(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "damaged.py").write_text(
+        "import small_data\nclass Rows(small_data.Rows):\n    def __getitem__(self, index):\n"
+        "        if index != 3: return super().__getitem__(index)\n        raise OSError('caf\\u00e9 \\udce9')\n"
+    )
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    words = ["--model", "small_data:small_model", "--data", "damaged:Rows", "--limit", 5, "--budget", 5]
+    assert explain(*words, "--out", tmp_path / "out") == 0
+    terminal.flush()
+    assert b"OSError: caf\\xe9 \\udce9" in terminal.buffer.getvalue()
 
 
 @pytest.mark.exhaustive  # what is under the command runs under torchrun in test_resume.py

@@ -11,12 +11,15 @@ from small_data import Rows, small_model
 from torch.utils.data import DataLoader, Subset
 
 from captum_boundary import BoundarySaliency
-from captum_boundary.datasets import ExampleError, FolderError, explain_dataset, load_explanations
+from captum_boundary.datasets import ExampleError, ExampleWarning, FolderError, explain_dataset, load_explanations
 
 
 @pytest.fixture
 def folder(tmp_path):
-    explain_dataset(BoundarySaliency(small_model()), Rows(11, broken=(6,)), tmp_path, batch_size=4)
+    with pytest.warns(
+        ExampleWarning, match="1 of 11 examples have an error in their row, the first of them example 6: OSE"
+    ):
+        explain_dataset(BoundarySaliency(small_model()), Rows(11, broken=(6,)), tmp_path, batch_size=4)
     return tmp_path
 
 

@@ -1,0 +1,327 @@
+"""The commands: from words to a run, and from what came of it to words and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from captum_boundary.datasets._examples import ExampleWarning, Reader
+from captum_boundary.datasets._sources import (
+    METHODS,
+    CommandModel,
+    Standardized,
+    build_explainer,
+    load_data,
+    load_model,
+)
+from captum_boundary.datasets.explain import explain_dataset
+from captum_boundary.datasets.gallery import write_gallery
+from captum_boundary.datasets.merge import merge_explanations
+from captum_boundary.datasets.reading import Explanations
+from captum_boundary.errors import BoundaryError, BoundaryValueError
+from captum_boundary.search import NearestBoundary
+
+__all__ = ["main"]
+
+_FEATURES_AT_ONCE = 2**20  # of the examples of a batch, unless the user chooses: 6 images of 3 x 224 x 224
+
+_DESCRIPTION = """\
+Explain every example of a data set with a model, and write the results to a folder: attributions, a table of
+distances to the decision boundary, and a gallery to look at. If it is stopped, the same command goes on."""
+
+_EPILOG = """\
+package.module:function names code of yours, which is imported and run. Name none that you do not trust.
+
+examples:
+  a folder with a subfolder of images for each class, and a network of torchvision:
+    python -m captum_boundary explain --model torchvision:squeezenet1_0 --weights squeezenet.pt \\
+        --normalize 0.485,0.456,0.406 0.229,0.224,0.225 --data photographs --size 224 --out explained
+
+  a model and data of your own, from functions without arguments in mine.py, the first 100 examples:
+    python -m captum_boundary explain --model mine:model --data mine:test_set --bounds 0 1 --limit 100 --out explained
+
+  on eight GPUs:
+    torchrun --nproc-per-node 8 -m captum_boundary explain --model ... --data ... --out explained
+
+  on two machines that share nothing, and then on one of them:
+    python -m captum_boundary explain ... --out part0 --shard 0/2     (and part1, 1/2)
+    python -m captum_boundary merge part0 part1 --out explained
+
+exit codes:
+  0  done; examples that could not be explained are rows with their errors, and are counted
+  1  stopped by an error, which is printed; what is done is kept
+  2  the command line is wrong
+  3  done, but not one example could be explained
+  130  interrupted; the same command goes on"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of ``python -m captum_boundary explain``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m captum_boundary explain",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("what to explain").add_argument
+    add("--model", required=True, help="torchvision:NAME, or package.module:function that returns a model")
+    add(
+        "--weights",
+        metavar="FILE",
+        help="state dict of the model, as torch.save writes it; or torchvision's DEFAULT etc.",
+    )
+    add("--num-classes", type=_at_least(1), metavar="N", help="classes of a torchvision model, if not 1000")
+    triple = "per channel: 0.5 0.25, or 0.4,0.5,0.6 0.2,0.2,0.2"
+    add(
+        "--normalize",
+        nargs=2,
+        type=_numbers,
+        metavar=("MEAN", "STD"),
+        help=f"what the model's inputs are normalized by, {triple}",
+    )
+    data = "folder of images (in one subfolder for each class, if there are labels), .npz file with images and labels, "
+    add("--data", required=True, help=data + "or package.module:function that returns a Dataset")
+    add("--size", type=_at_least(1), metavar="PIXELS", help="scale and crop images of a folder to squares")
+    add("--gray", action="store_true", help="read images of a folder with one channel")
+    add("--layout", choices=("nchw", "nhwc"), help="where arrays of an .npz file have their channels")
+    add("--no-labels", dest="labels", action="store_false", help="labels are not the model's classes")
+    add("--class-names", type=Path, metavar="FILE", help="text file, the name of one class a line")
+    add("--limit", type=_at_least(1), metavar="N", help="only the first N examples")
+
+    add = parser.add_argument_group("how to explain it").add_argument
+    methods = f"{', '.join(METHODS)}, or package.module:function from a model to a Captum attribution"
+    add("--method", default="big", help=f"{methods} (default: big, integrated gradients from the boundary)")
+    add("--target", type=_target, default=None, help="predicted, label, or the number of a class")
+    add("--budget", type=_at_least(1), default=40, help="gradients for each boundary point (default: 40)")
+    add("--norm", type=_norm, default=2, help="norm of the distance: 2, inf or 1 (default: 2)")
+    add(
+        "--bounds",
+        nargs=2,
+        type=float,
+        metavar=("LOWER", "UPPER"),
+        help="limits of real inputs, before --normalize (default: 0 1 for images, none for others)",
+    )
+    add(
+        "--distances-in",
+        choices=("pixels", "std"),
+        default="pixels",
+        help="search in units of the data, or after --normalize in standard deviations (default: pixels)",
+    )
+    add("--steps", type=_at_least(1), metavar="N", help="path points of big and ig (default: 50)")
+    add("--version", metavar="TEXT", help="a name for what results depend on and cannot be seen, such as other files")
+
+    add = parser.add_argument_group("where to").add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for what is written")
+    resume = "go on where the run in DIR was stopped (default), or refuse a folder with results"
+    add("--resume", action=argparse.BooleanOptionalAction, default=True, help=resume)
+    add(
+        "--verify",
+        action="store_true",
+        help="compare all examples that are done with the data, not three of each batch",
+    )
+    add("--dtype", choices=("float16", "float32"), default="float32", help="of attributions")
+    add("--map-size", type=_at_least(1), metavar="N", help="store maps of N x N cells, not of all pixels")
+    add("--save-points", action="store_true", help="store boundary points too")
+    add("--no-gallery", dest="gallery", action="store_false", help="write no page to look at")
+
+    add = parser.add_argument_group("on what").add_argument
+    add(
+        "--batch-size",
+        type=_at_least(1),
+        metavar="N",
+        help="examples at once and in one file (default: by their size, at most 32)",
+    )
+    add(
+        "--internal-batch-size",
+        type=_at_least(1),
+        metavar="N",
+        help="path points at once (default: by the size of the examples)",
+    )
+    add("--workers", type=_at_least(0), default=0, metavar="N", help="processes that read examples (default: 0)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU for each process, where there are any)")
+    add("--shard", type=_shard, metavar="I/N", help="only the I-th of N parts, from 0 (default: torchrun's)")
+    add("--seed", type=int, default=0, help="seed of all that is random (default: 0)")
+    add("--strict", action="store_true", help="stop at the first example that cannot be explained")
+    return parser
+
+
+def main(words: Sequence[str]) -> int:
+    """Explain a data set or merge shards, as the ``words`` after the program's name say, and return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of ASCII
+    act: Callable[[Sequence[str]], int] = _merge if words[0] == "merge" else _explain
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExampleWarning)  # which the report counts
+            return act(words[1:])
+    except (BoundaryError, OSError) as error:
+        _say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say("\nInterrupted. What is done is kept: the same command goes on.")
+        return 130
+
+
+def _explain(words: Sequence[str]) -> int:
+    options = parser().parse_args(words)
+    device = _device(options.device)
+    dataset = load_data(options.data, options.size, options.gray, options.labels, options.layout, options.out)
+    loaded = load_model(options.model, options.weights, options.num_classes)
+    bounds = (options.bounds and tuple(options.bounds)) or getattr(dataset, "bounds", None)
+    normalize = options.normalize or loaded.normalize
+    if options.distances_in == "std":
+        if normalize is None:
+            raise BoundaryValueError("--distances-in std needs --normalize: the means and standard deviations.")
+        dataset = Standardized(dataset, normalize[0], normalize[1], bounds)
+        bounds, normalize = dataset.bounds, None
+    model = CommandModel(loaded.model, *(normalize or ())).eval().requires_grad_(False).to(device)
+    search = NearestBoundary(model, bounds=bounds, budget=options.budget, norm=options.norm)
+    explanations = explain_dataset(
+        build_explainer(options.method, model, search),
+        dataset,
+        options.out,
+        batch_size=options.batch_size or _batch_size(dataset, options.seed),
+        target=options.target,
+        options=_attribute_options(options),
+        version=options.version,
+        dtype=getattr(torch, options.dtype),
+        map_size=options.map_size,
+        save_points=options.save_points,
+        limit=options.limit,
+        class_names=_class_names(options) or (None if hasattr(dataset, "classes") else loaded.class_names),
+        seed=options.seed,
+        strict=options.strict,
+        resume=options.resume,
+        verify=options.verify,
+        shard=options.shard,
+        device=device,
+        num_workers=options.workers,
+        show_progress=sys.stderr is not None,
+    )
+    closing = None
+    if explanations.is_complete and options.gallery:
+        page = write_gallery(explanations.path, dataset, bounds=bounds, show_progress=sys.stderr is not None)
+        closing = f"The gallery: {page}"
+    return _report(explanations, closing)
+
+
+def _merge(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("python -m captum_boundary merge", description="Copy shards into one folder.")
+    parser.add_argument("parts", nargs="+", metavar="PART", help="folder that explain --shard I/N has written")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for all of them")
+    options = parser.parse_args(words)
+    closing = "For the gallery, give the command that explained a part, with this folder as --out and without --shard."
+    return _report(merge_explanations(options.parts, options.out), closing)
+
+
+def _report(explanations: Explanations, closing: str | None) -> int:
+    table = explanations.table(["index", "error", "note", "found", "distance"])
+    failed = table.filter(pc.is_valid(table.column("error")))
+    lines = [f"{table.num_rows - failed.num_rows} of {len(explanations)} examples are explained."]
+    if failed.num_rows:
+        first = failed.slice(0, 1).to_pylist()[0]
+        lines.append(
+            f"{failed.num_rows} have an error in their row, the first of them example {first['index']}: "
+            f"{first['error']}"
+        )
+    noted = table.filter(pc.is_valid(table.column("note")))
+    if noted.num_rows:
+        first = noted.slice(0, 1).to_pylist()[0]
+        lines.append(f"{noted.num_rows} have a note, the first of them example {first['index']}: {first['note']}")
+    if table.column("found").null_count < table.num_rows:
+        near = table.filter(pc.field("found")).column("distance").to_numpy()
+        within = f", half of them within {explanations.distance_text(np.median(near))}" if len(near) else ""
+        lines.append(f"{len(near)} have a boundary point{within}.")
+    missing = "Other shards are missing."
+    lines += [f"The results: {explanations.path}", missing if not explanations.is_complete else closing or ""]
+    print("\n".join(line for line in lines if line))
+    return 3 if table.num_rows and failed.num_rows == table.num_rows else 0
+
+
+def _attribute_options(options: Namespace) -> dict[str, Any]:
+    chosen = {"n_steps": options.steps, "internal_batch_size": options.internal_batch_size}
+    return {
+        **({"abs": False} if options.method == "saliency" else {}),
+        **{k: v for k, v in chosen.items() if v is not None},
+    }
+
+
+def _batch_size(dataset: Any, seed: int) -> int:
+    """As many examples as have a moderate number of features together, so that little is lost if the run is killed."""
+    first = next(Reader(dataset, seed).readable(min(len(dataset), 16)), None)
+    n_features = 1 if first is None else sum(tensor.numel() for tensor in first.inputs)
+    return max(1, min(32, _FEATURES_AT_ONCE // max(1, n_features)))
+
+
+def _class_names(options: Namespace) -> list[str] | None:
+    if options.class_names is None:
+        return None
+    try:
+        return options.class_names.read_text(encoding="utf-8").splitlines()  # type: ignore[no-any-return]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BoundaryValueError(f"{options.class_names} cannot be read as names of classes: {error}") from error
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None and not torch.cuda.is_available():
+        return torch.device("cpu")
+    try:
+        device = torch.device(name or f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}")
+    except RuntimeError as error:
+        raise BoundaryValueError(f"--device must be cpu, cuda or cuda:N, but it is {name}.") from error
+    try:
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BoundaryValueError(f"--device {device} cannot be used: {str(error).partition(chr(10))[0]}") from error
+    return device
+
+
+def _say(text: str) -> None:
+    if sys.stderr is not None:
+        print(text, file=sys.stderr)
+
+
+def _at_least(smallest: int) -> Callable[[str], int]:
+    def positive(text: str) -> int:
+        number = int(text)
+        if number < smallest:
+            raise argparse.ArgumentTypeError(f"must be at least {smallest}, but it is {number}")
+        return number
+
+    return positive
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _norm(text: str) -> float:
+    number = float(text)
+    if number not in (1, 2, math.inf):
+        raise argparse.ArgumentTypeError(f"must be 2, inf or 1, but it is {text}")
+    return number
+
+
+def _target(text: str) -> int | str | None:
+    if text in ("predicted", "label"):
+        return None if text == "predicted" else text
+    return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, count = map(int, text.split("/"))
+    if not 0 <= index < count:
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 0 to N - 1, but it is {text}")
+    return index, count

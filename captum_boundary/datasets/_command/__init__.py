@@ -1,1 +1,0 @@
-"""``python -m captum_boundary explain``."""
