@@ -349,7 +349,7 @@ def test_an_example_that_does_not_fit_alone(tmp_path):
     assert all("MemoryError" in error for error in column(explanations, "error"))
 
 
-@pytest.mark.filterwarnings("ignore:The model has dropout")
+@pytest.mark.filterwarnings("ignore:The model is in training mode")
 def test_everything_is_left_as_it_was(tmp_path):
     model, rows = nn.Sequential(nn.Dropout(0.1), small_model()).train(), Rows(5)
     generator = torch.Generator().manual_seed(3)
