@@ -6,6 +6,7 @@ from captum_boundary.attr.boundary_attribution import BoundaryAttribution
 from captum_boundary.attr.boundary_distance import BoundaryDistance
 from captum_boundary.attr.boundary_energy import BoundaryEnergy
 from captum_boundary.attr.boundary_grad_cam import BoundaryGradCam
+from captum_boundary.attr.boundary_noise_tunnel import BoundaryNoiseTunnel
 from captum_boundary.attr.boundary_normals import BoundaryNormals
 from captum_boundary.attr.layer_boundary_attribution import LayerBoundaryAttribution
 from captum_boundary.attr.paper_methods import BoundaryIntegratedGradients, BoundarySaliency
@@ -17,6 +18,7 @@ __all__ = [
     "BoundaryEnergy",
     "BoundaryGradCam",
     "BoundaryIntegratedGradients",
+    "BoundaryNoiseTunnel",
     "BoundaryNormals",
     "BoundarySaliency",
     "LayerBoundaryAttribution",

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from captum.attr import GradientAttribution
-from captum.log import log_usage
 from torch import Tensor
 
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
@@ -18,6 +17,7 @@ from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.mask import Mask
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
+from captum_boundary.attr._captum_method import captum_method
 from captum_boundary.attr._weighting import Weighting, check_weighting
 from captum_boundary.attr.boundary_normals import BoundaryNormals, FlatNormals, collect, flattened
 from captum_boundary.errors import BoundaryValueError
@@ -91,7 +91,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         check_same_model(forward_func, self.search.forward_func)
         self._multiply_by_inputs = multiply_by_inputs
 
-    @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
+    @captum_method
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from captum.attr import Attribution, GradientAttribution, IntegratedGradients
-from captum.log import log_usage
 from torch import Tensor
 
 from captum_boundary._core.captum_helpers import (
@@ -25,6 +24,7 @@ from captum_boundary._core.outputs import has_one_output, score_tensor
 from captum_boundary._core.random_state import preserve_rng_state
 from captum_boundary._core.score_function import ScoreFunction
 from captum_boundary.attr._calls import MethodCall, call_in_groups, call_method, sizes_that_fit
+from captum_boundary.attr._captum_method import captum_method
 from captum_boundary.attr._default_device import default_device_of
 from captum_boundary.attr._layer_methods import HookableFromLayer
 from captum_boundary.attr._methods import build_method, capabilities_of, check_arguments
@@ -117,7 +117,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         self._can = capabilities_of(self._prototype)
         self._built: dict[int, tuple[ScoreTensor, Attribution]] = {}  # by the number of inputs
 
-    @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
+    @captum_method
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,

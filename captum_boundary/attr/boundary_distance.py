@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from captum.attr import GradientAttribution
-from captum.log import log_usage
 from torch import Tensor
 
 from captum_boundary._core.captum_helpers import (
@@ -19,6 +18,7 @@ from captum_boundary._core.captum_helpers import (
     is_tuple,
 )
 from captum_boundary._core.checks import check_inputs
+from captum_boundary.attr._captum_method import captum_method
 from captum_boundary.errors import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 from captum_boundary.search._given import search_for
@@ -76,7 +76,7 @@ class BoundaryDistance(GradientAttribution):  # type: ignore[misc]
         self.search = search_for(forward_func, search)
         check_same_model(forward_func, self.search.forward_func)
 
-    @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
+    @captum_method
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from captum.attr import GradientAttribution
-from captum.log import log_usage
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -21,6 +20,7 @@ from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary._core.margin import margin_and_rival
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
+from captum_boundary.attr._captum_method import captum_method
 from captum_boundary.attr._local_average import local_average
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, slices
@@ -110,7 +110,7 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         self.internal_batch_size = internal_batch_size
         self._seed = seed_of(generator)
 
-    @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
+    @captum_method
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,

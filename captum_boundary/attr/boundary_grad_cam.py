@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from captum.attr import GradientAttribution
-from captum.log import log_usage
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
@@ -23,6 +22,7 @@ from captum_boundary._core.checks import check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import resolve_target
 from captum_boundary._core.model import Model
+from captum_boundary.attr._captum_method import captum_method
 from captum_boundary.attr._spatial_grid import ReshapeTransform, grid_of
 from captum_boundary.attr.boundary_energy import BoundaryEnergy
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
@@ -105,7 +105,7 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
         self.reshape_transform = reshape_transform
         self.internal_batch_size = internal_batch_size
 
-    @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
+    @captum_method
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from captum.attr import LayerAttribution, LayerIntegratedGradients
-from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.mask import Mask
+from captum_boundary.attr._captum_method import captum_method
 from captum_boundary.attr._layer_methods import build_layer_method, for_activations, hookable_from_layer
 from captum_boundary.attr._methods import capabilities_of
 from captum_boundary.attr.boundary_attribution import BoundaryAttribution
@@ -94,7 +94,7 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
         self._prototype = build_layer_method(self._build, from_layer, score)
         self._can = capabilities_of(self._prototype)
 
-    @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
+    @captum_method
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

@@ -142,7 +142,7 @@ def test_the_methods_of_captum_take_it():
     tunnel = NoiseTunnel(method)
     smooth = tunnel.attribute(x, nt_samples=2, stdevs=0.0, target=target, feature_mask=groups)
     torch.testing.assert_close(smooth, expected)
-    assert isinstance(tunnel.attribute((x,), nt_samples=2), tuple)
+    assert isinstance(tunnel.attribute((x,), nt_samples=2, target=target), tuple)
     assert sensitivity_max(method.attribute, x, n_perturb_samples=2, target=target).shape == (N,)
     with pytest.raises(NotImplementedError, match="attribute_future"):
         method.attribute_future()

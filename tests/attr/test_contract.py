@@ -229,7 +229,7 @@ def test_inside_noise_tunnel(explainer, model, inputs):
     smooth = NoiseTunnel(method).attribute(inputs, nt_samples=2, stdevs=0.1, target=target)
     assert smooth.shape == inputs.shape
     close(NoiseTunnel(method).attribute(inputs, nt_samples=2, stdevs=0.0, target=target), method.attribute(inputs))
-    assert isinstance(NoiseTunnel(method).attribute((inputs,), nt_samples=2), tuple)
+    assert isinstance(NoiseTunnel(method).attribute((inputs,), nt_samples=2, target=target), tuple)
 
 
 @every_explainer

@@ -1,0 +1,33 @@
+"""The decorator of ``attribute``: what Captum's own wrappers need, and a warning where they would mix classes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from captum.log import log_usage
+
+from captum_boundary._core.user_warnings import warn_user
+
+__all__ = ["captum_method"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def captum_method(attribute: Function) -> Function:
+    """Log usage as Captum's methods do, and let NoiseTunnel call ``__wrapped__``, which is how it calls them all."""
+    logged = log_usage(part_of_slo=False)(attribute)
+
+    @functools.wraps(attribute)
+    def of_noisy_copies(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if not args and kwargs.get("target") is None:
+            warn_user(
+                "NoiseTunnel was given no target, so that every noisy copy is explained for the class predicted for "
+                "the copy. Give the target, such as model(inputs).argmax(1), or use BoundaryNoiseTunnel, which also "
+                "leaves out copies without a boundary."
+            )
+        return attribute(self, inputs, *args, **kwargs)
+
+    logged.__wrapped__ = of_noisy_copies
+    return cast(Function, logged)
