@@ -7,21 +7,45 @@ import textwrap
 from typing import Any
 
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.image import AxesImage
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from captum_boundary.errors import BoundaryTypeError
 from captum_boundary.visualization._images import Array
 
-__all__ = ["AxesArray", "caption", "grid", "say", "show_image", "show_map", "title"]
+__all__ = [
+    "COLORS",
+    "AxesArray",
+    "as_plain_text",
+    "caption",
+    "grid",
+    "row_label",
+    "say",
+    "show_image",
+    "show_map",
+    "title",
+    "wrapped",
+]
 
 AxesArray = NDArray[Any]
 
 _WIDTH = 8.0  # inches: 800 pixels at matplotlib's usual 100 dots per inch
-_MAX_CELL = 2.2
+# Captum's colors of attributions, by their sign: red is negative and green positive.
+COLORS: dict[str, str | Colormap] = {
+    "all": LinearSegmentedColormap.from_list("RdWhGn", ["red", "white", "green"]),
+    "positive": "Greens",
+    "negative": "Reds",
+    "absolute_value": "Blues",
+}
+
+_MIN_CELL, _MAX_CELL = 0.9, 2.2
+_MAX_LINES = 3
+_PANEL = 0.75  # of the width of its column, less what lies between two
 _CAPTION = 0.36
 _HEADING = 0.45
 _CHARACTER = 0.56  # width by height
@@ -36,7 +60,7 @@ def grid(
     New figures are made as ``plt.subplots`` makes them: notebooks display them, and ``plt.close`` closes them.
     """
     if figure is None:
-        cell = min(_WIDTH / n_columns, _MAX_CELL)
+        cell = max(_MIN_CELL, min(_WIDTH / n_columns, _MAX_CELL))  # many columns make a wider figure
         size = (cell * n_columns, n_rows * (0.92 * cell * aspect + _CAPTION) + _HEADING + foot)
         figure = plt.figure(figsize=size, layout="compressed")
     elif not isinstance(figure, FigureBase):
@@ -54,18 +78,26 @@ def grid(
 
 def title(axis: Axes, text: str) -> None:
     """Say above the panel what it shows."""
-    axis.set_title(_wrapped(axis, text, 9), fontsize=9, pad=4)
+    axis.set_title(_in_panel(axis, text, 9), fontsize=9, pad=4, parse_math=False)
 
 
 def caption(axis: Axes, text: str) -> None:
     """Say below the panel what else there is to know."""
-    axis.set_xlabel(_wrapped(axis, text, 8), fontsize=8)
+    axis.set_xlabel(_in_panel(axis, text, 8), fontsize=8, parse_math=False)
+
+
+def row_label(axis: Axes, text: str) -> None:
+    """Name a row of panels, along the side of its first one."""
+    grid_of = axis.get_gridspec()
+    points = 0.8 * axis.figure.bbox.height / grid_of.nrows * 72 / axis.figure.dpi  # type: ignore[union-attr]
+    axis.set_ylabel(wrapped(text, int(points / (_CHARACTER * 9))), fontsize=9, parse_math=False)
 
 
 def say(axis: Axes, text: str) -> None:
     """Put words in the place of a picture that there is not."""
     axis.set_facecolor("0.95")
-    axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=8, color="0.25", transform=axis.transAxes)
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": "0.25", "parse_math": False}
+    axis.text(0.5, 0.5, _in_panel(axis, text, 8), transform=axis.transAxes, **style)
 
 
 def show_image(axis: Axes, image: Array) -> None:
@@ -79,11 +111,27 @@ def show_map(axis: Axes, values: Array, cmap: str | Colormap, low: float, high: 
     return axis.imshow(values, cmap=cmap, vmin=low, vmax=high, aspect="auto")
 
 
-def _wrapped(axis: Axes, text: str, size: float) -> str:
-    """``text`` in lines that are no wider than the panel; names of classes may be parted at their capitals."""
-    n_columns = axis.get_gridspec().ncols  # type: ignore[union-attr]
-    points = 0.95 * axis.figure.bbox.width / n_columns * 72 / axis.figure.dpi
-    n_characters = max(6, int(points / (_CHARACTER * size)))
-    if max(map(len, text.split()), default=0) > n_characters:
+def as_plain_text(*artists: Artist) -> None:
+    """Show all texts of these artists as they are: a dollar sign in a name does not begin a formula."""
+    for artist in artists:
+        for text in artist.findobj(Text):
+            text.set_parse_math(False)
+
+
+def wrapped(text: str, width: int) -> str:
+    """``text`` in lines of at most ``width`` characters, the last ones of too many left out.
+
+    Names of classes may be parted at their capitals, and words that are longer than a line anywhere.
+    """
+    width = max(6, width)
+    if max(map(len, text.split()), default=0) > width:
         text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
-    return "\n".join(textwrap.fill(line, n_characters, break_long_words=False) for line in text.split("\n"))
+    lines = (textwrap.wrap(line, width, max_lines=_MAX_LINES, placeholder=" …") for line in text.split("\n"))
+    return "\n".join(part for line in lines for part in line)
+
+
+def _in_panel(axis: Axes, text: str, size: float) -> str:
+    """``text`` in lines that are no wider than the panel."""
+    n_columns = axis.get_gridspec().ncols  # type: ignore[union-attr]
+    points = _PANEL * axis.figure.bbox.width / n_columns * 72 / axis.figure.dpi
+    return wrapped(text, int(points / (_CHARACTER * size)))

@@ -26,6 +26,7 @@ from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._given import points_for
 from captum_boundary.visualization._boundary_words import BoundaryWords, check_example
+from captum_boundary.visualization._panels import as_plain_text, wrapped
 from captum_boundary.visualization._plane import Plane, Scene, normal_at, plane_through, scores_in
 
 __all__ = ["plot_boundary_slice"]
@@ -35,6 +36,7 @@ _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#
 _OTHERS = "#999999"
 _ARROW = "#A50026"
 _LIGHTNESS = 0.5
+_TITLE, _LABEL = 60, 24  # characters of a line
 
 Frame = tuple[float, float, float, float]
 
@@ -135,9 +137,10 @@ def plot_boundary_slice(
     handles = _draw_regions(axis, scores.cpu(), classes.cpu(), scene, words, frame)
     handles += _draw_path(axis, marked.cpu(), arrow, half)
     here, there = words.sides(example)
-    axis.set_title(f"{here} | {there}, {words.distance(example)}", fontsize=10)
+    axis.set_title(wrapped(f"{here} | {there}, {words.distance(example)}", _TITLE), fontsize=10)
     _name_axes(axis, plane)
     axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8, frameon=False)
+    as_plain_text(axis)
     return figure, axis
 
 
@@ -174,11 +177,13 @@ def _draw_regions(
         interpolation="nearest",
     )
     _draw_margin(axis, scores, int((classes == scene.target).nonzero()), frame)
-    handles: list[Any] = [Patch(facecolor=colours(place), label=words.name(label)) for place, label in enumerate(named)]
+    names = [wrapped(words.name(label), _LABEL) for label in named]
+    handles: list[Any] = [Patch(facecolor=colours(place), label=name) for place, name in enumerate(names)]
     if n_others > 0:
         handles.append(Patch(facecolor=_light(_OTHERS), label=f"{n_others} other classes"))
     handles.append(Line2D([], [], color="black", linewidth=2, label="boundary"))
-    handles.append(Line2D([], [], color="black", linewidth=0.5, label=f"margin of {words.name(scene.target)}"))
+    of_target = wrapped(f"margin of {words.name(scene.target)}", _LABEL)
+    handles.append(Line2D([], [], color="black", linewidth=0.5, label=of_target))
     return handles
 
 

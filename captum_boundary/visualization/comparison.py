@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -18,7 +18,17 @@ from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._given import points_for
 from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords
 from captum_boundary.visualization._images import Array, check_images, displayed, maps_of, scale_of
-from captum_boundary.visualization._panels import AxesArray, caption, grid, say, show_image, show_map, title
+from captum_boundary.visualization._panels import (
+    COLORS,
+    AxesArray,
+    caption,
+    grid,
+    row_label,
+    say,
+    show_image,
+    show_map,
+    title,
+)
 
 __all__ = ["compare_attributions"]
 
@@ -69,8 +79,8 @@ def compare_attributions(
             colour make up. Default: 2
         share_scale (bool, optional): Scale all maps alike, to compare their sizes too, in place of each by itself.
             Default: False
-        cmap (str, optional): Matplotlib colour map. Default: None, which means ``"RdBu_r"`` for ``"all"`` and
-            ``"viridis"`` for the others, both of which colour-blind readers can tell apart.
+        cmap (str, optional): Matplotlib color map, such as ``"RdBu"``, whose ends color-blind readers can tell apart.
+            Default: None, Captum's colors: red is negative and green positive.
         figure (Figure, optional): Empty figure (or subfigure) to draw in. Default: None, a new one of matplotlib's
             pyplot, 8 inches wide.
 
@@ -116,7 +126,7 @@ def compare_attributions(
     shared = None
     if share_scale:
         shared = scale_of(np.stack([values for view in views for values in view.maps.values()]), outlier_perc)
-    cmap = cmap or ("RdBu_r" if sign == "all" else "viridis")
+    colors = cmap or COLORS[sign]
     titles = ["input", *(["boundary point"] if with_points else []), *methods]
     n_rows = len(images) * len(views)
     figure, axes = grid(n_rows, len(titles), images.shape[2] / images.shape[3], figure, foot=0.6)
@@ -126,7 +136,7 @@ def compare_attributions(
         row, view = place // len(views), views[place % len(views)]
         show_image(panels[0], pictures[row])
         if view.name is not None:
-            panels[0].set_ylabel(view.name, fontsize=9)
+            row_label(panels[0], view.name)
         is_found = view.boundary is None or bool(view.boundary.found[row])
         if view.words is not None and view.beyond is not None:
             _show_point(panels[:2], view.beyond[row], view.words, row, is_found)
@@ -135,8 +145,8 @@ def compare_attributions(
                 say(axis, "NaN" if is_found else NOT_FOUND)
                 continue
             scale = scale_of(values[row], outlier_perc) if shared is None else shared
-            _show_scaled(axis, values[row], scale, cmap, sign == "all", with_caption=shared is None)
-    _add_bar(figure, axes, cmap, sign == "all", shared)
+            _show_scaled(axis, values[row], scale, colors, sign == "all", with_caption=shared is None)
+    _add_bar(figure, axes, colors, sign == "all", shared)
     return figure, axes
 
 
@@ -209,14 +219,16 @@ def _show_point(panels: AxesArray, picture: Array, words: BoundaryWords, row: in
         say(panels[1], NOT_FOUND)
 
 
-def _show_scaled(axis: Axes, values: Array, scale: float, cmap: str, is_signed: bool, with_caption: bool) -> None:
+def _show_scaled(
+    axis: Axes, values: Array, scale: float, cmap: str | Colormap, is_signed: bool, with_caption: bool
+) -> None:
     full = scale or 1.0
     show_map(axis, values, cmap, -full if is_signed else 0.0, full)
     if with_caption:
         caption(axis, f"{'±' if is_signed else ''}{scale:.2g}" if scale else "all zero")
 
 
-def _add_bar(figure: Figure, axes: AxesArray, cmap: str, is_signed: bool, shared: float | None) -> None:
+def _add_bar(figure: Figure, axes: AxesArray, cmap: str | Colormap, is_signed: bool, shared: float | None) -> None:
     """Explain the colours: in numbers if all maps share them, else in terms of the number below each map."""
     full = shared or 1.0
     ticks = [-full, 0.0, full] if is_signed else [0.0, full]

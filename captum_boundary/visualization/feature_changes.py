@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -15,11 +15,14 @@ from captum_boundary._core.checks import check_count
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._categories import Groups
 from captum_boundary.visualization._boundary_words import BoundaryWords, check_example
+from captum_boundary.visualization._panels import as_plain_text, wrapped
 from captum_boundary.visualization._table_changes import Change, TableChanges
 
 __all__ = ["describe_feature_changes", "plot_feature_changes"]
 
 # Of the palette of Okabe and Ito, made for all kinds of colour vision.
+# Characters of a line.
+_TITLE, _LABEL = 60, 24
 _COLOURS = {"higher": "#D55E00", "lower": "#0072B2", "another category": "#009E73"}
 
 
@@ -149,9 +152,10 @@ def plot_feature_changes(
     figure, axis = plt_fig_axis or plt.subplots(figsize=(7.2, height), layout="compressed")
     _draw_bars(axis, shown)
     here, there = words.sides(example)
-    axis.set_title(f"{there} instead of {here}, {words.distance(example)}", fontsize=10)
+    axis.set_title(wrapped(f"{there} instead of {here}, {words.distance(example)}", _TITLE), fontsize=10)
     left_out = len(every_change) - len(shown)
     axis.set_xlabel("change, in the units of the search" + (f" ({left_out} smaller not shown)" if left_out else ""))
+    as_plain_text(axis)
     return figure, axis
 
 
@@ -179,10 +183,12 @@ def _draw_bars(axis: Axes, changes: list[Change]) -> None:
     ]
     amounts = [change.amount for change in changes]
     places = list(range(len(changes)))
-    bars = axis.barh(places, amounts, color=[_COLOURS[kind] for kind in kinds], height=0.65)
-    labels = [f"{change.before} → {change.after}" for change in changes]
-    axis.bar_label(bars, labels, padding=4, fontsize=8)
-    axis.set_yticks(places, [textwrap.fill(change.name or "category", 24) for change in changes], fontsize=9)
+    axis.barh(places, amounts, color=[_COLOURS[kind] for kind in kinds], height=0.65)
+    style: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+    for place, change in enumerate(changes):  # on the right, where no name of a feature stands
+        label = wrapped(f"{change.before} → {change.after}", _LABEL)
+        axis.annotate(label, (max(change.amount, 0.0), place), **style)
+    axis.set_yticks(places, [wrapped(change.name or "category", _LABEL) for change in changes], fontsize=9)
     axis.invert_yaxis()
     axis.axvline(0, color="0.3", linewidth=0.8)
     axis.margins(x=0.3)
