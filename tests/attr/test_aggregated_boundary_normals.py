@@ -288,6 +288,17 @@ def test_an_input_on_a_boundary_has_that_boundary_alone():
     close(attributions, expected, 1e-4)
 
 
+@pytest.mark.parametrize("n_boundaries", [1, 2, 3, 5])
+def test_the_class_on_whose_boundary_an_input_lies_is_the_nearest(n_boundaries):
+    model = nn.Linear(6, 6, bias=False).double()
+    model.weight.data = torch.eye(6).double()
+    inputs = torch.tensor([[1.0, 1.0, 0.9, 0.8, 0.7, 0.1]]).double()
+    _, boundaries = AggregatedBoundaryNormals(model).attribute(inputs, n_boundaries=n_boundaries, return_boundary=True)
+    assert boundaries.adversarial.tolist() == [[1, 2, 3, 4, 5][:n_boundaries]]
+    assert boundaries.distance[0, 0] < 1e-9
+    assert boundaries.found.all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
