@@ -60,7 +60,7 @@ class MarginOracle:
     ) -> None:
         self._model = Model(forward_func, len(inputs[0]), additional_forward_args)
         self.inputs = tuple(tensor.detach() for tensor in inputs)
-        self._chunk = internal_batch_size
+        self.chunk_size = internal_batch_size
         self.dtype = geometry_dtype(inputs)
         self._input_resolution = max(torch.finfo(tensor.dtype).eps for tensor in inputs)
         self.device = inputs[0].device
@@ -299,11 +299,11 @@ class MarginOracle:
 
     def _parts(self, points: Tensor, rows: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Points and their rows, as many at once as may pass through the model."""
-        if self._chunk is None or len(points) <= self._chunk:
+        if self.chunk_size is None or len(points) <= self.chunk_size:
             yield points, rows
         else:
             rows = self.all_rows if rows is None else rows
-            yield from zip(torch.split(points, self._chunk), torch.split(rows, self._chunk), strict=True)
+            yield from zip(torch.split(points, self.chunk_size), torch.split(rows, self.chunk_size), strict=True)
 
 
 def _one_hot(column: Tensor, scores: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from captum_boundary.search.foolbox import FoolboxBoundary
 from captum_boundary.search.nearest import NearestBoundary
 from captum_boundary.search.normalized_bounds import bounds_of
 from captum_boundary.search.pgd import PGDBoundary
-from captum_boundary.search.search_problem import Proposal, SearchProblem
+from captum_boundary.search.search_problem import Proposal, SearchProblem, Solution
 
 __all__ = [
     "BoundaryPoints",
@@ -22,5 +22,6 @@ __all__ = [
     "PGDBoundary",
     "Proposal",
     "SearchProblem",
+    "Solution",
     "bounds_of",
 ]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from captum_boundary._core.checks import shown
-from captum_boundary._core.geometry import Box
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["Categories", "Groups", "columns_of", "group_columns"]
@@ -104,9 +103,9 @@ class Categories(NamedTuple):
         """Rows ``(n, D)`` with the values of a combination ``(n, G)``."""
         return torch.where(self.columns.any(dim=0), self.values[combination].sum(dim=1), x)
 
-    def allowed(self, box: Box) -> Tensor:
-        """Whether limits leave room for each option, ``(1 or n, O)``."""
-        inside = (self.values >= box.lower[:, None]) & (self.values <= box.upper[:, None])
+    def allowed(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Whether limits, ``(1 or n, D)`` each, leave room for each option, ``(1 or n, O)``."""
+        inside = (self.values >= lower[:, None]) & (self.values <= upper[:, None])
         return (inside | ~self.columns[self.group]).all(dim=2)
 
     def check(self, x: Tensor, names: Sequence[object]) -> None:

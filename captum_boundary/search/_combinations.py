@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import Box, length, project_onto_hyperplane, row_dot
-from captum_boundary._core.oracle import MarginOracle
+from captum_boundary._core.geometry import Box, project_onto_hyperplane, row_dot
 from captum_boundary.search._categories import Categories
-from captum_boundary.search._differentiable_scores import DifferentiableScores
-from captum_boundary.search._landing import move_onto_boundary
-from captum_boundary.search._problem import Candidates, Problem
 from captum_boundary.search.boundary_search import BoundarySearch
-from captum_boundary.search.search_problem import Proposal, SearchProblem
+from captum_boundary.search.boundary_status import BoundaryStatus
+from captum_boundary.search.search_problem import SearchProblem
 
-__all__ = ["Combinations"]
+__all__ = ["Combinations", "Incumbent"]
 
 # Combinations whose slopes are compared, those nearest to the boundary first, for every one that is searched.
 _SCREENED = 4
+
+
+class Incumbent(NamedTuple):
+    """The nearest valid rows beyond the boundary that are known, at distance infinity where there is none yet.
+
+    Attributes:
+
+        points (Tensor): Rows, ``(n, D)``; the inputs where there is none.
+        distance (Tensor): Their distances, ``(n,)``.
+        status (Tensor): How they were found, ``(n,)``: values of :class:`BoundaryStatus`.
+    """
+
+    points: Tensor
+    distance: Tensor
+    status: Tensor
+
+    @classmethod
+    def none(cls, problem: SearchProblem) -> Incumbent:
+        distance = problem.x.new_full((len(problem),), torch.inf)
+        return cls(problem.x, distance, torch.full_like(problem.target, BoundaryStatus.FOUND))
+
+    def improved_by(self, rows: Tensor, candidates: Incumbent, signed_margin: Tensor) -> Incumbent:
+        """The nearest of these and of candidates beyond the boundary; of equal ones, that with the largest overshoot.
+
+        ``rows`` ``(P,)`` says which example each candidate belongs to.
+        """
+        beyond = (signed_margin < 0).nonzero().flatten()
+        order = beyond[signed_margin[beyond].argsort(stable=True)]
+        first = order[_first_of_each(rows[order], candidates.distance[order], 1)]
+        first = first[candidates.distance[first] < self.distance[rows[first]]]
+        pairs = zip(self, candidates, strict=True)
+        return Incumbent(*(known.index_copy(0, rows[first], new[first]) for known, new in pairs))
 
 
 class Combinations:
@@ -27,39 +58,41 @@ class Combinations:
     """
 
     def __init__(
-        self, problem: Problem, categories: Categories, fixed: tuple[int, ...], search: BoundarySearch, seed: int
+        self, problem: SearchProblem, categories: Categories, fixed: tuple[int, ...], search: BoundarySearch
     ) -> None:
         self.problem = problem
         self.categories = categories
         self.start = categories.combination_of(problem.x)
-        self._search, self._seed = search, seed
+        self._search = search
         self._pinned = categories.columns.any(dim=0)
         self._pinned[list(fixed)] = True
-        self._allowed = categories.allowed(problem.box)
+        self._allowed = categories.allowed(problem.lower, problem.upper)
 
-    def nearest(self, n_searched: int) -> Candidates:
-        """The nearest points found, at most ``n_searched`` searches for each number of groups that change."""
+    def nearest(self, n_searched: int) -> Incumbent:
+        """The nearest rows found, at most ``n_searched`` searches for each number of groups that change."""
         problem = self.problem
-        rows, combination = problem.oracle.all_rows, self.start
-        best = self._searched(Candidates.none(problem), rows, combination)
-        for _ in range(self.categories.n_groups):
+        rows, combination = torch.arange(len(problem), device=problem.x.device), self.start
+        incumbent = self._searched(Incumbent.none(problem), rows, combination)
+        for n_changes in range(1, self.categories.n_groups + 1):
+            problem.progress(n_changes / (self.categories.n_groups + 1))
             rows, combination = self._with_one_more_change(rows, combination)
             points = self.categories.put(problem.x[rows], combination)
-            distance = length(points - problem.x[rows], problem.norm)
-            near = (distance < best.distance[rows]).nonzero().flatten()
+            distance = problem.select(rows).distance(points)
+            near = (distance < incumbent.distance[rows]).nonzero().flatten()
             if len(near) == 0:
                 break
             rows, combination, points, distance = rows[near], combination[near], points[near], distance[near]
-            depth, _ = problem.oracle.depth(points, rows)
-            best = _or_nearer(best, rows, points, distance, depth)
-            # Whatever else changes where the decision has changed already only lengthens the way.
-            is_open = (depth >= 0) & torch.isfinite(depth) & (distance < best.distance[rows])
+            margin = problem.select(rows).signed_margin(points)
+            status = torch.full_like(rows, BoundaryStatus.CATEGORIES)
+            incumbent = incumbent.improved_by(rows, Incumbent(points, distance, status), margin)
+            # Whatever else changes where the decision has changed already only adds to the distance.
+            is_open = (margin >= 0) & torch.isfinite(margin) & (distance < incumbent.distance[rows])
             open_ones = is_open.nonzero().flatten()
-            rows, combination, depth = rows[open_ones], combination[open_ones], depth[open_ones]
-            chosen = self._promising(rows, combination, depth, n_searched)
+            rows, combination, margin = rows[open_ones], combination[open_ones], margin[open_ones]
+            chosen = self._promising(rows, combination, margin, n_searched)
             rows, combination = rows[chosen], combination[chosen]
-            best = self._searched(best, rows, combination)
-        return best
+            incumbent = self._searched(incumbent, rows, combination)
+        return incumbent
 
     def _with_one_more_change(self, rows: Tensor, combination: Tensor) -> tuple[Tensor, Tensor]:
         """All combinations in which one group more differs from the example's own, each once."""
@@ -73,57 +106,37 @@ class Combinations:
         both = torch.unique(torch.cat([rows[which, None], changed], dim=1), dim=0)
         return both[:, 0], both[:, 1:]
 
-    def _promising(self, rows: Tensor, combination: Tensor, depth: Tensor, n_searched: int) -> Tensor:
-        """Which combinations to search: those whose linearised boundary is nearest."""
-        screened = _first_of_each(rows, depth, _SCREENED * n_searched)
+    def _promising(self, rows: Tensor, combination: Tensor, margin: Tensor, n_searched: int) -> Tensor:
+        """Which combinations to search: those whose linearized boundary is nearest."""
+        screened = _first_of_each(rows, margin, _SCREENED * n_searched)
         if len(screened) == 0 or bool(self._pinned.all()):
             return screened
-        distance = self._linearised_distance(rows[screened], combination[screened])
+        chunks = torch.split(screened, self._search.internal_batch_size or len(screened))
+        distance = torch.cat([self._linearized_distance(rows[chunk], combination[chunk]) for chunk in chunks])
         return screened[_first_of_each(rows[screened], distance, n_searched)]
 
-    def _linearised_distance(self, rows: Tensor, combination: Tensor) -> Tensor:
+    def _linearized_distance(self, rows: Tensor, combination: Tensor) -> Tensor:
         """Distances ``(P,)`` at which the margin would vanish if it were linear; infinite where limits forbid it."""
-        problem = self.problem
-        x = problem.x[rows]
-        points = self.categories.put(x, combination)
-        plane = problem.oracle.linearize(points, rows)
-        slope, drop = plane.slope * ~self._pinned, plane.value.clamp_min(0.0)
-        nearest = project_onto_hyperplane(points, slope, drop, problem.box.of(rows), problem.norm)
-        reaches = row_dot(slope, points - nearest) >= 0.99 * drop
-        return torch.where(reaches, length(nearest - x, problem.norm), torch.inf)
+        part = self.problem.select(rows)
+        with torch.enable_grad():
+            points = self.categories.put(part.x, combination).requires_grad_()
+            margin = part.signed_margin(points)
+            (slope,) = torch.autograd.grad(margin.sum(), points)
+        points, slope, required = points.detach(), slope * ~self._pinned, margin.detach().clamp_min(0.0)
+        nearest = project_onto_hyperplane(points, slope, required, Box(part.lower, part.upper), part.norm)
+        is_reached = row_dot(slope, points - nearest) >= 0.99 * required
+        return torch.where(is_reached, part.distance(nearest), torch.inf)
 
-    def _searched(self, best: Candidates, rows: Tensor, combination: Tensor) -> Candidates:
+    def _searched(self, incumbent: Incumbent, rows: Tensor, combination: Tensor) -> Incumbent:
         """The nearer of these and of what a search of the columns without categories finds."""
         if len(rows) == 0 or bool(self._pinned.all()):
-            return best
-        problem = self.problem
-        oracle, box = problem.oracle, problem.box.of(rows)
-        points = self.categories.put(problem.x[rows], combination)
-
-        def scores(points: Tensor, owners: Tensor) -> Tensor:
-            given: Tensor = DifferentiableScores.apply(points, oracle, owners)
-            return given
-
-        inner = MarginOracle(scores, oracle.unpack(points), oracle.target[rows], rows, self._search.internal_batch_size)
-        lower, upper = (torch.where(self._pinned, points, side) for side in (box.lower, box.upper))
-        within = Problem(inner, Box(lower, upper), problem.norm, problem.noise)
-        view = SearchProblem(within, self._seed, as_tuple=False, progress=lambda done: None)
-        with torch.enable_grad():
-            proposal = self._search.propose(view)
-        ends = view.flatten(proposal.points if isinstance(proposal, Proposal) else proposal).detach()
-        ends, depth = move_onto_boundary(within, ends)
-        return _or_nearer(best, rows, ends, length(ends - problem.x[rows], problem.norm), depth)
-
-
-def _or_nearer(best: Candidates, rows: Tensor, points: Tensor, distance: Tensor, depth: Tensor) -> Candidates:
-    """The nearest, for each example, of the best and of points beyond the boundary; of equals, the deepest one."""
-    beyond = (depth < 0).nonzero().flatten()
-    order = beyond[depth[beyond].argsort(stable=True)]
-    first = order[_first_of_each(rows[order], distance[order], 1)]
-    if len(first) == 0:
-        return best
-    here = rows[first]
-    return best.replaced(here, best.select(here).or_nearer(points[first], distance[first], depth[first]))
+            return incumbent
+        part = self.problem.select(rows)
+        points = self.categories.put(part.x, combination)
+        lower, upper = (torch.where(self._pinned, points, side) for side in (part.lower, part.upper))
+        solution = self._search.solve(self.problem.subproblem(points, rows, limits=(lower, upper)))
+        found = Incumbent(solution.points, part.distance(solution.points), solution.status)
+        return incumbent.improved_by(rows, found, solution.signed_margin)
 
 
 def _first_of_each(rows: Tensor, key: Tensor, n: int) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import numbers
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from captum.robust import Perturbation
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from captum_boundary._core.bounds import Bounds, box_of, check_bounds
+from captum_boundary._core.bounds import Bounds, bounds_of_limits, box_of, check_bounds
 from captum_boundary._core.captum_helpers import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
@@ -28,7 +28,7 @@ from captum_boundary._core.captum_helpers import (
 from captum_boundary._core.checks import check_count, check_inputs, plain_number, shown
 from captum_boundary._core.context import geometry
 from captum_boundary._core.generators import check_generator, seed_of
-from captum_boundary._core.geometry import Box, length
+from captum_boundary._core.geometry import Box
 from captum_boundary._core.mask import Mask, MaskedModel, box_within, movable_values
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
@@ -42,7 +42,7 @@ from captum_boundary.search._landing import move_onto_boundary
 from captum_boundary.search._problem import Problem
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_status import BoundaryStatus
-from captum_boundary.search.search_problem import Proposal, SearchProblem
+from captum_boundary.search.search_problem import Proposal, SearchProblem, Solution
 
 __all__ = ["BoundaryPoints", "BoundarySearch"]
 
@@ -202,15 +202,50 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
               shapes of the inputs. A :class:`Proposal` says how the search of each example ended as well.
         """
 
-    def _land(self, problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Points beyond the boundary moved onto it, and their depths."""
-        return move_onto_boundary(problem, points)
+    def solve(self, problem: SearchProblem) -> Solution:
+        r"""What :meth:`propose` finds, moved onto the boundary: for searches that are made of others.
+
+        Such a search solves a :meth:`SearchProblem.subproblem` of its own.
+
+        Args:
+
+            problem (SearchProblem): The model at n examples.
+
+        Returns:
+
+            - **solution** (*Solution*): Points on the boundary, and where they are none.
+        """
+        with torch.enable_grad():
+            proposal = self.propose(problem)
+        if not isinstance(proposal, Proposal):
+            proposal = Proposal(proposal)
+        inner, status = problem._problem, proposal.status
+        points = problem.flatten(proposal.points).detach()
+        points = torch.where(torch.isfinite(points), points, inner.x)
+        # A final point is evaluated where it is: the way back to the input may lead through what may not be.
+        points, margin = (points, inner.depth(points)) if proposal.is_final else move_onto_boundary(inner, points)
+        status = torch.full_like(problem.target, BoundaryStatus.FOUND) if status is None else status.to(problem.target)
+        found = margin < 0
+        if self.max_distance is not None:
+            found &= problem.distance(points) <= self.max_distance
+        return Solution(points, found, margin, status, proposal.limits)
+
+    def check(self, inputs: tuple[Tensor, ...], mask: Mask) -> None:
+        """Refuse inputs that a search is not meant for, before the model is evaluated; by default none is."""
+
+    def check_starts(self) -> None:
+        """Refuse to search near points other than the inputs, where :meth:`propose` does not."""
+        if not self.takes_starts:
+            raise BoundaryValueError(
+                f'{type(self).__name__} cannot start in random directions: use NearestBoundary, or sampling="classes".'
+            )
 
     def _find(
         self, inputs: Any, target: TargetType, additional_forward_args: object, mask: Mask = None
     ) -> BoundaryPoints:
         with self._opened(inputs, target, additional_forward_args, mask) as problem:
-            return replace(self._searched(problem, is_tuple(inputs)), bounds=self.bounds)
+            boundary = self._searched(problem, is_tuple(inputs))
+            return boundary if boundary.bounds is not None else replace(boundary, bounds=self.bounds)
 
     @contextmanager
     def _opened(
@@ -218,6 +253,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
     ) -> Iterator[Problem]:
         """The model at the inputs, after a look at the arguments; its running statistics stay as they are."""
         tensors = check_inputs(inputs)
+        self.check(tensors, mask)
         movable = movable_values(mask, tensors)
         box = box_within(box_of(self.bounds, tensors), tensors, movable)
         function, arguments = self.forward_func, format_additional_forward_args(additional_forward_args)
@@ -239,12 +275,11 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
 
         Where an example has many pairs, less is spent on each than on ``one_each``.
         """
-        if starts is not None and not self.takes_starts:
-            raise BoundaryValueError(
-                f'{type(self).__name__} cannot start in random directions: use NearestBoundary, or sampling="classes".'
-            )
+        if starts is not None:
+            self.check_starts()
         pairs = self._pairs(problem, rows, target)
-        return self._searched(pairs, as_tuple=True, starts=starts, is_one_of_many=not one_each)
+        batch = problem.oracle.inputs, rows
+        return self._searched(pairs, as_tuple=True, starts=starts, is_one_of_many=not one_each, batch=batch)
 
     def _pairs(self, problem: Problem, rows: Tensor, target: Tensor) -> Problem:
         box = box_of(self.bounds, problem.oracle.inputs).of(rows)
@@ -254,27 +289,33 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         return Problem(problem.oracle.of_pairs(rows, target), box, self.norm, problem.noise)
 
     def _searched(
-        self, problem: Problem, as_tuple: bool, starts: Tensor | None = None, is_one_of_many: bool = False
+        self,
+        problem: Problem,
+        as_tuple: bool,
+        starts: Tensor | None = None,
+        is_one_of_many: bool = False,
+        batch: tuple[tuple[Tensor, ...], Tensor] | None = None,
     ) -> BoundaryPoints:
         """Search a group of examples after the other, and say what has come of every one."""
-        rows = problem.oracle.all_rows
-        groups = torch.split(rows, self.internal_batch_size or len(rows))
-        parts, seed = [], seed_of(self.generator)
+        oracle = problem.oracle
+        groups = torch.split(oracle.all_rows, self.internal_batch_size or len(problem))
+        seed, parts, limits = seed_of(self.generator), [], []
         with tqdm(total=1.0, desc=self._description, bar_format=_BAR, disable=not self.show_progress) as bar:
             for group in groups:
-                part = problem if len(groups) == 1 else problem.select(group)
-                view = SearchProblem(
-                    part,
+                part = SearchProblem(
+                    problem if len(groups) == 1 else problem.select(group),
                     seed,
                     as_tuple,
-                    _progress_of_a_share(bar, len(group) / len(rows)),
+                    _progress_of_a_share(bar, len(group) / len(problem)),
                     None if starts is None else starts[group],
                     is_one_of_many,
+                    None if batch is None else (batch[0], batch[1][group]),
                 )
-                parts.append(self._outcome(part, view))
-                view.progress(1.0)
-        points, distance, adversarial, landed_depth, depth, status = map(torch.cat, zip(*parts, strict=True))
-        oracle = problem.oracle
+                points, _, margin, status, part_limits = self.solve(part)
+                parts.append((points, margin, status, *part.evaluate(points)))
+                limits.append(part_limits)
+                part.progress(1.0)
+        points, landed_depth, status, depth, adversarial, distance = map(torch.cat, zip(*parts, strict=True))
         is_beyond = torch.maximum(depth, landed_depth) < 0
         found = is_beyond if self.max_distance is None else is_beyond & (distance <= self.max_distance)
         return BoundaryPoints(
@@ -287,20 +328,9 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             n_forward=oracle.n_forward,
             n_gradient=oracle.n_gradient,
             norm=self.norm,
+            bounds=_bounds_of(limits, oracle.inputs, as_tuple),
             status=_status_of(status, found, is_beyond, landed_depth < 0),
         )
-
-    def _outcome(self, problem: Problem, view: SearchProblem) -> tuple[Tensor, ...]:
-        """What the search proposes for a group of examples, moved onto the boundary and evaluated again."""
-        with torch.enable_grad():
-            proposal = self.propose(view)
-        proposed, status = proposal if isinstance(proposal, Proposal) else (proposal, None)
-        proposed = view.flatten(proposed).detach()
-        points, landed_depth = self._land(problem, torch.where(torch.isfinite(proposed), proposed, problem.x))
-        depth, adversarial = problem.oracle.depth(points)
-        distance = length(problem.oracle.round(points) - problem.x, self.norm)
-        status = torch.full_like(adversarial, BoundaryStatus.FOUND) if status is None else status.to(adversarial)
-        return points, distance, adversarial, landed_depth, depth, status
 
     def _report(self, found: Tensor, stacklevel: int = 3) -> None:
         """Name the rows where nothing was found, in an error if the search is strict and in a warning if not."""
@@ -315,6 +345,14 @@ def _progress_of_a_share(bar: tqdm[Any], share: float) -> Callable[[float], obje
     """What moves a bar from where it stands, by shares of a share of its length."""
     begin = bar.n
     return lambda done: bar.update(begin + share * done - bar.n)
+
+
+def _bounds_of(limits: Sequence[Any], templates: tuple[Tensor, ...], as_tuple: bool) -> Bounds:
+    """Bounds with a row for each example, where the search says so, from the limits of each group."""
+    if limits[0] is None:
+        return None
+    lower, upper = map(torch.cat, zip(*limits, strict=True))
+    return bounds_of_limits(lower, upper, templates, as_tuple)
 
 
 def _status_of(status: Tensor, found: Tensor, is_beyond: Tensor, was_beyond: Tensor) -> Tensor:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from captum_boundary._core.captum_helpers import TargetType
-from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.checks import check_count
 from captum_boundary._core.mask import Mask
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search._categories import Categories, Groups, columns_of, group_columns
 from captum_boundary.search._combinations import Combinations
-from captum_boundary.search._problem import Problem
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.closest import ClosestBoundary
 from captum_boundary.search.foolbox import FoolboxBoundary
-from captum_boundary.search.search_problem import SearchProblem
+from captum_boundary.search.search_problem import Proposal, SearchProblem
 
 __all__ = ["CategoricalBoundary"]
 
@@ -113,25 +109,15 @@ class CategoricalBoundary(BoundarySearch):
                 "to fixed alone."
             )
 
-    @contextmanager
-    def _opened(
-        self, inputs: Any, target: TargetType, additional_forward_args: object, mask: Mask = None
-    ) -> Iterator[Problem]:
-        self._check_table(inputs)
-        if mask is not None:
-            raise BoundaryValueError("CategoricalBoundary takes no mask: name the columns that are held in fixed.")
-        with super()._opened(inputs, target, additional_forward_args) as problem:
-            yield problem
-
-    def _check_table(self, inputs: Any) -> None:
-        tensors = check_inputs(inputs)
-        if len(tensors) != 1 or tensors[0].ndim != 2:
-            shapes = [tuple(tensor.shape) for tensor in tensors]
+    def check(self, inputs: tuple[Tensor, ...], mask: Mask) -> None:
+        r"""Refuse what is no table with these columns and categories, and masks."""
+        if len(inputs) != 1 or inputs[0].ndim != 2:
+            shapes = [tuple(tensor.shape) for tensor in inputs]
             raise BoundaryValueError(
                 f"inputs must be one table of shape (N, D), whose columns have categories, but the shapes are "
                 f"{shapes}. Give what must not change as additional_forward_args."
             )
-        (table,) = tensors
+        (table,) = inputs
         largest = max((column for group in (*self._groups, self.fixed) for column in group), default=-1)
         if largest >= table.shape[1]:
             raise BoundaryValueError(
@@ -139,15 +125,13 @@ class CategoricalBoundary(BoundarySearch):
                 f"{table.shape[1]} columns, counted from 0."
             )
         Categories.of(self._groups, table).check(table.detach(), self._names)
+        if mask is not None:
+            raise BoundaryValueError("CategoricalBoundary takes no mask: name the columns that are held in fixed.")
 
-    def _land(self, problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
-        # The way back to the input would lead through what lies between categories.
-        return points, problem.depth(points)
-
-    def propose(self, problem: SearchProblem) -> Tensor:
+    def propose(self, problem: SearchProblem) -> Proposal:
         r"""The nearest valid rows beyond the boundary."""
-        inner = problem._problem
-        categories = Categories.of(self._groups, inner.x)
+        combinations = Combinations(problem, Categories.of(self._groups, problem.x), self.fixed, self.search)
         with torch.no_grad():
-            combinations = Combinations(inner, categories, self.fixed, self.search, problem.seed)
-            return combinations.nearest(self.n_combinations).points
+            best = combinations.nearest(self.n_combinations)
+        # The way back to the input would lead through what lies between categories.
+        return Proposal(best.points, best.status, is_final=True)

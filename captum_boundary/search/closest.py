@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_boundary._core.bounds import Bounds, are_same_bounds, bounds_of_limits, limits_of_examples
-from captum_boundary._core.captum_helpers import TargetType, format_output, is_tuple
+from captum_boundary._core.bounds import are_same_bounds
 from captum_boundary._core.mask import Mask
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.search._problem import Problem
 from captum_boundary.search._same_model import check_same_model
-from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_search import BoundarySearch
-from captum_boundary.search.search_problem import SearchProblem
+from captum_boundary.search.search_problem import Proposal, SearchProblem
 
 __all__ = ["ClosestBoundary"]
 
@@ -70,71 +66,55 @@ class ClosestBoundary(BoundarySearch):
                 f"searches must share their norm, for their distances to be compared, but their norms are {norms}."
             )
         sizes = [search.internal_batch_size for search in searches if search.internal_batch_size is not None]
+        generators = [search.generator for search in searches if search.generator is not None]
+        is_shared = all(are_same_bounds(searches[0].bounds, search.bounds) for search in searches)
         super().__init__(
-            searches[0].forward_func, norm=norms[0], strict=strict, internal_batch_size=min(sizes, default=None)
+            searches[0].forward_func,
+            bounds=searches[0].bounds if is_shared else None,
+            norm=norms[0],
+            strict=strict,
+            generator=generators[0] if generators else None,
+            show_progress=any(search.show_progress for search in searches),
+            internal_batch_size=min(sizes, default=None),
         )
         self.searches = tuple(searches)
+        self._has_shared_bounds = is_shared
+
+    takes_starts = True  # if all searches do
+    _description = "Closest boundary"
 
     def with_forward_func(self, forward_func: Callable[..., Any]) -> ClosestBoundary:
         r"""The same searches for another function."""
         searches = [search.with_forward_func(forward_func) for search in self.searches]
         return ClosestBoundary(searches, strict=self.strict)
 
-    def _find(
-        self, inputs: Any, target: TargetType, additional_forward_args: object, mask: Mask = None
-    ) -> BoundaryPoints:
-        results = (search._find(inputs, target, additional_forward_args, mask) for search in self.searches)
-        return reduce(_nearer, results)
+    def check(self, inputs: tuple[Tensor, ...], mask: Mask) -> None:
+        r"""Refuse inputs that one of the searches is not meant for."""
+        for search in self.searches:
+            search.check(inputs, mask)
 
-    def _find_pairs(
-        self,
-        problem: Problem,
-        rows: Tensor,
-        target: Tensor,
-        starts: Tensor | None = None,
-        one_each: bool = False,
-    ) -> BoundaryPoints:
-        return reduce(
-            _nearer, (search._find_pairs(problem, rows, target, starts, one_each) for search in self.searches)
-        )
+    def check_starts(self) -> None:
+        r"""Refuse to search near other points, where one of the searches does not."""
+        for search in self.searches:
+            search.check_starts()
 
-    def propose(self, problem: SearchProblem) -> Tensor:
-        r"""Not used: the finished results of the searches are compared."""
-        raise NotImplementedError("ClosestBoundary compares the finished results of its searches.")
-
-
-def _nearer(first: BoundaryPoints, second: BoundaryPoints) -> BoundaryPoints:
-    """Example by example the nearer of two results, for the price of both."""
-    better = second.distance < first.distance
-
-    def choose(one: Tensor, other: Tensor) -> Tensor:
-        return torch.where(better.to(one.device).view(-1, *[1] * (one.ndim - 1)), other, one)
-
-    pairs = zip(_as_tuple(first.points), _as_tuple(second.points), strict=True)
-    return BoundaryPoints(
-        points=format_output(is_tuple(first.points), tuple(choose(one, other) for one, other in pairs)),
-        target=choose(first.target, second.target),
-        adversarial=choose(first.adversarial, second.adversarial),
-        distance=choose(first.distance, second.distance),
-        margin=choose(first.margin, second.margin),
-        found=first.found | second.found,
-        n_forward=first.n_forward + second.n_forward,
-        n_gradient=first.n_gradient + second.n_gradient,
-        status=choose(first.status, second.status),
-        norm=first.norm,
-        bounds=_chosen_bounds(first, second, better),
-    )
-
-
-def _chosen_bounds(first: BoundaryPoints, second: BoundaryPoints, better: Tensor) -> Bounds:
-    """For every example the bounds of the search that found its point."""
-    if are_same_bounds(first.bounds, second.bounds):
-        return first.bounds
-    points = _as_tuple(first.points)
-    pairs = (limits_of_examples(each.bounds, _as_tuple(each.points)) for each in (first, second))
-    lower, upper = (torch.where(better[:, None], other, one) for one, other in zip(*pairs, strict=True))
-    return bounds_of_limits(lower, upper, points, is_tuple(first.points))
-
-
-def _as_tuple(points: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return points if isinstance(points, tuple) else (points,)
+    def propose(self, problem: SearchProblem) -> Proposal:
+        r"""The nearest of the points that the searches find, each within its own bounds."""
+        points, distance = problem.x, problem.x.new_full((len(problem),), torch.inf)
+        status = limits = None
+        has_own_limits = not self._has_shared_bounds
+        for index, search in enumerate(self.searches):
+            share = index / len(self.searches), (index + 1) / len(self.searches)
+            part = problem.subproblem(bounds=search.bounds, share=share)
+            solution = search.solve(part)
+            reached = torch.where(solution.found, problem.distance(solution.points), torch.inf)
+            is_nearer = reached < distance
+            distance = torch.where(is_nearer, reached, distance)
+            points = torch.where(is_nearer[:, None], solution.points, points)
+            status = solution.status if status is None else torch.where(is_nearer, solution.status, status)
+            has_own_limits |= solution.limits is not None
+            sides = [side.expand_as(points) for side in solution.limits or (part.lower, part.upper)]
+            if limits is not None:
+                sides = [torch.where(is_nearer[:, None], *pair) for pair in zip(sides, limits, strict=True)]
+            limits = sides[0], sides[1]
+        return Proposal(points, status, is_final=True, limits=limits if has_own_limits else None)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from captum_boundary._core.bounds import Bounds, box_of
 from captum_boundary._core.captum_helpers import format_output
 from captum_boundary._core.flat import pack, unpack
+from captum_boundary._core.geometry import Box
 from captum_boundary._core.margin import margin_and_rival
+from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.random_state import preserve_rng_state, seed_rng
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search._differentiable_scores import DifferentiableScores
 from captum_boundary.search._landing import move_onto_boundary
 from captum_boundary.search._problem import Problem
 
-__all__ = ["Proposal", "SearchProblem"]
+__all__ = ["Proposal", "SearchProblem", "Solution"]
 
 
 class Proposal(NamedTuple):
@@ -30,10 +34,35 @@ class Proposal(NamedTuple):
         status (Tensor, optional): A :class:`BoundaryStatus` for each example, ``(n,)`` integers: which phase found the
             point and why the search ended, as if all were found; where none is, that is replaced. Default: None, which
             means ``BoundaryStatus.FOUND``
+        is_final (bool): Whether points are to stay where they are, as those that may not move along straight lines
+            must. Default: False, they are moved onto the boundary.
+        limits (tuple[Tensor, Tensor], optional): Lower and upper limits ``(n, D)`` within which each point was
+            searched. Default: None, those of the problem.
     """
 
     points: Tensor | tuple[Tensor, ...]
     status: Tensor | None = None
+    is_final: bool = False
+    limits: tuple[Tensor, Tensor] | None = None
+
+
+class Solution(NamedTuple):
+    r"""What :meth:`BoundarySearch.solve` returns: a proposal, moved onto the boundary.
+
+    Attributes:
+
+        points (Tensor): Flat points ``(n, D)``.
+        found (Tensor): Whether they lie beyond the boundary, within the search's ``max_distance``, ``(n,)`` booleans.
+        signed_margin (Tensor): Their signed margins ``(n,)``, negative beyond the boundary.
+        status (Tensor): A :class:`BoundaryStatus` for each example, ``(n,)`` integers.
+        limits (tuple[Tensor, Tensor], optional): Lower and upper limits ``(n, D)``, where the proposal has its own.
+    """
+
+    points: Tensor
+    found: Tensor
+    signed_margin: Tensor
+    status: Tensor
+    limits: tuple[Tensor, Tensor] | None
 
 
 class SearchProblem:
@@ -45,7 +74,6 @@ class SearchProblem:
 
     Attributes:
 
-        x (Tensor): The inputs as flat points, ``(n, D)``.
         target (Tensor): The class of each example whose region is left, or entered, ``(n,)``.
         lower (Tensor): Lower limits of the coordinates, that broadcast to ``(n, D)``; ``-inf`` where there are none.
         upper (Tensor): Upper limits, likewise.
@@ -67,8 +95,11 @@ class SearchProblem:
         progress: Callable[[float], object],
         starts: Tensor | None = None,
         is_one_of_many: bool = False,
+        batch: tuple[tuple[Tensor, ...], Tensor] | None = None,
     ) -> None:
         self._problem = problem
+        # All inputs of the call, and which example of them each row is.
+        self._batch, self.example_index = batch or (problem.oracle.inputs, problem.oracle.counter_index)
         self._as_tuple = as_tuple
         self._progress = progress
         self.seed = seed
@@ -76,18 +107,21 @@ class SearchProblem:
         self.is_one_of_many = is_one_of_many
         self.n_classes = problem.oracle.n_classes
         self.norm = problem.norm
-        self.x = problem.x
         self.target = problem.oracle.target
-        self.example_index = problem.oracle.counter_index
         self.lower, self.upper = problem.box.lower, problem.box.upper
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self._problem)
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The inputs as flat points, ``(n, D)``; a copy, as the caller's must not change with it."""
+        return self._problem.x.clone()
 
     @property
     def inputs(self) -> Tensor | tuple[Tensor, ...]:
-        """The inputs as they were given, of these examples."""
-        return self.unflatten(self.x)
+        """The inputs as they were given, of these examples; a copy."""
+        return self.unflatten(self._problem.x.clone())
 
     @property
     def targeted(self) -> Tensor:
@@ -106,15 +140,56 @@ class SearchProblem:
         For attacks that draw from them: results can be repeated, and whoever called the search does not notice.
         """
         with preserve_rng_state():
-            seed_rng(self.seed, self.x.device)
+            seed_rng(self.seed, self._problem.x.device)
             yield
 
     def select(self, rows: Tensor) -> SearchProblem:
         """The same problem for some examples: indices ``(k,)`` or a mask ``(n,)``."""
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         starts = None if self.starts is None else self.starts[rows]
-        part = self._problem.select(rows)
-        return SearchProblem(part, self.seed, self._as_tuple, self._progress, starts, self.is_one_of_many)
+        part, batch = self._problem.select(rows), (self._batch, self.example_index[rows])
+        return SearchProblem(part, self.seed, self._as_tuple, self._progress, starts, self.is_one_of_many, batch)
+
+    def subproblem(
+        self,
+        points: Tensor | None = None,
+        rows: Tensor | None = None,
+        *,
+        bounds: Bounds = None,
+        limits: tuple[Tensor, Tensor] | None = None,
+        share: tuple[float, float] = (0.0, 0.0),
+    ) -> SearchProblem:
+        """A problem of its own, for a search to solve within that of another: evaluations count for both.
+
+        It is that of ``points`` ``(k, D)`` in place of the inputs of the examples ``rows`` ``(k,)``, in any order, also
+        several times; by default that of the inputs themselves. ``bounds``, in the form that a search takes, and
+        ``limits`` ``(k, D)`` are kept beside those of this problem. Its progress is that of this one from the first
+        ``share`` to the second.
+        """
+        outer = self._problem
+        rows = outer.oracle.all_rows if rows is None else rows
+        points = outer.x[rows] if points is None else points
+        box = _intersection(outer.box.of(rows), box_of(bounds, self._batch).of(self.example_index[rows]))
+        if limits is not None:
+            box = _intersection(box, Box(*limits))
+
+        def scores(*arguments: Tensor) -> Tensor:
+            *parts, owners = arguments
+            given: Tensor = DifferentiableScores.apply(pack(tuple(parts)), outer.oracle, owners)
+            return given
+
+        inputs = outer.oracle.unpack(points)
+        oracle = MarginOracle(scores, inputs, outer.oracle.target[rows], rows, outer.oracle.chunk_size)
+        begin, end = share
+        return SearchProblem(
+            Problem(oracle, box, self.norm, outer.noise),
+            self.seed,
+            self._as_tuple,
+            lambda done: self.progress(begin + (end - begin) * done),
+            None if self.starts is None else self.starts[rows],
+            self.is_one_of_many,
+            (self._batch, self.example_index[rows]),
+        )
 
     def unflatten(self, points: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Flat points with the structure, shapes, dtypes and devices of the inputs."""
@@ -137,13 +212,13 @@ class SearchProblem:
             )
         shapes = [tuple(part.shape) for part in parts]
         if shapes == [(len(self), *template.shape[1:]) for template in templates]:
-            return pack(parts).to(self.x)
-        if shapes == [tuple(self.x.shape)]:
-            return parts[0].to(self.x)
+            return pack(parts).to(self._problem.x)
+        if shapes == [tuple(self._problem.x.shape)]:
+            return parts[0].to(self._problem.x)
         needed = [(len(self), *template.shape[1:]) for template in templates]
         raise BoundaryValueError(
-            f"points must be flat, {tuple(self.x.shape)}, or have the shapes of the inputs, {needed}, but their "
-            f"shapes are {shapes}."
+            f"points must be flat, {tuple(self._problem.x.shape)}, or have the shapes of the inputs, {needed}, but "
+            f"their shapes are {shapes}."
         )
 
     def scores(self, points: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -182,6 +257,20 @@ class SearchProblem:
         """
         return move_onto_boundary(self._problem, points)[0]
 
+    def evaluate(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Signed margins, strongest other classes and distances, ``(n,)`` each, of flat points as the model sees them.
+
+        The model sees points after rounding to the dtypes of the inputs.
+        """
+        oracle = self._problem.oracle
+        return *oracle.depth(points), self.distance(oracle.round(points))
+
     def progress(self, done: float) -> None:
         """Move the progress bar to where a share ``done`` of the search of these examples is over, from 0 to 1."""
         self._progress(done)
+
+
+def _intersection(one: Box, other: Box) -> Box:
+    if not one.is_limited or not other.is_limited:
+        return one if one.is_limited else other
+    return Box(torch.maximum(one.lower, other.lower), torch.minimum(one.upper, other.upper))

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from captum_boundary import (
     BoundaryNotFoundError,
@@ -15,6 +15,7 @@ from captum_boundary import (
     BoundaryTypeError,
     BoundaryValueError,
     ClosestBoundary,
+    NearestBoundary,
     PGDBoundary,
 )
 
@@ -71,10 +72,21 @@ def test_a_row_keeps_to_the_bounds_of_its_search():
     assert unlimited.bounds[1].tolist() == [[2, 5], [math.inf, math.inf], [2, 5]]
 
 
-def test_evaluations_add_up():
-    closest, across, up = (search.find(INPUTS) for search in (ClosestBoundary([ACROSS, UP, UP]), ACROSS, UP))
-    assert torch.equal(closest.n_forward, across.n_forward + 2 * up.n_forward)
-    assert torch.equal(closest.n_gradient, across.n_gradient + 2 * up.n_gradient)
+def test_all_evaluations_of_all_searches_are_counted():
+    passed: list[int] = []
+    gradients: list[Tensor] = []
+
+    def counted(x):
+        passed.append(len(x))
+        if x.requires_grad:
+            x.register_hook(gradients.append)
+        return corner(x)
+
+    searches = [NearestBoundary(counted, budget=6), PGDBoundary(counted, epsilons=(1.0, 4.0), n_steps=5)]
+    boundary = ClosestBoundary(searches).find(INPUTS)
+    assert int(boundary.n_forward.sum()) == sum(passed)
+    assert int(boundary.n_gradient.sum()) == sum(map(len, gradients))
+    assert (boundary.n_gradient > 5).all()
 
 
 def test_the_earlier_search_wins_a_tie():

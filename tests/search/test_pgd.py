@@ -31,15 +31,16 @@ def distances(model, inputs, norm):
 
 
 class Path:
-    """A half-plane ``x0 < edge`` that remembers where it was evaluated with gradients."""
+    """A half-space ``slope . x < edge`` that remembers where gradients were taken."""
 
-    def __init__(self, edge):
-        self.edge, self.points = edge, []
+    def __init__(self, edge, slope=(1.0, 0.0)):
+        self.edge, self.slope, self.points = edge, torch.tensor(slope), []
 
     def __call__(self, x):
-        if torch.is_grad_enabled():
-            self.points.append(x.detach().clone())
-        return self.edge - x[:, 0]
+        point = x.detach().clone()
+        if x.requires_grad:
+            x.register_hook(lambda gradient: self.points.append(point))
+        return self.edge - x[:, : len(self.slope)] @ self.slope.to(x)
 
 
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
@@ -98,19 +99,12 @@ def test_iterates_stay_in_ball_and_bounds(linear, norm):
     ("norm", "step"), [(2, (-0.6, -0.8, 0.0)), (math.inf, (-1.0, -1.0, 0.0)), (1, (0.0, -1.0, 0.0))]
 )
 def test_the_step_of_each_norm(norm, step):
-    weight = torch.tensor([3.0, 4.0, 0.0])
-    points = []
-
-    def model(x):
-        points.append(x.detach().clone())
-        return x @ weight + 100
-
+    model = Path(edge=100.0, slope=(-3.0, -4.0, 0.0))
     with pytest.warns(BoundaryNotFoundWarning):
-        PGDBoundary(model, epsilons=(1.0,), n_steps=1, step_size=0.5, norm=norm, random_start=False).find(
+        PGDBoundary(model, epsilons=(1.0,), n_steps=2, step_size=0.5, norm=norm, random_start=False).find(
             torch.zeros(1, 3)
         )
-    # After the input, alone and in another batch, and the start.
-    torch.testing.assert_close(points[3], 0.5 * torch.tensor([step]))
+    torch.testing.assert_close(model.points[1], 0.5 * torch.tensor([step]))
 
 
 def test_l1_steps_pass_by_coordinates_at_their_bounds():
@@ -173,6 +167,7 @@ def test_one_random_start_serves_all_examples(norm):
     model = Path(edge=50.0)
     with pytest.warns(BoundaryNotFoundWarning):
         PGDBoundary(model, epsilons=(0.5,), n_steps=1, norm=norm).find(EXAMPLES)
+    assert len(model.points) == 1
     start = model.points[0] - EXAMPLES
     assert (torch.linalg.vector_norm(start, ord=norm, dim=1) <= 0.5).all()
     for first, second in itertools.pairwise(start):
