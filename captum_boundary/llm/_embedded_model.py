@@ -81,6 +81,16 @@ class EmbeddedModel:
             embeddings: Tensor = self.layer(ids.to(self.device)).detach()
         return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
 
+    def neighbor_distances(self, ids: Tensor) -> Tensor:
+        """Euclidean distances ``(L,)`` of the embeddings of tokens from the nearest different ones of other tokens."""
+        weight = self.weight.float()
+        nearest = []
+        for own in torch.split(weight[ids.to(weight.device)], 64):  # the table of all pairs is large
+            few = torch.cdist(own, weight).topk(min(8, len(weight)), largest=False).indices
+            exact = torch.linalg.vector_norm(weight[few] - own[:, None], dim=2)  # of which cdist is an approximation
+            nearest.append(torch.where(exact > 0, exact, torch.inf).amin(dim=1))
+        return torch.cat(nearest)
+
     def logits(self, embeddings: Tensor, ids: Tensor, n_last: int) -> Tensor:
         """Logits ``(N, n_last, V)`` of what follows the last positions of embeddings ``(N, L, E)``.
 

@@ -150,29 +150,26 @@ def _single_candidates(
         offset = values[groups[place]] + ((x - points[groups[place]].float()) * slope).sum() - slope[place] @ x[place]
         predicted = (search.sign * (offset + weight @ slope[place])).cpu()
         predicted[~vocabulary.allowed(token, forbidden)] = torch.inf
-        ranked.append(_ranked(predicted, log_p[positions[place] - 1] if positions[place] > 0 else None, n_candidates))
+        distance = torch.linalg.vector_norm(weight - x[place], dim=1).cpu()
+        in_context = log_p[positions[place] - 1] if positions[place] > 0 else None
+        ranked.append(_ranked(predicted, distance, in_context, n_candidates))
     rounds = max(map(len, ranked), default=0)
     return [
         {place: tokens[turn]} for turn in range(rounds) for place, tokens in enumerate(ranked) if turn < len(tokens)
     ]
 
 
-def _ranked(predicted: Tensor, log_p: Tensor | None, n_candidates: int) -> list[int]:
-    """Tokens by turns: the one that is predicted to flip the decision most, and the likeliest that is predicted to."""
+def _ranked(predicted: Tensor, distance: Tensor, log_p: Tensor | None, n_candidates: int) -> list[int]:
+    """Tokens by turns: predicted to flip the decision most, and the nearest and the likeliest predicted to flip it."""
     n = min(n_candidates, int(predicted.isfinite().sum()))
-    strongest = predicted.topk(n, largest=False).indices.tolist()
-    if log_p is None:
-        return strongest
-    likely = torch.where(predicted < 0, log_p[: len(predicted)], -torch.inf)
-    n_likely = min(n, int(likely.isfinite().sum()))
-    both = _by_turns(strongest, likely.topk(n_likely).indices.tolist())
-    return list(dict.fromkeys(both))[:n]
-
-
-def _by_turns(first: list[int], second: list[int]) -> Iterator[int]:
-    for turn in range(max(len(first), len(second))):
-        yield from first[turn : turn + 1]
-        yield from second[turn : turn + 1]
+    lists = [predicted.topk(n, largest=False).indices.tolist()]
+    flips = predicted < 0
+    n_flips = min(n, int(flips.sum()))
+    lists.append(torch.where(flips, distance, torch.inf).topk(n_flips, largest=False).indices.tolist())
+    if log_p is not None:
+        lists.append(torch.where(flips, log_p[: len(predicted)], -torch.inf).topk(n_flips).indices.tolist())
+    by_turns = (tokens[turn] for turn in range(n) for tokens in lists if turn < len(tokens))
+    return list(dict.fromkeys(by_turns))[:n]
 
 
 def _linearized(search: _Search, points: Tensor) -> tuple[Tensor, Tensor]:

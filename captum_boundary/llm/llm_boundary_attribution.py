@@ -235,7 +235,7 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
                 substitutions.append(find_substitutions(decision, number, *given))
         with torch.no_grad():
             score = decision(x, index).float()
-        found = boundary.found
+        found, neighbors = boundary.found, self._embedded.neighbor_distances(prompt.ids[prompt.movable])
         return LLMBoundaryResult(
             input_tokens=names,
             output_tokens=outputs,
@@ -245,7 +245,7 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
             score=score,
             distance=boundary.distance,
             token_distance=None if token_budget is None else torch.stack(distances),
-            token_norm=_summed(decision.moving.square().sum(dim=2), groups, len(names))[0].sqrt(),
+            neighbor_distance=_summed(neighbors.square()[None].to(token_attr), groups, len(names))[0].sqrt(),
             substitutions=substitutions,
             boundary=boundary,
             inp=inp,

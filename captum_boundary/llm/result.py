@@ -68,7 +68,8 @@ class LLMBoundaryResult(LLMAttributionResult):  # type: ignore[misc]
         distance (Tensor): Smallest change of the embeddings of all features together that flips each decision, in
             Euclidean distance, ``(D,)``; infinity where none was found.
         token_distance (Tensor): The same where one feature alone may move, ``(D, M)``; None if it was not asked for.
-        token_norm (Tensor): Euclidean length of the embeddings of each feature, ``(M,)``.
+        neighbor_distance (Tensor): Euclidean distance of the embeddings of each feature from those of the nearest other
+            real tokens, ``(M,)``: the unit in which ``token_distance`` is near or far.
         substitutions (list): For each decision, real tokens that flip it, the nearest first.
         boundary (BoundaryPoints): Boundary points of the decisions, embeddings ``(D, T, E)`` of the T tokens that may
             move.
@@ -91,7 +92,7 @@ class LLMBoundaryResult(LLMAttributionResult):  # type: ignore[misc]
         ...     score=torch.tensor([3.0]),
         ...     distance=torch.tensor([0.5]),
         ...     token_distance=torch.tensor([[2.0, float("inf")]]),
-        ...     token_norm=torch.tensor([3.0, 3.0]),
+        ...     neighbor_distance=torch.tensor([3.0, 3.0]),
         ...     substitutions=[[]],
         ...     boundary=None,
         ... )
@@ -110,7 +111,7 @@ class LLMBoundaryResult(LLMAttributionResult):  # type: ignore[misc]
         score: Tensor,
         distance: Tensor,
         token_distance: Tensor | None,
-        token_norm: Tensor,
+        neighbor_distance: Tensor,
         substitutions: list[list[Substitution]],
         boundary: BoundaryPoints,
         inp: Any = None,
@@ -122,18 +123,19 @@ class LLMBoundaryResult(LLMAttributionResult):  # type: ignore[misc]
         self.score = score
         self.distance = distance
         self.token_distance = token_distance
-        self.token_norm = token_norm
+        self.neighbor_distance = neighbor_distance
         self.substitutions = substitutions
         self.boundary = boundary
         self.inp = inp
 
     @property
     def token_closeness(self) -> Tensor | None:
-        r"""Length of each feature's embeddings over its ``token_distance``, ``(D, M)``: an attribution without signs.
+        r"""Distance of the nearest other real token over ``token_distance``, ``(D, M)``: an attribution without signs.
 
-        0 where the feature alone cannot flip the decision.
+        Above 1, a feature flips the decision before it comes as far as the next token; 0 means that it cannot flip it
+        alone. Distances themselves compare embeddings of different lengths and surroundings.
         """
-        return None if self.token_distance is None else self.token_norm / self.token_distance
+        return None if self.token_distance is None else self.neighbor_distance / self.token_distance
 
     def __repr__(self) -> str:
         decisions = "; ".join(
@@ -165,7 +167,7 @@ class LLMBoundaryResult(LLMAttributionResult):  # type: ignore[misc]
         names = [repr(token)[1:-1] for token in self.input_tokens]
         axes.set_yticks(range(len(values)), [_escaped(name) for name in names])
         axes.invert_yaxis()
-        axes.set_xlabel("length of the embedding / distance to the flip where this token alone moves")
+        axes.set_xlabel("distance of the next token / distance to the flip, where this token alone moves")
         axes.set_title(
             _escaped(
                 f"{self.output_tokens[decision]!r} against {self.rival_tokens[decision]!r}: distance "

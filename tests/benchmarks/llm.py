@@ -42,7 +42,8 @@ from captum_boundary.metrics import spearman_rho
 
 TOP = 3
 N_STEPS = 16  # of paths; half as many in the quick run
-N_CANDIDATES = 64  # forward passes for substitutions; half as many in the quick run
+TOKEN_BUDGET = 10  # gradients for each token; half as many in the quick run
+N_CANDIDATES = 64  # forward passes for substitutions; none in the quick run
 SLOW = ("IG, zero, target", "GradientShap", "Shapley sampling")  # not in the quick run
 Function = Callable[[Tensor], Tensor]
 
@@ -156,12 +157,11 @@ def explained(
     decision: Decision, result: LLMBoundaryResult, quick: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]]]:
     """Attributions of all methods, and what they cost."""
-    nearest = torch.cdist(decision.x[0], decision.weight).topk(2, largest=False).values[:, 1]
     from_mean = (decision.x[0] - decision.weight.mean(0)).norm(dim=1)
     maps = {
         "token closeness": result.token_closeness[0],
         "1 / token distance": 1 / result.token_distance[0],
-        "next token / token distance": nearest / result.token_distance[0],
+        "length / token distance": decision.x[0].norm(dim=1) / result.token_distance[0],
         "mean embedding / token distance": from_mean / result.token_distance[0],
         "BIG": result.token_attr[0],
     }
@@ -269,6 +269,18 @@ def told(result: LLMBoundaryResult) -> dict[str, Any]:
     }
 
 
+def substitutions(
+    model: nn.Module, tokenizer: Any, decision: Decision, answers: tuple[str, str, str], result: LLMBoundaryResult
+) -> dict[str, dict[str, Any]]:
+    """Those of the result, from the slope at the prompt itself, and random ones, at as many forward passes."""
+    explain = LLMBoundaryAttribution(model, tokenizer, LayerGradientXActivation, budget=1)
+    return {
+        "from the boundary": told(result),
+        "HotFlip": told(explain.attribute(*answers, token_budget=None, n_candidates=N_CANDIDATES)),
+        "random": random_substitutions(decision, N_CANDIDATES),
+    }
+
+
 def of_prompt(model: nn.Module, tokenizer: Any, case: Case, quick: bool) -> dict[str, Any] | None:
     """All that is measured of one prompt; None where the model prefers the wrong answer."""
     ids = torch.tensor(tokenizer.encode(case.prompt))
@@ -278,13 +290,14 @@ def of_prompt(model: nn.Module, tokenizer: Any, case: Case, quick: bool) -> dict
         return None
     start = time.perf_counter()
     explain = LLMBoundaryAttribution(model, tokenizer, budget=20)
-    n_steps, n_candidates = (N_STEPS // 2, N_CANDIDATES // 2) if quick else (N_STEPS, N_CANDIDATES)
-    answers = case.prompt, case.target, case.rival
-    result = explain.attribute(*answers, n_steps=n_steps, n_candidates=n_candidates)
-    seconds = time.perf_counter() - start
-    hot_flip = LLMBoundaryAttribution(model, tokenizer, LayerGradientXActivation, budget=1).attribute(
-        *answers, token_budget=None, n_candidates=n_candidates
+    answers, half = (case.prompt, case.target, case.rival), 2 if quick else 1
+    result = explain.attribute(
+        *answers,
+        n_steps=N_STEPS // half,
+        token_budget=TOKEN_BUDGET // half,
+        n_candidates=None if quick else N_CANDIDATES,
     )
+    seconds = time.perf_counter() - start
     maps, costs = explained(decision, result, quick)
     references = {"occlusion": maps["occlusion"], "resampling": resampling(decision, 2 if quick else 4)}
     places = places_of(case.prompt, case, tokenizer)
@@ -298,11 +311,7 @@ def of_prompt(model: nn.Module, tokenizer: Any, case: Case, quick: bool) -> dict
         "distance": float(result.distance),
         "whole": [int(result.boundary.n_forward), int(result.boundary.n_gradient)],
         "firmness": firmness(model, tokenizer, case, target, rival),
-        "substitutions": {
-            "from the boundary": told(result),
-            "HotFlip": told(hot_flip),
-            "random": random_substitutions(decision, n_candidates),
-        },
+        "substitutions": {} if quick else substitutions(model, tokenizer, decision, answers, result),
         "first token near": int(result.token_distance[0].argmin()) == 0,
         "last token near": int(result.token_distance[0].argmin()) == len(ids) - 1,
         "seconds": seconds,
@@ -364,7 +373,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     }
     for label, values in near.items():
         print(f"rank correlation with the share of variants that flip: {label}: {resampled(values, flips)}")
-    for label in ("from the boundary", "HotFlip", "random"):
+    for label in rows[0]["substitutions"]:
         part = [row["substitutions"][label] for row in rows]
         flipped = interval([float(p["flipped"]) for p in part])
         distance = interval([p["distance"] for p in part])
@@ -393,7 +402,7 @@ def shown(cell: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n-of-each", type=int, default=12, help="prompts of each of five kinds, at most 12")
-    parser.add_argument("--quick", action="store_true", help="fewer steps, candidates and methods")
+    parser.add_argument("--quick", action="store_true", help="half the steps, fewer methods, no substitutions")
     parser.add_argument("--rule", action="store_true", help="explain the decoder of known rule")
     parser.add_argument("--n-texts", type=int, default=40, help="texts for the decoder of known rule")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON")
@@ -412,10 +421,7 @@ def main() -> None:
             if row is not None:
                 rows.append(row)
                 path.write_text(json.dumps(rows, default=str), encoding="utf-8")
-                print(
-                    f"{row['seconds']:.0f} s  {case.prompt}  {row['substitutions']['from the boundary']['text']}",
-                    flush=True,
-                )
+                print(f"{row['seconds']:.0f} s  {case.prompt}", flush=True)
         print(f"{len(rows)} prompts; of {n_wrong} others the model prefers the wrong answer\n")
     path.write_text(json.dumps(rows, default=str), encoding="utf-8")
     show(rows)

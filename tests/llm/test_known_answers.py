@@ -37,7 +37,7 @@ def test_distances_and_substitutions_name_the_word_that_decides(benchmark):
         rival = (answer - 3) % 4 + 4
         result = explain.attribute(text, [int(answer)], [int(rival)], n_steps=2)
         assert result.score > 0
-        right += int(relative(explain, result, text).argmax()) == int(place)
+        right += int(result.token_closeness[0].argmax()) == int(place)
         for found in result.substitutions[0]:
             n_single += len(found.positions) == 1
             n_right_single += found.positions == (int(place),)
@@ -47,18 +47,15 @@ def test_distances_and_substitutions_name_the_word_that_decides(benchmark):
     assert n_single < 8 * 6
 
 
-def relative(explain, result, text):
-    """Distance to the next token, over that to the boundary."""
-    weight = explain.model.get_input_embeddings().weight
-    return torch.cdist(weight[text], weight).topk(2, largest=False).values[:, 1] / result.token_distance[0]
-
-
 def test_the_benchmark_of_the_rule(benchmark, capsys):
     with torch.random.fork_rng(devices=[]):
         rows = benchmark.llm.of_rule(2)
         benchmark.llm.show(rows)
     table = capsys.readouterr().out
-    assert all(label in table for label in ("token closeness", "BIG", "IG, zero", "attention rollout"))
+    assert all(
+        label in table
+        for label in ("token closeness", "length / token distance", "BIG", "IG, zero", "attention rollout")
+    )
     for row in rows:
         assert row["methods"]["occlusion"]["occlusion"] == pytest.approx(1)
         assert row["methods"]["occlusion"]["cause"] == 1
