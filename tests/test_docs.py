@@ -23,7 +23,7 @@ FENCE = re.compile(
 )
 RUN = ("{testsetup}", "{testcode}", "{testcleanup}")
 # Pages on packages that the rest of the tests can do without.
-NEEDED = {"howto/trainers.md": ("accelerate", "lightning")}
+NEEDED = {"howto/trainers.md": ("accelerate", "lightning"), "howto/language_models.md": ("transformers",)}
 NOT_MADE_BY_USERS = ("captum_boundary.search.SearchProblem",)
 NOT_CODE = ("{image}", "{include}", "{testoutput}", "{toctree}", "console", "bibtex")
 
