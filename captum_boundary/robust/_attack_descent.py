@@ -56,9 +56,14 @@ def minimize(
     return incumbent
 
 
-def random_displacement(maps: AttributionMaps, box: Box, n_tries: int, generator: torch.Generator | None) -> Tensor:
-    """Every feature moved to its upper or lower limit at random; the input where no try keeps the label."""
-    generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
+def random_displacement(
+    maps: AttributionMaps, box: Box, n_tries: int, generator: torch.Generator | None, seed: int = 0
+) -> Tensor:
+    """Every feature moved to its upper or lower limit at random; the input where no try keeps the label.
+
+    ``seed`` is that of the draws where there is no ``generator``.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed) if generator is None else generator
     points, is_moved = maps.x, torch.zeros_like(maps.all_rows, dtype=torch.bool)
     for _ in range(n_tries):
         signs = torch.randint(2, (1, points.shape[1]), generator=generator, device=generator.device)

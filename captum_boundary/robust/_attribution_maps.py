@@ -183,6 +183,10 @@ class AttributionMaps:
         """Whether points of these margins ``(N,)`` have the label of the inputs, beyond rounding."""
         return margin > self._noise
 
+    def loses_label(self, margin: Tensor) -> Tensor:
+        """Whether points of these margins ``(N,)`` have another label than the inputs, beyond rounding."""
+        return margin < -self._noise
+
     def check_finite(self) -> None:
         """Refuse scores that were NaN or infinite."""
         self._evaluated.check_finite()

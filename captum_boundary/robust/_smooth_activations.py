@@ -122,8 +122,8 @@ class _SmoothActivations(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        smooth = None if kwargs.get("out") is not None else _SMOOTH_FORMS.get(func)
+        kwargs = {name: value for name, value in (kwargs or {}).items() if name != "out" or value is not None}
+        smooth = None if "out" in kwargs else _SMOOTH_FORMS.get(func)
         if smooth is None:
             return func(*args, **kwargs)
         arguments = inspect.signature(smooth).bind(self._positive_part, *args, **kwargs).arguments

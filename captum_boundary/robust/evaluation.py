@@ -20,8 +20,9 @@ from captum_boundary._core.agreement import (
     topk_intersection,
 )
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.checks import check_count, check_inputs, shown
 from captum_boundary._core.flat import pack
+from captum_boundary._core.geometry import Box
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attack_descent import random_displacement
 from captum_boundary.robust._attribution_maps import AttributionMaps, as_shares
@@ -32,6 +33,8 @@ __all__ = ["AttributionRobustness", "MapAgreement", "evaluate_attribution_robust
 
 # Draws among which the control is the first that keeps the label.
 _CONTROL_TRIES = 30
+# Points that leave the box by rounding alone, as shares of its width, are not refused.
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,9 @@ def evaluate_attribution_robustness(
             their ``attribute(inputs, target=...)`` is, with ``additional_forward_args=...`` where there are any. It
             gets the predicted classes where ``target`` is None. Where it finds nothing (a boundary attribution without
             a boundary point), its map is NaN, and so are the measures. Default: None, what the attack is made for.
-        perturbed (Tensor or tuple[Tensor, ...], optional): Perturbed inputs that were found before, like ``inputs``:
-            the attack is not run again. Default: None
+        perturbed (Tensor or tuple[Tensor, ...], optional): Perturbed inputs that were found before, like ``inputs``,
+            within ``epsilon`` and ``bounds`` of the attack and with the labels of ``inputs``: the attack is not run
+            again. Default: None
 
     Returns:
 
@@ -132,8 +136,8 @@ def evaluate_attribution_robustness(
         BoundaryTypeError: If ``attack`` is no AttributionAttack or ``attribution`` no method, and for inputs, targets
             or outputs of the wrong type.
         BoundaryValueError: If the attack is made for another model, whose labels it would keep, for a ``k`` larger than
-            the map, perturbed inputs or attributions of other shapes than the inputs, and for whatever
-            :meth:`AttributionAttack.perturb` refuses.
+            the map, perturbed inputs or attributions of other shapes than the inputs, perturbed inputs out of reach of
+            the attack or with other labels, and for whatever :meth:`AttributionAttack.perturb` refuses.
 
     Examples::
 
@@ -170,8 +174,9 @@ def evaluate_attribution_robustness(
         maps = attack._maps(check_inputs(inputs), target, additional_forward_args)
         k = top_count(attack.k if k is None else k, math.prod(maps.map_shape))
         box = attack._box(maps)
-        moved = attack._perturbed(maps, box) if perturbed is None else _as_points(perturbed, maps)
-        control = random_displacement(maps, box, _CONTROL_TRIES, attack.generator)
+        moved = attack._perturbed(maps, box) if perturbed is None else _as_points(perturbed, maps, box)
+        seed = 1 if attack.method == "random" else 0  # the control of a random perturbation is another one
+        control = random_displacement(maps, box, _CONTROL_TRIES, attack.generator, seed)
         shares = _shares_of(attribution, maps, is_tuple(inputs), additional_forward_args)
         points = tqdm((maps.x, moved, control), desc="Maps", unit="map", disable=not attack.show_progress)
         before, after, of_control = map(shares, points)
@@ -186,7 +191,8 @@ def evaluate_attribution_robustness(
         )
 
 
-def _as_points(perturbed: object, maps: AttributionMaps) -> Tensor:
+def _as_points(perturbed: object, maps: AttributionMaps, box: Box) -> Tensor:
+    """Given perturbed inputs as points ``(N, D)`` that the attack could have returned."""
     tensors = check_inputs(perturbed)
     shapes = [tuple(tensor.shape) for tensor in maps.inputs]
     if [tuple(tensor.shape) for tensor in tensors] != shapes:
@@ -194,7 +200,24 @@ def _as_points(perturbed: object, maps: AttributionMaps) -> Tensor:
             f"perturbed must have the shapes of inputs, {shapes}, but it has "
             f"{[tuple(tensor.shape) for tensor in tensors]}."
         )
-    return maps.rounded(pack(tensors).to(maps.x))
+    points = maps.rounded(pack(tensors).to(maps.x))
+    excess = torch.maximum(box.lower - points, points - box.upper)
+    resolution = max(torch.finfo(tensor.dtype).eps for tensor in maps.inputs)
+    is_outside = (excess > _ROUNDING * (box.upper - box.lower) + resolution * points.abs()).any(dim=1)
+    loses_label = maps.loses_label(maps.margin(points))
+    # Both in one question, since an accelerator has to be waited for to answer it.
+    any_outside, any_lost = torch.stack([is_outside.any(), loses_label.any()]).tolist()
+    if any_outside:
+        raise BoundaryValueError(
+            "perturbed must lie within epsilon of inputs and within bounds, those of the attack, but row(s) "
+            f"[{shown(is_outside)}] do not. Numbers of points further away cannot be compared with the control."
+        )
+    if any_lost:
+        raise BoundaryValueError(
+            f"perturbed must keep the predicted labels of inputs, but those of row(s) [{shown(loses_label)}] are "
+            "others. A map of another decision may well be another map: give inputs there, as attacks do that fail."
+        )
+    return points
 
 
 def _shares_of(

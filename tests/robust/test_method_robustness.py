@@ -213,3 +213,41 @@ def test_progress_is_that_of_the_attack(network, images, capsys):
 def test_what_makes_no_sense(network, images, options, error, message):
     with pytest.raises(error, match=message):
         evaluate_attribution_robustness(network, images, None, attack(network), **options)
+
+
+def test_perturbed_inputs_out_of_reach_are_refused(network, images) -> None:
+    attacker = attack(network, bounds=(0, 1))
+    labels = network(images).argmax(dim=1)
+    far = images.clone()
+    far[1] = (images[1] + 2 * attacker.epsilon * torch.where(images[1] < 0.5, 1.0, -1.0)).clamp(0, 1)
+    with pytest.raises(
+        BoundaryValueError, match=r"within epsilon of inputs and within bounds, .* row\(s\) \[1\] do not"
+    ):
+        evaluate_attribution_robustness(network, images, None, attacker, perturbed=far)
+    low = images.clone()
+    low[2] -= attacker.epsilon
+    assert low.min() < 0
+    with pytest.raises(BoundaryValueError, match=r"within bounds, .* row\(s\) \[2\]"):
+        evaluate_attribution_robustness(network, images, None, attacker, perturbed=low)
+    wide = attack(network, bounds=None, epsilon=100.0)
+    others = 10 * torch.randn(200, 2, 4, 4, dtype=images.dtype, generator=torch.Generator().manual_seed(2))
+    others = others[network(others).argmax(dim=1) != labels[0]][:1].expand_as(images)
+    assert len(others) == len(images)
+    with pytest.raises(
+        BoundaryValueError, match=r"must keep the predicted labels of inputs, but those of row\(s\) \[0"
+    ):
+        evaluate_attribution_robustness(network, images, None, wide, perturbed=others)
+
+
+def test_perturbed_inputs_at_the_edge_are_taken(network, images) -> None:
+    """Rounded sums may lie outside of the ball by their last bit, and the inputs themselves are no perturbation."""
+    attacker = attack(network, epsilon=1e-3)
+    for points in (images, (images + 1e-3).clamp(0, 1), attacker.perturb(images)):
+        result = evaluate_attribution_robustness(network, images, None, attacker, perturbed=points)
+        torch.testing.assert_close(result.perturbed, points, rtol=0, atol=1e-7)
+
+
+def test_the_control_of_a_random_perturbation_is_another_one(network, images) -> None:
+    attacker = attack(network, method="random")
+    result = evaluate_attribution_robustness(network, images, None, attacker)
+    assert not torch.equal(result.kendall_tau, result.control.kendall_tau)

@@ -312,6 +312,69 @@ def test_kinks_out_of_reach_are_named(name) -> None:
     smooth_loss(model, smooth=None)(x, y).backward()
 
 
+def masked(z: Tensor) -> Tensor:
+    return z.masked_fill(z < 0, 0.0)
+
+
+def selected(z: Tensor) -> Tensor:
+    result = torch.zeros_like(z)
+    result[z > 0] = z[z > 0]
+    return result
+
+
+WITHOUT_SMOOTH_FORM = {
+    "z * (z > 0)": (lambda z: z * (z > 0), "mul of a comparison"),
+    "z * (z > 0).float()": (lambda z: z * (z > 0).to(z), "to_copy of a comparison"),
+    "where": (lambda z: torch.where(z > 0, z, 0.1 * z), "where of a comparison"),
+    "where of both": (lambda z: torch.where((z > 0) & (z < 6), z, torch.zeros_like(z)), "where of a comparison"),
+    "masked_fill": (masked, "masked_fill of a comparison"),
+    "indexing": (selected, "index of a comparison, index_put of a comparison"),
+    "hardshrink": (F.hardshrink, "hardshrink"),
+    "a threshold that jumps": (lambda z: F.threshold(z, 0.5, 0.0), "threshold"),
+    "random leaks": (lambda z: F.rrelu(z, training=True), "rrelu"),
+}
+
+
+@pytest.mark.parametrize(("relu", "name"), WITHOUT_SMOOTH_FORM.values(), ids=WITHOUT_SMOOTH_FORM)
+def test_kinks_without_a_smooth_form_are_named(relu, name) -> None:
+    x, y = batch()
+    rar = smooth_loss(Functional(relu))
+    with pytest.raises(BoundaryValueError, match=rf"smooth='softplus' does not reach every activation: {name}\. It"):
+        rar(x, y)
+    smooth_loss(Functional(relu), smooth=None)(x, y).backward()
+
+
+def padding(z: Tensor) -> Tensor:
+    """Looks for padding, for NaN and for values out of range, and divides by a length."""
+    assert not (z > 1e6).any()
+    z = z.masked_fill((z == 0) | z.isnan(), -1.0)
+    length = z.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
+    return torch.tanh(torch.where(torch.arange(z.shape[1]) > 2, z / length, F.normalize(z, dim=1)))
+
+
+def test_comparisons_that_select_no_activation_are_welcome() -> None:
+    x, y = batch()
+    plain, smooth = (smooth_loss(Functional(padding), smooth=smooth)(x, y) for smooth in (None, "softplus"))
+    assert torch.equal(plain, smooth)
+
+
+SAME_AS_RELU = {
+    "threshold": nn.Threshold(0.0, 0.0),
+    "maximum": lambda z: torch.maximum(z, torch.zeros_like(z)),
+    "clamp": lambda z: z.clamp(0, 1e9),
+    "clamp without memory": lambda z: torch.clamp(z, min=0, out=None),
+    "minimum": lambda z: -torch.minimum(-z, torch.zeros_like(z)),
+}
+
+
+@pytest.mark.parametrize("relu", SAME_AS_RELU.values(), ids=SAME_AS_RELU)
+def test_all_ways_to_write_a_relu_have_the_same_loss(relu) -> None:
+    x, y = batch()
+    loss, expected = smooth_loss(Functional(relu))(x, y), smooth_loss(network())(x, y)
+    torch.testing.assert_close(loss, expected)
+    assert abs(loss - smooth_loss(network(), smooth=None)(x, y)) > 1e-3
+
+
 def test_recurrent_layers_without_kinks_are_welcome() -> None:
     x, y = batch()
     model = Recurrent("tanh").double()
