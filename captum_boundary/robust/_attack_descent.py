@@ -95,11 +95,11 @@ class Objective(ABC):
 
     @abstractmethod
     def value(self, shares: Tensor) -> Tensor:
-        """What is minimised, ``(N,)``."""
+        """What is minimized, ``(N,)``."""
 
     @abstractmethod
     def coefficients(self, shares: Tensor) -> Tensor:
-        """Weights ``(N, P)`` of the shares in the sum that is minimised in its place, at least near these shares."""
+        """Weights ``(N, P)`` of the shares in a sum that has the same gradient at these shares."""
 
     def gradient(self, magnitudes: Tensor, shares: Tensor) -> Tensor:
         """Gradient ``(N, P)`` of the sum with respect to the map before it is scaled to shares."""

@@ -28,9 +28,9 @@ from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.geometry import Box
 from captum_boundary._core.margin import margin_and_rival, resolve_target
 from captum_boundary._core.model import Model
+from captum_boundary._core.model_modes import twice_differentiable
 from captum_boundary._core.modules import unwrapped
 from captum_boundary.robust._gradients_in_parts import batches
-from captum_boundary.robust._model_modes import twice_differentiable
 from captum_boundary.robust._smooth_activations import smooth_activations
 
 __all__ = ["AttributionMaps", "MapState", "as_shares"]
@@ -197,7 +197,7 @@ class AttributionMaps:
 
     def fold(self, values: Tensor) -> Tensor:
         """Sums ``(N, P)`` over the channels of images."""
-        parts = torch.split(values, [template[0].numel() for template in self.inputs], dim=1)
+        parts = torch.split(values, [tensor[0].numel() for tensor in self.inputs], dim=1)
         return flat_maps(tuple(part.view(t.shape) for part, t in zip(parts, self.inputs, strict=True)))
 
     def _mean_gradient(self, points: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ _SLACK = 64
 
 
 class InnerMaximizer(NamedTuple):
-    """Seeks the point of a ball around each input, or at a price for its distance, where an objective is largest."""
+    """Seeks the point of a ball around each input, or with a penalty on its distance, where an objective is largest."""
 
     epsilon: float
     norm: float

@@ -18,14 +18,14 @@ from captum_boundary._core.captum_helpers import format_additional_forward_args,
 from captum_boundary._core.checks import check_inputs
 from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.margin import class_scores
-from captum_boundary._core.modules import unwrapped
-from captum_boundary._core.outputs import has_one_output, score_tensor
-from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.robust._model_modes import (
+from captum_boundary._core.model_modes import (
     clone_if_inference,
     evaluation_mode,
     twice_differentiable,
 )
+from captum_boundary._core.modules import unwrapped
+from captum_boundary._core.outputs import has_one_output, score_tensor
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._smooth_activations import smooth_activations
 
 __all__ = ["LossFunction", "PointwiseLoss", "cross_entropy", "losses_of"]

@@ -15,11 +15,11 @@ from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTens
 from captum_boundary._core.checks import check_count, check_inputs, check_not_negative, check_positive
 from captum_boundary._core.generators import check_generator
 from captum_boundary._core.geometry import Box
+from captum_boundary._core.model_modes import checkpoints_named, native_recurrence
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attack_descent import Objective, minimize, objective_of, random_displacement
 from captum_boundary.robust._attribution_maps import AttributionMaps
 from captum_boundary.robust._inner_maximization import within
-from captum_boundary.robust._model_modes import checkpoints_named, native_recurrence
 
 __all__ = ["AttributionAttack"]
 
@@ -39,7 +39,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
     to a fixed sum:
 
     - ``"topk"``: takes attribution away from the ``k`` features that had most of it.
-    - ``"mass_center"``: moves the map's centre of mass, for a single input of images.
+    - ``"mass_center"``: moves the map's center of mass, for a single input of images.
     - ``"target"``: draws attribution to the features of ``target_map``.
     - ``"random"``: no attack but the control: every feature is moved by ``epsilon`` up or down at random, with the same
       signs for every example. The first such move that keeps the label is returned, of ``attack_steps`` tries.
@@ -48,8 +48,8 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
     linearly to zero. The gradient needs second derivatives, which a network of ReLUs does not have: for them alone, its
     piecewise linear activations are taken as softplus. Where a feature lies at its baseline (a black pixel), the
     magnitude of its attribution has a kink, and the gradient is that of the side to which it can go: automatic
-    differentiation would give zero there, and an attack that hardly beats noise. Steps that come near to another label
-    also head away from it.
+    differentiation would give zero there, and an attack hardly better than noise. Steps that come near to another label
+    also move away from it.
 
     Every iterate is judged on the model itself. Those of another label than the input's are never kept; of the others,
     it is the one with the lowest ``measure``. The label never changes, and where nothing is gained the input itself
@@ -72,7 +72,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             gradient of the score. Default: ``"ig"``
         baselines (Any, optional): Baselines of the Integrated Gradients, in Captum's forms: a number or a tensor of the
             shape of the input or of one example, or a tuple of these. Default: None, zero, which is black only for
-            images that are not normalised.
+            images that are not normalized.
         n_steps (int, optional): Points on the path of the Integrated Gradients. Default: 50
         k (int, optional): Number of features that are the top, for ``method="topk"`` and ``measure="topk"``. Features
             of several inputs are ranked together. Few lower the top-k intersection most, and as many as the object has
@@ -86,7 +86,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         measure (str or Callable, optional): Agreement with the clean map that decides which iterate is kept:
             ``"kendall"``, ``"topk"``, or a function of clean and perturbed maps, both ``(N, P)`` for ``P`` features,
             that returns ``(N,)`` numbers, the lower the better. Default: None, ``"kendall"`` for ``method="topk"``,
-            and what the method is after for the others.
+            and the objective of the method for the others.
         softplus_beta (float, optional): Sharpness of the softplus activations. Default: 20
         generator (torch.Generator, optional): Source of randomness, for ``method="random"``. Default: None, the same
             numbers on every call.

@@ -1,4 +1,4 @@
-"""How far the explanations of a model move when they are attacked."""
+"""How much the explanations of a model change when they are attacked."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTens
 from captum_boundary._core.checks import check_count, check_inputs, shown
 from captum_boundary._core.flat import pack
 from captum_boundary._core.geometry import Box
+from captum_boundary._core.model_modes import checkpoints_named, native_recurrence
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attack_descent import random_displacement
 from captum_boundary.robust._attribution_maps import AttributionMaps, as_shares
-from captum_boundary.robust._model_modes import checkpoints_named, native_recurrence
 from captum_boundary.robust.attribution_attack import AttributionAttack
 
 __all__ = ["AttributionRobustness", "MapAgreement", "evaluate_attribution_robustness"]
@@ -49,7 +49,7 @@ class MapAgreement:
         kendall_tau (Tensor): Kendall's rank correlation, tau-b.
         spearman_rho (Tensor): Spearman's rank correlation.
         cosine_similarity (Tensor): Cosine of the angle between the maps.
-        center_shift (Tensor): Distance between the maps' centres of mass, in pixels; NaN for all but a single input of
+        center_shift (Tensor): Distance between the maps' centers of mass, in pixels; NaN for all but a single input of
             images.
     """
 
@@ -95,16 +95,16 @@ def evaluate_attribution_robustness(
     r"""Attack the attributions of a model and measure how much of them remains.
 
     The numbers of "Robust Attribution Regularization" (https://arxiv.org/abs/1905.09957), for each example: top-k
-    intersection (the paper's IN) and Kendall's tau (CO), with Spearman's rho, the cosine and the shift of the centre of
-    mass beside them. Maps are magnitudes of the attribution, summed over the channels of images. The paper leaves out
-    examples that are misclassified; here all are taken as they come.
+    intersection (the paper's IN) and Kendall's tau (CO), with Spearman's rho, the cosine and the shift of the center of
+    mass. Maps are magnitudes of the attribution, summed over the channels of images. The paper leaves out
+    examples that are misclassified; here all count.
 
     The maps are those that the attack is made for or, with ``attribution``, those of any other method at the same
     perturbed inputs: whether what moves the one moves the other. An attack that is not made for a method may do less to
     it than one that is. One attack serves several methods when its result is passed on as ``perturbed``.
 
     Such numbers mean little alone, since a random perturbation changes maps as well
-    (https://arxiv.org/abs/2312.10534). Therefore ``control`` holds them for one honest random draw: every feature moved
+    (https://arxiv.org/abs/2312.10534). Therefore ``control`` has them for one random draw: every feature moved
     by ``epsilon`` up or down, clipped to the bounds, the first draw that keeps the label. Where none of the draws does,
     the control is the input itself.
 
@@ -174,16 +174,16 @@ def evaluate_attribution_robustness(
         maps = attack._maps(check_inputs(inputs), target, additional_forward_args)
         k = top_count(attack.k if k is None else k, math.prod(maps.map_shape))
         box = attack._box(maps)
-        moved = attack._perturbed(maps, box) if perturbed is None else _as_points(perturbed, maps, box)
+        points = attack._perturbed(maps, box) if perturbed is None else _as_points(perturbed, maps, box)
         seed = 1 if attack.method == "random" else 0  # the control of a random perturbation is another one
         control = random_displacement(maps, box, _CONTROL_TRIES, attack.generator, seed)
         shares = _shares_of(attribution, maps, is_tuple(inputs), additional_forward_args)
-        points = tqdm((maps.x, moved, control), desc="Maps", unit="map", disable=not attack.show_progress)
-        before, after, of_control = map(shares, points)
+        bar = tqdm((maps.x, points, control), desc="Maps", unit="map", disable=not attack.show_progress)
+        before, after, of_control = map(shares, bar)
         maps.check_finite()
         return AttributionRobustness(
             **_measures(maps, before, after, k),
-            perturbed=format_output(is_tuple(inputs), maps.unpacked(moved)),
+            perturbed=format_output(is_tuple(inputs), maps.unpacked(points)),
             before=before.view(-1, *maps.map_shape),
             after=after.view(-1, *maps.map_shape),
             control=MapAgreement(**_measures(maps, before, of_control, k)),

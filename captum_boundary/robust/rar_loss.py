@@ -17,11 +17,11 @@ from captum_boundary._core.captum_helpers import TensorOrTupleOfTensorsGeneric
 from captum_boundary._core.checks import check_count, check_inputs, check_not_negative, check_positive
 from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.generators import check_generator
+from captum_boundary._core.model_modes import checkpoints_named, clone_if_inference, outside_inference_mode
 from captum_boundary._core.modules import unwrapped
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._gradients_in_parts import mean_over_batch
 from captum_boundary.robust._inner_maximization import InnerMaximizer
-from captum_boundary.robust._model_modes import checkpoints_named, clone_if_inference, outside_inference_mode
 from captum_boundary.robust._path_integral import AttributionNorm, InnerObjective, PerturbedBatch, Quadrature
 from captum_boundary.robust._pointwise_loss import LossFunction, PointwiseLoss, cross_entropy, losses_of
 from captum_boundary.robust._smooth_activations import check_smoothed

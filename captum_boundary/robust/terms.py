@@ -1,4 +1,4 @@
-"""Terms of a training loss that make maps of attribution stable, beside the size of Integrated Gradients."""
+"""Terms of a training loss that make maps of attribution stable, in addition to the size of Integrated Gradients."""
 
 from __future__ import annotations
 
