@@ -1,4 +1,4 @@
-"""Maps of images, averaged over neighbouring positions."""
+"""Maps of images, averaged over neighboring positions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 __all__ = ["local_average"]
 
-_REACH = 3  # of the window, in standard deviations
+_RADIUS = 3  # of the window, in standard deviations
 
 
 def local_average(maps: Tensor, width: float) -> Tensor:
@@ -22,9 +22,9 @@ def local_average(maps: Tensor, width: float) -> Tensor:
 
 
 def _windowed(values: Tensor, dim: int, width: float) -> Tensor:
-    reach = min(math.ceil(_REACH * width), values.shape[dim] - 1)
-    offsets = torch.arange(-reach, reach + 1, device=values.device, dtype=values.dtype)
+    radius = min(math.ceil(_RADIUS * width), values.shape[dim] - 1)
+    offsets = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
     window = torch.exp(-0.5 * (offsets / width).square())
-    kernel, padding = (window[:, None], (reach, 0)) if dim == 2 else (window[None], (0, reach))
+    kernel, padding = (window[:, None], (radius, 0)) if dim == 2 else (window[None], (0, radius))
     rows = values.reshape(-1, 1, *values.shape[2:])
     return functional.conv2d(rows, kernel[None, None], padding=padding).reshape(values.shape)

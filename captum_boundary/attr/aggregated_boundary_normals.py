@@ -44,8 +44,8 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
     (https://arxiv.org/abs/2103.11257) explains why normals of nearby boundaries make good attributions.
 
     With one boundary this is :class:`BoundarySaliency` with ``score="margin"``, scaled to unit length, except at kinks
-    and corners of the boundary: there, where gradients are up to rounding, the normal is the one nearest to the way to
-    the input. The sign of an attribution says whether more of the feature speaks for the target.
+    and corners of the boundary: there, where gradients are up to rounding, the normal is the one nearest to the
+    direction of the input. An attribution is positive where more of the feature raises the margin of the target.
 
     Args:
 
@@ -59,12 +59,8 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
 
     Raises:
 
-        BoundaryTypeError: If the search is no :class:`BoundarySearch`.
-        BoundaryValueError: If the search looks for the boundary of another model.
-
-    Raises:
-
-        BoundaryTypeError: If ``search`` is no BoundarySearch.
+        BoundaryTypeError: If ``search`` is no :class:`BoundarySearch`.
+        BoundaryValueError: If ``search`` looks for the boundary of another model.
 
     Examples::
 
@@ -119,7 +115,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
                 Tensors with N entries follow their examples. Default: None
             n_boundaries (int, optional): Number of boundaries, K. With 1 it is the nearest of all. Default: 5
             sampling (str, optional): ``"classes"`` takes the nearest points of the regions of K other classes, those
-                with the nearest linearised boundaries; a model with two classes has only one. ``"random"`` takes the
+                with the nearest linearized boundaries; a model with two classes has only one. ``"random"`` takes the
                 boundary of the target's region near to K random points around the input. Default: ``"classes"``
             weighting (str or Callable, optional): ``"softmin"`` weighs by ``exp(-distance / least distance)``,
                 ``"inverse"`` by ``1 / distance`` and ``"uniform"`` equally. A function takes distances ``(N, K)``,
@@ -129,7 +125,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
                 and attributions with and without ``multiply_by_inputs``, share one search. All of them count;
                 ``n_boundaries`` and ``sampling`` are those of that search. Without a ``target`` the model is not
                 evaluated at all. Default: None, search for them.
-            mask (Tensor or tuple[Tensor, ...], optional): 1 where a value may move and 0 where it is held, as for
+            mask (Tensor or tuple[Tensor, ...], optional): 1 where a value may move and 0 where it is fixed, as for
                 :meth:`BoundarySearch.find`. Normals are those of the values that move, and zero elsewhere.
                 Default: None
             return_boundary (bool, optional): Return points, normals and weights as well. Default: False
@@ -160,8 +156,8 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
             with self.search._opened(inputs, target, additional_forward_args, mask) as problem:
                 oracle = problem.oracle
                 n_places = n_boundaries if sampling == "random" else min(n_boundaries, oracle.n_classes - 1)
-                neighbours = self._neighbours(problem, n_places, sampling)
-            boundaries = collect(oracle, neighbours, n_places, weighting)
+                neighbors = self._neighbors(problem, n_places, sampling)
+            boundaries = collect(oracle, neighbors, n_places, weighting)
             attributions = self._aggregate(oracle.x, boundaries)
         self.search._report(boundaries.found.any(dim=1), stacklevel=4)  # past Captum's log_usage
         as_tuple = is_tuple(inputs)
@@ -181,7 +177,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         r"""Normals do not add up to a difference of outputs: always False."""
         return False
 
-    def _neighbours(self, problem: Problem, n_boundaries: int, sampling: str) -> Neighbours:
+    def _neighbors(self, problem: Problem, n_boundaries: int, sampling: str) -> Neighbours:
         if n_boundaries == 1:
             return nearest_boundary(self.search, problem)
         find = neighbouring_classes if sampling == "classes" else neighbours_in_random_directions

@@ -1,4 +1,4 @@
-"""Any Captum attribution, told from the decision boundary: boundary points as baselines or as the place to look."""
+"""Any Captum attribution from the decision boundary: boundary points are baselines, or replace the inputs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from captum.attr import Attribution, GradientAttribution, IntegratedGradients
 from torch import Tensor
 
+from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.captum_helpers import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
@@ -130,7 +131,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         return_convergence_delta: bool = False,
         **kwargs: Any,
     ) -> Any:
-        r"""Attribute the score of the target class to every input feature, from the boundary's point of view.
+        r"""Attribute the score of the target class to every input feature, from the boundary point.
 
         Methods that draw random numbers take them from the global random states as they stand and leave these as they
         were: the same seed gives the same attributions, and so do two calls without anything in between.
@@ -147,8 +148,9 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             boundary (BoundaryPoints, optional): Boundary points of these inputs, found before, so that several methods
                 share one search. Leave it out inside NoiseTunnel and ``sensitivity_max``, which move the inputs.
                 Default: None, search for them.
-            mask (Tensor or tuple[Tensor, ...], optional): 1 where the search may move a value and 0 where it is held,
-                as for :meth:`BoundarySearch.find`. A held value is its own baseline. Default: None, all may move.
+            mask (Tensor or tuple[Tensor, ...], optional): 1 where the search may move a value and 0 where it is
+                fixed, as for :meth:`BoundarySearch.find`. A fixed value is its own baseline. Default: None, all
+                may move.
             return_boundary (bool, optional): Return the boundary points as well. Default: False
             return_convergence_delta (bool, optional): Return the convergence delta as well. Default: False
             **kwargs (Any, optional): Arguments of the method's own ``attribute``, such as ``n_steps``,
@@ -158,7 +160,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
                 divided too, which Captum does not do.
 
         Returns:
-            **attributions**, or a tuple of **attributions** and what else was asked for, in this order:
+            **attributions**, or a tuple of **attributions** and whatever else is returned, in this order:
 
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Attributions, shaped like ``inputs``. Rows without a
               boundary point are NaN.
@@ -263,7 +265,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         with_delta: bool,
         options: Mapping[str, Any],
     ) -> tuple[Any, Any]:
-        """Attributions and, if asked for, delta of all examples; those of examples without a point mean nothing."""
+        """Attributions and, if wanted, deltas of all examples; those of examples without a point mean nothing."""
         points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
         function, score_target, score_arguments = self._score_of(inputs, target, arguments, boundary)
         is_own = len(inputs) in self._built and self._built[len(inputs)][0] is function
@@ -298,9 +300,12 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         boundary: BoundaryPoints,
     ) -> tuple[Callable[..., Any], Tensor | int | None, tuple[Any, ...] | None]:
         """The function to attribute, with its target and additional arguments. A ``target`` of None needs no check."""
-        output = ScoreFunction(self.forward_func)(inputs, arguments)
-        scores = class_scores(output, len(boundary))
-        if target is not None and not _is_target_of(boundary, target):
+        is_asked = target is not None and not _is_target_of(boundary, target)
+        rows = slice(None) if is_asked else slice(0, 2)  # for the form of the scores a few are enough
+        few = tuple(tensor[rows] for tensor in inputs)
+        output = ScoreFunction(self.forward_func)(few, of_examples(arguments, len(boundary), rows))
+        scores = class_scores(output, len(few[0]))
+        if is_asked:
             check_same_target(resolve_target(target, scores, has_one_output(output)), boundary.target)
         function: Callable[..., Any]
         if self._can.hooks_modules:

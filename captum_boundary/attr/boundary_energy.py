@@ -36,27 +36,27 @@ _HALF_SCALE = 256.0
 
 
 class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
-    r"""Energy of the gradients at the boundaries of noisy copies of the input.
+    r"""Mean squared gradients, or mean products of gradients, at the boundaries of noisy copies of the input.
 
-    Many noisy copies of an input each have their own nearest boundary. At each, up to first order, this takes the
-    gradient of the target's score and squares it, feature by feature. The map says *where* the decision reacts, not
-    which way, and does not add up to anything. Three things make it less noisy than the gradient at the input.
+    Every noisy copy ``x_i`` of an input has its own nearest boundary, which one Newton step on the margin reaches up to
+    first order. There, this takes the gradient ``g_i`` of the target's score. With ``energy="total"`` the map is the
+    mean squared gradient, ``mean_i g_i^2``; with ``"common"`` it is the mean product of gradients of different copies,
+    ``mean_{i != j} g_i g_j``, an unbiased estimate of the squared mean gradient. By ``E[g^2] = (E g)^2 + Var g`` they
+    differ by the variance of the gradient over copies. The map has no signs, and does not add up to a difference of
+    outputs. It is less noisy than the gradient at the input, for three reasons.
 
-    - Gradients of one input are mostly noise; over copies this averages out (SmoothGrad,
-      https://arxiv.org/abs/1706.03825).
-    - At the boundary the decision is open. Inside of its region a certain model hardly looks at what it would need if
-      the decision were close.
-    - The square of a mean over ``n`` copies still contains the variance of the gradient over ``n``. The mean of the
-      products of *different* copies does not: its expectation is the square of the expected gradient.
+    - The noise of gradients averages out over copies (SmoothGrad, https://arxiv.org/abs/1706.03825).
+    - At the boundary the scores of two classes are equal. Far inside its region, a model whose scores saturate is
+      hardly sensitive to what would matter if the decision were close.
+    - The square of a mean over ``n`` copies contains the variance of the gradient over ``n``; the mean of products of
+      different copies does not.
 
-    By ``E[g^2] = (E g)^2 + Var g``, the *total* energy is what all copies share, the *common* one, and what differs
-    among them. Common energy is the more concentrated, and more of it lies on the object; total energy tells better
-    which pixels raise the score. Either gains by a product with Grad-CAM of the last layer that has positions. The
-    benchmarks have the numbers.
+    Common energy is the more concentrated, and more of it lies on the object; total energy ranks better which pixels
+    raise the score. :class:`BoundaryGradCam` multiplies either by Grad-CAM. The benchmarks have the numbers.
 
     Copies are antithetic pairs, and all examples share their noise: a result does not depend on the batch. As in
-    :class:`SmoothedModel`, neither they nor their boundaries are held within the range of the data. Cost: two gradients
-    a copy, ``2 * n_samples`` for each example, and one forward pass more.
+    :class:`SmoothedModel`, neither copies nor their boundaries are limited to the range of the data. Cost: two
+    gradients a copy, ``2 * n_samples`` for each example, and one forward pass of each.
 
     Args:
 
@@ -66,7 +66,7 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
             tuple gives each of several inputs its own. About a tenth of the range of the data suits ordinary networks;
             :func:`largest_stdev` is the largest that keeps a prediction. Default: None, a tenth of the range of the
             values of each example, for each input.
-        generator (torch.Generator, optional): Source of the noise, asked for one number at construction. Default:
+        generator (torch.Generator, optional): Source of the noise, which gives one number at construction. Default:
             None, the same noise in all instances.
         internal_batch_size (int, optional): Copies that pass through the model at once, at least one pair. Default:
             None, as many as fit: those that keep 256 MiB for the backward pass on a CPU, or half of what is free on a
@@ -139,8 +139,8 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
                 product of the gradients of two different pairs, an estimate of the squared mean gradient that is
                 unbiased, and so may be a little below zero where nothing is common. Default: ``"total"``
             width (float, optional): Standard deviation, in pixels, of a Gaussian window that averages energy over
-                neighbouring positions of images ``(N, C, H, W)``. What a network heeds is larger than a pixel, and so
-                the mean over neighbours has less noise; about a hundredth of the side of an image. Default: 0, none
+                neighboring positions of images ``(N, C, H, W)``. Features of a network are larger than a pixel, so that
+                the mean over neighbors has less noise; about a hundredth of the side of an image. Default: 0, none
             show_progress (bool, optional): Show a progress bar, in copies of all examples. Default: False
 
         Returns:

@@ -1,4 +1,4 @@
-"""Where the evidence for a decision lies: what noisy copies of an image agree on, weighted by Grad-CAM."""
+"""Boundary energy times Grad-CAM: a fine map of where the evidence for a decision lies."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
     r"""Boundary energy of an image times Grad-CAM of a layer: fine as the one, and about the class as the other.
 
     :class:`BoundaryEnergy` tells which pixels the score reacts to near the decision boundary, and not in which
-    direction. Grad-CAM (https://arxiv.org/abs/1610.02391) tells which positions of a layer speak for the class, and is
-    as coarse as that layer. Their product keeps what both say. Cost: ``2 * n_samples + 1`` gradients for each image, 49
-    by default, and one forward pass.
+    direction. Grad-CAM (https://arxiv.org/abs/1610.02391) tells which positions of a layer raise the class, and is as
+    coarse as that layer. Their product is large where both are. Cost: ``2 * n_samples + 1`` gradients for each image,
+    49 by default, and one more forward pass.
 
     Args:
 

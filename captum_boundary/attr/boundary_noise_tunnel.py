@@ -38,7 +38,7 @@ class BoundaryNoiseTunnel(NoiseTunnel):  # type: ignore[misc]
     boundary point, which makes the whole row NaN. Here all copies are explained for the class of their input, and those
     without a boundary point are left out and counted. Each copy is searched for its own boundary.
 
-    For a model with one output, which has no other class to ask for, every copy is explained for its own side.
+    For a model with one output, which has no other class, every copy is explained for its own side.
 
     Args:
 
@@ -100,7 +100,7 @@ class BoundaryNoiseTunnel(NoiseTunnel):  # type: ignore[misc]
                 predicted for the *input*), ``additional_forward_args`` and ``return_convergence_delta``.
 
         Returns:
-            **attributions**, or a tuple of **attributions** and what else was asked for, in this order:
+            **attributions**, or a tuple of **attributions** and whatever else is returned, in this order:
 
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Attributions, shaped as the method shapes them. Rows
               none of whose copies has a boundary point are NaN.

@@ -23,7 +23,7 @@ __all__ = ["BoundaryNormals", "FlatNormals", "collect", "flattened"]
 class BoundaryNormals:
     r"""Several boundaries of every example, the nearest first.
 
-    Rows have ``K`` places, the number of boundaries asked for or, with ``sampling="classes"``, that of the other
+    Rows have ``K`` places, the number of boundaries wanted or, with ``sampling="classes"``, that of the other
     classes if it is smaller. Places without a boundary come last, with ``found=False``.
 
     Attributes:
@@ -31,9 +31,9 @@ class BoundaryNormals:
         points (Tensor or tuple[Tensor, ...]): Boundary points, ``(N, K, ...)`` for inputs ``(N, ...)``; the input
             itself where none was found.
         normals (Tensor or tuple[Tensor, ...]): Normals at the points, shaped like ``points``: the directions, of
-            Euclidean length 1 over all inputs together, in which the neighbouring class gains most on the adversarial
+            Euclidean length 1 over all inputs together, in which the neighboring class gains most on the adversarial
             one; zero where none was found. At kinks and corners, where several pieces meet, that of their combinations
-            which is nearest to the way to the input.
+            which is nearest to the direction of the input.
         weights (Tensor): Weights ``(N, K)``, which sum to one over those that were found.
         distance (Tensor): Distances ``(N, K)`` of the points from the inputs, in the search's norm; infinite where none
             was found.
@@ -96,7 +96,7 @@ class FlatNormals(NamedTuple):
 
 
 def flattened(boundary: object, inputs: tuple[Tensor, ...], weighting: Weighting) -> FlatNormals:
-    """Boundaries that were found before, weighed anew, if they can be those of these inputs."""
+    """Boundaries that were found before, with new weights, if they can be those of these inputs."""
     if not isinstance(boundary, BoundaryNormals):
         raise BoundaryTypeError(
             "boundary must be BoundaryNormals, as AggregatedBoundaryNormals.attribute(..., return_boundary=True) "
@@ -130,9 +130,9 @@ def flattened(boundary: object, inputs: tuple[Tensor, ...], weighting: Weighting
     )
 
 
-def collect(oracle: MarginOracle, neighbours: Neighbours, n_places: int, weighting: Weighting) -> FlatNormals:
-    """The neighbours of each example, in the order of their distances."""
-    rows, boundary = neighbours.rows, neighbours.boundary
+def collect(oracle: MarginOracle, neighbors: Neighbours, n_places: int, weighting: Weighting) -> FlatNormals:
+    """The neighbors of each example, in the order of their distances."""
+    rows, boundary = neighbors.rows, neighbors.boundary
     order = boundary.distance.argsort(stable=True)
     order = order[rows[order].argsort(stable=True)]
     sorted_rows = rows[order]
@@ -149,10 +149,10 @@ def collect(oracle: MarginOracle, neighbours: Neighbours, n_places: int, weighti
     points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
     return FlatNormals(
         points=table(oracle.pack(points), oracle.x[:, None]),
-        normals=torch.where(found[:, :, None], table(neighbours.normals, 0.0), 0.0),
+        normals=torch.where(found[:, :, None], table(neighbors.normals, 0.0), 0.0),
         weights=weigh(weighting, distance),
         distance=distance,
-        adversarial=table(neighbours.adversarial, -1),
-        neighbor=table(neighbours.neighbor, -1),
+        adversarial=table(neighbors.adversarial, -1),
+        neighbor=table(neighbors.neighbor, -1),
         found=found,
     )

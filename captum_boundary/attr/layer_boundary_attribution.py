@@ -1,4 +1,4 @@
-"""Any attribution in a layer, told from the decision boundary in the space of the layer's activations."""
+"""Any Captum attribution in a layer, from boundary points in the space of the layer's activations."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
         return_convergence_delta: bool = False,
         **kwargs: Any,
     ) -> Any:
-        r"""Attribute the score of the target class to the activations of the layer, from the boundary's point of view.
+        r"""Attribute the score of the target class to the activations of the layer, from their boundary points.
 
         Args:
 
@@ -124,14 +124,14 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
             boundary (BoundaryPoints, optional): Boundary points in this layer for these inputs, found before, so that
                 several methods share one search. Default: None, search for them.
             mask (Tensor or tuple[Tensor, ...], optional): 1 where the search may move an activation and 0 where it is
-                held, as padding should be: a tensor that broadcasts to the activations, ``attention_mask[..., None]``
+                fixed, as padding should be: a tensor that broadcasts to the activations, ``attention_mask[..., None]``
                 for embeddings. Default: None, all may move.
             return_boundary (bool, optional): Return the boundary points as well. Default: False
             return_convergence_delta (bool, optional): Return the convergence delta as well. Default: False
             **kwargs (Any, optional): Arguments of the method's own ``attribute``, such as ``n_steps``.
 
         Returns:
-            **attributions**, or a tuple of **attributions** and what else was asked for, in this order:
+            **attributions**, or a tuple of **attributions** and whatever else is returned, in this order:
 
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Attributions, shaped like the activations (or as the
               method shapes them), a tuple if there are several. Rows without a boundary point are NaN.

@@ -69,10 +69,34 @@ def test_an_image_of_224_pixels_never_needs_more_than_fits() -> None:
     model.largest = model.evaluated = 0
     maps = BoundaryIntegratedGradients(model).attribute(images, boundary=boundary)
     assert 2 < model.largest <= 256 / 5.7
-    assert model.evaluated <= 2 * 50 + 2 + 2  # path points, the inputs, and two examples to measure
+    assert model.evaluated <= 2 * 50 + 2 + 2  # path points, two examples for the scores' form, and two to measure
     at_once = IntegratedGradients(model).attribute(images, boundary.points, boundary.target, n_steps=50)
     assert model.largest == 2 * 50
     torch.testing.assert_close(maps, at_once, rtol=1e-4, atol=1e-4 * float(at_once.abs().max()))
+
+
+def test_the_model_is_evaluated_at_the_inputs_once() -> None:
+    """Once for the search; besides, four rows for their rounding and two for the form of the scores."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double().eval()
+    inputs = torch.randn(20, 4, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    at_inputs = 0
+
+    def model(x: Tensor) -> Tensor:
+        nonlocal at_inputs
+        at_inputs += int((x[:, None] == inputs).all(dim=2).any(dim=1).sum())
+        return body(x)
+
+    big = BoundaryIntegratedGradients(model, NearestBoundary(model, budget=8))
+    _, boundary = big.attribute(inputs, return_boundary=True)
+    newton = 20  # the first gradient of every search is taken there
+    assert at_inputs <= 20 + newton + 4 + 2
+    at_inputs = 0
+    big.attribute(inputs, boundary=boundary)
+    assert at_inputs <= 2
+    big.attribute(inputs, boundary.target, boundary=boundary)
+    assert at_inputs <= 4
 
 
 def test_double_precision_is_equal_to_machine_precision(monkeypatch: pytest.MonkeyPatch) -> None:

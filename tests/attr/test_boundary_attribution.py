@@ -405,7 +405,6 @@ def test_tuples_and_additional_arguments_follow_their_rows(method: Callable[...,
         close(tuple(part[[i]] for part in together), alone)
 
 
-@pytest.mark.parametrize("method", ALL_QUICK_METHODS)
 class Weighted(nn.Module):
     """Arguments that are the same for all examples, tensors too, around one that follows them."""
 
@@ -447,6 +446,7 @@ def test_tensors_that_are_the_same_for_all_examples(method: Callable[..., Any], 
     close(actual, same.attribute(inputs, additional_forward_args=shift, boundary=boundary, **options))
 
 
+@pytest.mark.parametrize("method", ALL_QUICK_METHODS)
 def test_tuple_of_one_is_a_tensor_in_a_tuple(
     method: Callable[..., Any], model: nn.Module, inputs: Tensor, boundary: BoundaryPoints
 ) -> None:

@@ -1,4 +1,4 @@
-"""The copy of a model that a method may set hooks on, made anew for every call, since weights change between calls."""
+"""The copy of a model that a method may set hooks on, made for every call, since weights change between calls."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class _MaxPool(nn.Module):
 
 
 class _MaxPoolRule(torch.autograd.Function):
-    """Max pooling of inputs and their baselines, the two halves of a batch, and the way back for contributions."""
+    """Max pooling of inputs and their baselines, the two halves of a batch; its gradients are multipliers."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, pool: _MaxPool) -> Tensor:
