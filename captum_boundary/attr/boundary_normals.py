@@ -60,6 +60,9 @@ class BoundaryNormals:
     norm: float = 2
 
 
+torch.serialization.add_safe_globals([BoundaryNormals])  # torch.load may make it by default: tensors and numbers
+
+
 class FlatNormals(NamedTuple):
     """What :class:`BoundaryNormals` holds, with flat points and normals ``(N, K, D)``."""
 

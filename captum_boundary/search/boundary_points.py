@@ -26,8 +26,9 @@ _NORM_NAMES = {1: "l1", 2: "l2", math.inf: "linf"}
 class BoundaryPoints:
     r"""Points on the decision boundary, one for each of N examples.
 
-    A point lies just beyond the boundary: the model's decision there is strictly on the other side, at a margin that
-    is a tiny fraction of the input's.
+    A point lies just beyond the boundary: the decision there is strictly on the other side, at a margin of at most
+    some 1e-4 of the input's in float32, and 1e-8 in float64, or of a few roundings of the scores. Points of a
+    :class:`CategoricalBoundary` at which categories alone changed the decision lie farther beyond it.
 
     Indices, slices, lists and tensors of rows, also boolean ones, choose rows; :meth:`cat` joins what was searched in
     parts; ``torch.save`` and ``torch.load`` store and load it, also with ``weights_only=True``.

@@ -66,7 +66,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             Scores may come as ``logits`` of a mapping or object, such as a Hugging Face ``ModelOutput``, or as the
             first entry of a tuple in which no other could be scores.
         bounds (tuple, optional): Limits that no point leaves: a pair ``(lower, upper)`` of numbers or of tensors that
-            broadcast to an input (per channel, say, for normalised inputs), or a tuple of such pairs, one for each
+            broadcast to an input (per channel, say, for normalized inputs), or a tuple of such pairs, one for each
             input. Default: None, no limits.
         norm (float, optional): Norm of the distance, 2, ``math.inf`` or 1, over all inputs of a tuple together.
             Default: 2
@@ -140,8 +140,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their examples; everything else is passed as it is. Default: None
             mask (Tensor or tuple[Tensor, ...], optional): 1 (or True) where a value may move, as in Captum's
-                perturbations, and 0 where it is held: a tensor that broadcasts to ``inputs``, or a tuple with one (or
-                None) for each input. Held values stay as they are to the last bit, so that distances are those of the
+                perturbations, and 0 where it is fixed: a tensor that broadcasts to ``inputs``, or a tuple with one (or
+                None) for each input. Fixed values stay as they are to the last bit, so that distances are those of the
                 values that move. Default: None, all may move.
 
         Returns:
@@ -222,7 +222,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         inner, status = problem._problem, proposal.status
         points = problem.flatten(proposal.points).detach()
         points = torch.where(torch.isfinite(points), points, inner.x)
-        # A final point is evaluated where it is: the way back to the input may lead through what may not be.
+        # A final point is evaluated where it is: a line search towards the input could cross what is not allowed.
         points, margin = (points, inner.depth(points)) if proposal.is_final else move_onto_boundary(inner, points)
         status = torch.full_like(problem.target, BoundaryStatus.FOUND) if status is None else status.to(problem.target)
         found = margin < 0

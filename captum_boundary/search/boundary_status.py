@@ -22,8 +22,8 @@ _ENDED = {
     3: "the search ran into its budget",
 }
 _NOT_FOUND = {
-    0: "No point of another class was met: the search ran to its end.",
-    3: "No point of another class was met: the search ran into its budget.",
+    0: "No point of another class was found: the search ran to its end.",
+    3: "No point of another class was found: the search ran into its budget.",
     4: "A point of another class was found, but farther away than max_distance.",
     5: "A point of another class was found, but it did not keep its label when it was evaluated again.",
 }

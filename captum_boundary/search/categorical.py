@@ -30,14 +30,14 @@ class CategoricalBoundary(BoundarySearch):
     - Where a combination alone changes the decision, its point is the row with these categories and all else as it was.
       Such a point lies beyond the boundary and mostly *not on it*: no row with these categories is nearer, and between
       categories there are no rows. Its ``margin`` says by how much the decision changed.
-    - Where not, the other columns are searched with the categories held fixed, from the row with these categories. Such
-      a point lies a hair beyond the boundary as always (a fraction of the margin that the row with these categories
+    - Where not, the other columns are searched with the categories fixed, from the row with these categories. Such
+      a point lies just beyond the boundary (a fraction of the margin that the row with these categories
       has).
 
     Combinations that are farther from the input than the nearest point found, by their categories alone, are left out:
     none of their rows can be nearer. Of many others, those nearest to the boundary are searched, so that distances are
     upper bounds, as everywhere. All that is returned has been evaluated: ``found`` is False where no valid row with
-    another decision was met.
+    another decision was found.
 
     A change of category has a length: from one column to another, :math:`\sqrt 2` for ``norm=2``, 2 for ``norm=1``, and
     1 for ``math.inf``. Scale the other columns so that this is comparable.
@@ -47,7 +47,7 @@ class CategoricalBoundary(BoundarySearch):
         search (BoundarySearch): Search for the columns without categories, such as ``NearestBoundary(model, norm=1)``.
             Its model, bounds, norm, ``max_distance``, ``strict`` and so on are those of this search. Bounds also forbid
             categories: an upper limit of 0 for a column that must not become 1.
-        categories (Sequence or Mapping): Groups of columns, ``[[3, 4, 5], [6]]``, or by name ``{"colour": [3, 4, 5],
+        categories (Sequence or Mapping): Groups of columns, ``[[3, 4, 5], [6]]``, or by name ``{"color": [3, 4, 5],
             "sold": [6]}``. Of several columns one is 1 and the others are 0; one column alone is 0 or 1.
         fixed (Sequence[int], optional): Columns that must not change. Default: (), none.
         n_combinations (int, optional): Combinations for which the other columns are searched, for each number of

@@ -29,7 +29,7 @@ class ClosestBoundary(BoundarySearch):
         searches (Sequence[BoundarySearch]): Searches of the same model in the same norm, at least one. Each keeps its
             own bounds, budget and ``max_distance``; where two distances are equal the earlier search wins.
         strict (bool, optional): Raise a :class:`BoundaryNotFoundError` where no search found a point for some example,
-            in place of a :class:`BoundaryNotFoundWarning`. The searches' own ``strict`` is not heeded.
+            in place of a :class:`BoundaryNotFoundWarning`. The searches' own ``strict`` is ignored.
             Default: False
 
     Raises:

@@ -41,7 +41,7 @@ class FoolboxBoundary(BoundarySearch):
         bounds (tuple, optional): Limits that no point leaves, two finite numbers. Foolbox knows no others.
             Default: (0, 1)
         epsilons (Sequence[float], optional): Increasing radii, for attacks that need a fixed one: each example keeps
-            the smallest that succeeds. Default: None, for attacks that minimise the distance themselves.
+            the smallest that succeeds. Default: None, for attacks that minimize the distance themselves.
         norm (float, optional): Norm of the distance, 2, ``math.inf`` or 1. Default: 2
         max_distance (float, optional): Boundary points further away count as not found. Default: None
         strict (bool, optional): Raise an error where some example has no boundary point. Default: False
@@ -219,6 +219,6 @@ def _two_numbers(bounds: Any) -> tuple[float, float]:
     if not numeric or len(bounds) != 2 or not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise BoundaryValueError(
             f"Foolbox needs bounds of two finite numbers, lower < upper, but they are {bounds!r}. For bounds that "
-            "differ between channels, put the normalisation inside the model and give inputs in [0, 1]."
+            "differ between channels, put the normalization inside the model and give inputs in [0, 1]."
         )
     return float(bounds[0]), float(bounds[1])

@@ -27,7 +27,7 @@ class PGDBoundary(BoundarySearch):
 
     The cross-entropy of the target class is raised (lowered, where the input lies outside the region of its target) by
     normalized gradient steps, projected onto a ball around the input and onto the bounds. Balls of growing radii are
-    tried; the first that holds a point of another class ends the search of that example, and the last such point met in
+    tried; the first that holds a point of another class ends the search of that example, and the last such point in
     it is moved back along the straight line to the input until it lies on the boundary.
 
     :class:`NearestBoundary` mostly finds closer points for fewer gradients. This search is here to reproduce the paper

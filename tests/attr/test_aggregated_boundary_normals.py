@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 
 import pytest
@@ -461,3 +462,12 @@ def test_a_corner_of_three_regions_has_two_boundaries_at_no_distance():
     # Each region is entered through the corner, where all normals between those of its two sides are normals.
     for normal, rival in zip(boundary.normals[0], boundary.adversarial[0].tolist(), strict=True):
         assert normal[rival] == normal.min() < 0
+
+
+def test_boundaries_are_stored_and_loaded_by_default():
+    model, inputs = nn.Linear(4, 3), torch.randn(2, 4)
+    method, file = AggregatedBoundaryNormals(model), io.BytesIO()
+    maps, boundary = method.attribute(inputs, n_boundaries=2, return_boundary=True)
+    torch.save(boundary, file)
+    file.seek(0)
+    assert torch.equal(method.attribute(inputs, boundary=torch.load(file, weights_only=True)), maps)

@@ -73,7 +73,7 @@ def mlp():
 
 
 def assert_on_boundary(model, inputs, boundary, band=1e-3):
-    """The points carry another class, a hair beyond the boundary, and the result says the truth about them."""
+    """The points carry another class, just beyond the boundary, and the result describes them."""
     rows = torch.arange(len(boundary))
     before, after = (model(points).detach() for points in (inputs, boundary.points))
 
@@ -94,7 +94,7 @@ def assert_on_boundary(model, inputs, boundary, band=1e-3):
 
 
 @every_search
-def test_points_lie_a_hair_beyond_the_boundary(make, mlp):
+def test_points_lie_just_beyond_the_boundary(make, mlp):
     inputs = torch.randn(5, 6, dtype=torch.float64)
     assert_on_boundary(mlp, inputs, make(mlp).find(inputs), band=1e-6)
 

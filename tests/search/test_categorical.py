@@ -167,7 +167,7 @@ def test_a_category_that_is_near_enough_ends_the_search_of_the_others():
     assert torch.equal(boundary.points, alone.points)
 
 
-def test_points_are_a_hair_beyond_the_boundary_unless_categories_alone_have_changed_the_decision():
+def test_points_are_just_beyond_the_boundary_unless_categories_alone_have_changed_the_decision():
     model, inputs = network(1), table(20)
     boundary = CategoricalBoundary(NearestBoundary(model), GROUPS, fixed=FIXED).find(inputs)
     moved = (boundary.points != inputs)[:, FREE].any(dim=1)
@@ -269,7 +269,7 @@ def test_tables_of_nothing_but_categories():
     model = nn.Linear(5, 2, bias=False)
     model.weight.data = torch.tensor([[1.0, 0.0, -3.0, 0.0, 1.5], [0.0, 0.0, 0.0, 0.0, 0.0]])
     inputs = torch.tensor([[1.0, 0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0, 0.0]])
-    search = CategoricalBoundary(NearestBoundary(model), {"colour": [0, 1, 2], "kind": [3, 4]})
+    search = CategoricalBoundary(NearestBoundary(model), {"color": [0, 1, 2], "kind": [3, 4]})
     boundary = search.find(inputs)
     assert boundary.points.tolist() == [[0, 0, 1, 0, 1], [0, 0, 1, 1, 0]]
     torch.testing.assert_close(boundary.distance, torch.tensor([2.0, 2.0]).sqrt())
@@ -407,8 +407,8 @@ def test_bad_tables_say_what_is_wrong(inputs, message):
 def test_groups_may_have_names():
     inputs = table(2)
     inputs[1, 2:5] = 0
-    search = CategoricalBoundary(NearestBoundary(network(0)), {"colour": [2, 3, 4]})
-    with pytest.raises(BoundaryValueError, match=r"categories\['colour'\], columns \[2, 3, 4\].*row\(s\) \[1\]"):
+    search = CategoricalBoundary(NearestBoundary(network(0)), {"color": [2, 3, 4]})
+    with pytest.raises(BoundaryValueError, match=r"categories\['color'\], columns \[2, 3, 4\].*row\(s\) \[1\]"):
         search.find(inputs)
 
 

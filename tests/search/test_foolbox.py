@@ -207,7 +207,7 @@ BAD_OPTIONS = {
     "no bounds": ({"bounds": None}, BoundaryValueError, "two finite numbers, lower < upper, but they are None"),
     "infinite bounds": ({"bounds": (0, float("inf"))}, BoundaryValueError, "two finite numbers"),
     "reversed bounds": ({"bounds": (1, 0)}, BoundaryValueError, r"lower < upper, but they are \(1, 0\)"),
-    "tensors": ({"bounds": (torch.zeros(1), torch.ones(1))}, BoundaryValueError, "normalisation inside the model"),
+    "tensors": ({"bounds": (torch.zeros(1), torch.ones(1))}, BoundaryValueError, "normalization inside the model"),
     "pairs": ({"bounds": ((0, 1), (0, 1))}, BoundaryValueError, "two finite numbers"),
     "radii": ({"epsilons": (1.0, 0.5)}, BoundaryValueError, "each larger than the one before"),
 }
