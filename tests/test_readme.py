@@ -16,16 +16,34 @@ def text():
     return README.read_text(encoding="utf-8")
 
 
-def run(block):
-    names: dict[str, object] = {}
+def run(block, **names):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         exec(block, names)
     return names
 
 
+def python_blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_example_of_a_language_model_runs(text, capsys):
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    words = ["[UNK]", "The", "capital", "of", "France", "is", "Paris", "London", "England", "Rome"]
+    pieces = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(words), **sizes)).eval()
+    result = run(python_blocks(text)[1], model=model, tokenizer=tokenizer)["result"]
+    assert result.token_closeness.shape == (1, 5)
+    assert "tensor(" in capsys.readouterr().out
+
+
 def test_the_examples_run(text, capsys):
-    attributing, training = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    attributing, _, training = python_blocks(text)
     names = run(attributing)
     assert names["maps"].shape == names["inputs"].shape
     assert names["delta"].abs().max() < 1e-2
