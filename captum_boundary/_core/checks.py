@@ -72,13 +72,13 @@ def check_positive(name: str, value: float | None, optional: bool = False) -> No
     """Refuse everything but finite numbers above 0 (and None, where it is optional)."""
     if value is None and optional:
         return
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 < value < math.inf:
         raise BoundaryValueError(f"{name} must be a positive number, but it is {value!r}.")
 
 
 def check_not_negative(name: str, value: float) -> None:
     """Refuse everything but finite numbers of at least 0."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value < math.inf:
         raise BoundaryValueError(f"{name} must be a number of at least 0, but it is {value!r}.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -222,7 +223,7 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
             raise BoundaryValueError(f"energy must be {' or '.join(map(repr, _ENERGIES))}, but it is {energy!r}.")
         if energy == "common" and n_samples < 4:
             raise BoundaryValueError(f"Common energy needs n_samples of at least 4, but it is {n_samples}.")
-        if not isinstance(width, (int, float)) or not 0 <= width < math.inf:
+        if not isinstance(width, numbers.Real) or not 0 <= width < math.inf:
             raise BoundaryValueError(f"width must be a number of pixels, 0 or more, but it is {width!r}.")
         if width > 0 and any(tensor.ndim != 4 for tensor in tensors):
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)

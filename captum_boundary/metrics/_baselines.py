@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -20,13 +21,13 @@ def baselines_for(inputs: Tensor, baselines: object) -> Tensor:
     """``baselines`` with the shape, dtype and device of ``inputs``."""
     if isinstance(baselines, str) and baselines == "blur":
         return _blurred(inputs)
-    if isinstance(baselines, bool) or not isinstance(baselines, (int, float, Tensor)):
+    if isinstance(baselines, bool) or not isinstance(baselines, (numbers.Real, Tensor)):
         raise BoundaryTypeError(f'baselines must be a number, a Tensor or "blur", but it is {baselines!r}.')
     if isinstance(baselines, Tensor):
         values = baselines.detach().to(inputs)
         is_finite = bool(torch.isfinite(values).all())
     else:  # an accelerator need not be asked about it
-        values = inputs.new_full((), baselines)
+        values = inputs.new_full((), float(baselines))
         is_finite = math.isfinite(baselines)
     if not is_finite:
         raise BoundaryValueError("baselines must be finite, but it contains NaN or infinity.")

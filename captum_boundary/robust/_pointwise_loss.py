@@ -70,6 +70,8 @@ class PointwiseLoss:
         tensors = tuple(clone_if_inference(tensor).detach() for tensor in check_inputs(inputs))
         arguments = tuple(map(clone_if_inference, format_additional_forward_args(additional_forward_args) or ()))
         labels = _as_target(target, tensors)
+        if loss_func is cross_entropy and not (labels.is_floating_point() or labels.dtype == torch.bool):
+            labels = labels.long()  # PyTorch's cross-entropy takes no narrower integers
         # Only the one forward pass of the training loss goes through wrappers. Gradients of the parameters are
         # synchronized all the same.
         model = unwrapped(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def checked_stdevs(stdev: float | tuple[float, ...]) -> tuple[float, ...]:
     """One standard deviation for each input."""
     stdevs = stdev if isinstance(stdev, tuple) else (stdev,)
     for value in stdevs:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise BoundaryTypeError(
                 f"stdev must be a number, or a tuple with one for each input, but it contains {type(value).__name__}."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -222,7 +223,7 @@ def _check(
         )
     check_count("n_samples", n_samples)
     check_count("n_selection", n_selection)
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < 1:
+    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real) or not 0 < alpha < 1:
         raise BoundaryValueError(f"alpha must be a number between 0 and 1, exclusive, but it is {alpha!r}.")
     fewest = math.floor(-math.log2(alpha)) + 1
     if n_samples < fewest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def largest_stdev(
     if not isinstance(stdevs, Sequence) or isinstance(stdevs, str):
         raise BoundaryTypeError(f"stdevs must be a sequence of numbers, but it is {type(stdevs).__name__}.")
     for stdev in stdevs:
-        if isinstance(stdev, bool) or not isinstance(stdev, (int, float)):
+        if isinstance(stdev, bool) or not isinstance(stdev, numbers.Real):
             raise BoundaryTypeError(f"stdevs must be numbers, but they contain {type(stdev).__name__}.")
     tried = sorted(map(float, stdevs))
     if not tried or not all(0 < stdev < math.inf for stdev in tried):
