@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import os
 import re
 import runpy
@@ -9,10 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
+from PIL import Image
+
 import captum_boundary
 
 DOCS = Path(__file__).parent
 GENERATED = DOCS / "_generated"
+# Which picture stands for a tutorial, counted from 0; the first where nothing is said.
+THUMBNAILS = {"01": 1, "02": 1, "05": 1, "06": 1, "07": 1, "10": 2}
 REPOSITORY = "https://github.com/captum-boundary/captum-boundary"
 
 project = "captum-boundary"
@@ -26,7 +35,6 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
@@ -49,6 +57,7 @@ doctest_global_setup = "import torch\nfrom torch import nn\n_ = torch.manual_see
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"
 nb_execution_mode = "off"  # pages show the outputs that notebooks are stored with; CI runs them
 
 # Links into other projects need the network, which a build must not.
@@ -76,7 +85,7 @@ html_theme_options = {
 def draw_figures(app: Any) -> None:
     """Run the scripts of docs/figures whose pictures are missing or older than they, or than the numbers they draw."""
     GENERATED.mkdir(exist_ok=True)
-    numbers = (DOCS / "benchmarks.md").stat().st_mtime
+    numbers = (DOCS / "benchmarks" / "search.md").stat().st_mtime
     sys.path.insert(0, str(DOCS / "figures"))
     try:
         for script in sorted((DOCS / "figures").glob("[!_]*.py")):
@@ -97,14 +106,35 @@ def copy_tutorials(app: Any) -> None:
         text = re.sub(r"\]\(\.\./docs/", "](../", text)
         text = re.sub(r"\]\(\.\./(?=[A-Z])", f"]({REPOSITORY}/blob/main/", text)
         copy = copies / name
+        thumbnail = GENERATED / f"tutorial_{name[:2]}.png"
         if not copy.exists() or copy.read_text(encoding="utf-8") != text:
             copy.write_text(text, encoding="utf-8")
+            thumbnail.unlink(missing_ok=True)
+        if not thumbnail.exists():
+            save_thumbnail(json.loads(text), THUMBNAILS.get(name[:2], 0), thumbnail)
+
+
+def save_thumbnail(notebook: dict[str, Any], place: int, path: Path) -> None:
+    """Save one of the pictures that a notebook shows, as it is stored."""
+    outputs = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    pictures = [data.get("image/png") or data.get("image/jpeg") for data in outputs]
+    chosen = [picture for picture in pictures if picture][place]
+    image = Image.open(io.BytesIO(base64.b64decode("".join(chosen)))).convert("RGB")
+    image.thumbnail((480, 480))
+    image.save(path, optimize=True)
 
 
 def name_source_of_tutorials(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """The button that leads to a page's source leads to the notebook, which is not in docs/."""
     if context.get("page_source_suffix") == ".ipynb":
         context["theme_source_directory"] = ""
+
+
+def write_formula(translator: Any, node: Any) -> None:
+    """Formulas become MathML, which browsers show by themselves: without scripts, and without the network."""
+    display = "block" if node.tagname == "math_block" else "inline"
+    translator.body.append(convert(node.astext(), display=display))
+    raise SkipNode
 
 
 def put_into_napoleons_form(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -134,6 +164,7 @@ def find_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
 
 def setup(app: Any) -> None:
     """Connect the functions above."""
+    app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))
     app.connect("builder-inited", draw_figures)
     app.connect("builder-inited", copy_tutorials)
     app.connect("html-page-context", name_source_of_tutorials)

@@ -9,7 +9,7 @@ from _style import BLUE, GREY, INK
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-TABLE = Path(__file__).parents[1] / "benchmarks.md"
+TABLE = Path(__file__).parents[1] / "benchmarks" / "search.md"
 NUMBER = r"\**([\d.]+)\**"
 ROW = re.compile(rf"^\| ([^|]+?) \| {NUMBER} \| {NUMBER} \| {NUMBER} \|", re.MULTILINE)
 # Where labels stand, so that none covers another.
