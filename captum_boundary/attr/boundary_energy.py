@@ -31,9 +31,9 @@ __all__ = ["BoundaryEnergy"]
 _ENERGIES = ("total", "common")
 # Default standard deviation of the noise, as a share of the range of an example's values.
 _DEFAULT_NOISE = 0.1
-# Scores are multiplied by this before gradients are taken in half precision, and gradients divided by it: in float16
-# numbers below 6e-8 vanish, and so would most gradients of an image's pixels.
-_HALF_SCALE = 256.0
+# In float16 numbers below 6e-8 vanish, and so would most gradients of pixels; those above 65,504 overflow.
+# So scores are multiplied by a power of two that brings the largest gradient of an example near to this one.
+_HALF_LARGEST, _HALF_MAX_SCALE = 16.0, 2.0**12
 
 
 class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
@@ -243,16 +243,19 @@ def _gradients_at_boundaries(oracle: MarginOracle, points: Tensor, rows: Tensor)
     """Gradients ``(n, D)`` of the target's score where the linearized boundaries of ``points`` ``(n, D)`` lie."""
     target = oracle.target[rows][:, None]
     scores, vjp = oracle.scores(points, rows)
-    unit = _HALF_SCALE if oracle.resolution > torch.finfo(torch.float32).eps else 1.0
     margin, rival = margin_and_rival(scores, target.squeeze(1))
-    of_margin = torch.zeros_like(scores).scatter_(1, rival[:, None], -unit).scatter_(1, target, unit)
-    slope = vjp(of_margin) / unit
+    of_margin = torch.zeros_like(scores).scatter_(1, rival[:, None], -1.0).scatter_(1, target, 1.0)
+    slope = vjp(of_margin)
     steepness = slope.square().sum(dim=1).clamp_min(torch.finfo(slope.dtype).tiny)
     step = (margin.to(slope) / steepness)[:, None] * slope
     scores, vjp = oracle.scores(points - torch.nan_to_num(step, 0.0, 0.0, 0.0), rows)
-    if oracle.is_binary:  # the one output is the margin, up to its sign
-        return vjp(of_margin) / unit
-    return vjp(torch.zeros_like(scores).scatter_(1, target, unit)) / unit
+    # The one output of a binary model is the margin, up to its sign.
+    weights = of_margin if oracle.is_binary else torch.zeros_like(scores).scatter_(1, target, 1.0)
+    if oracle.resolution <= torch.finfo(torch.float32).eps:
+        return vjp(weights)
+    largest = slope.abs().amax(dim=1, keepdim=True).clamp_min(_HALF_LARGEST / _HALF_MAX_SCALE)
+    scale = torch.exp2(torch.floor(torch.log2(_HALF_LARGEST / largest)))
+    return vjp(weights * scale.to(weights)) / scale
 
 
 def _total(sum_of_squares: Tensor, n: int) -> Tensor:

@@ -158,18 +158,19 @@ def test_tuples_arguments_and_dtypes():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("energy", ["total", "common"])
-def test_half_precision_does_not_underflow(dtype, energy):
+@pytest.mark.parametrize("factor", [3e-4, 1e3])
+def test_half_precision_neither_underflows_nor_overflows(dtype, energy, factor):
     """Gradients of 3e-8 to 3e-5, as those of pixels are: in float16 some of them vanish, and all their squares."""
-    weight = torch.logspace(-4, -1, 3 * 64, dtype=torch.double).view(3, 8, 8)
+    weight = torch.logspace(-4, -1, 3 * 64, dtype=torch.double).view(3, 8, 8) * (1 if factor < 1 else 50)
 
     def model(x):
-        scores = (x * weight.to(x) * 3e-4).flatten(1).sum(dim=1)
+        scores = (x * weight.to(x) * factor).flatten(1).float().sum(dim=1)
         return torch.stack([scores, 0.01 - scores], dim=1)
 
     x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
     half = BoundaryEnergy(model, 0.1).attribute(x, 0, n_samples=8, energy=energy)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, (weight * 3e-4).square().expand(2, 3, 8, 8).float(), rtol=0.05, atol=0.0)
+    torch.testing.assert_close(half, (weight * factor).square().expand(2, 3, 8, 8).float(), rtol=0.05, atol=0.0)
 
 
 def test_the_default_noise_is_a_tenth_of_each_examples_range():
