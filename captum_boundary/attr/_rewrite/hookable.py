@@ -28,7 +28,7 @@ def hookable_copy(model: nn.Module, method: Attribution, inputs: tuple[Any, ...]
     modules that it finds and changes their weights.
     """
     can = capabilities_of(method)
-    if isinstance(model, ModelFromLayer):
+    if isinstance(getattr(model, "forward_func", model), ModelFromLayer):  # inside of ScoreTensor
         raise BoundaryTypeError(
             f"{can.name} hooks the modules of a model, which a model from a layer on does not own. Use "
             "LayerBoundaryAttribution, which gives it a copy of its own."
