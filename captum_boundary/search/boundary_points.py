@@ -192,7 +192,7 @@ torch.serialization.add_safe_globals([BoundaryPoints])
 
 def _row_indices(rows: Any, n_rows: int) -> Tensor:
     """Rows as indices ``(k,)``, whatever names them, or what is wrong with them."""
-    if isinstance(rows, numbers.Integral):
+    if isinstance(rows, numbers.Integral) and not isinstance(rows, bool):
         row = int(rows)
         if not -n_rows <= row < n_rows:
             raise IndexError(f"There are {n_rows} boundary points, but row {row} was asked for.")  # ends a for loop

@@ -121,6 +121,7 @@ BAD_ROWS = {
     "text": ("points", BoundaryTypeError, "not by 'points'"),
     "two dimensions": ((0, 1), BoundaryTypeError, r"not by \(0, 1\)"),
     "None": (None, BoundaryTypeError, "not by None"),
+    "truth": (True, BoundaryValueError, r"its shape is \(\)"),
     "index": (5, IndexError, "5 boundary points, but row 5"),
 }
 
