@@ -39,16 +39,20 @@ class Vocabulary:
         self.texts = [str(text) for text in tokenizer.convert_ids_to_tokens(list(range(n_tokens)))]
         kinds: dict[tuple[bool, ...], int] = {}
         self.kinds = torch.tensor([kinds.setdefault(_kind(text), len(kinds)) for text in self.texts])
+        self._ids_of: dict[str, list[int]] = {}
+        for index, text in enumerate(self.texts):
+            self._ids_of.setdefault(_word(text), []).append(index)
         self._is_special = torch.zeros(n_tokens, dtype=torch.bool)
         special = {*getattr(tokenizer, "all_special_ids", ()), *getattr(tokenizer, "added_tokens_decoder", ())}
         self._is_special[[index for index in special if index < n_tokens]] = True
 
     def allowed(self, token: int, forbidden: set[str]) -> Tensor:
         """Which tokens ``(V,)`` may take the place of a token: others of its kind, apart from forbidden words."""
+        if token >= len(self.texts):  # of a model with more embeddings than its tokenizer has tokens
+            return torch.zeros_like(self._is_special)
         allowed = (self.kinds == self.kinds[token]) & ~self._is_special
-        if forbidden:
-            allowed &= torch.tensor([_word(text) not in forbidden for text in self.texts])
-        allowed &= torch.tensor([_word(text) != _word(self.texts[token]) for text in self.texts])
+        for word in {*forbidden, _word(self.texts[token])}:
+            allowed[self._ids_of.get(word, [])] = False
         return allowed
 
     def words_of(self, ids: Tensor) -> set[str]:

@@ -91,6 +91,18 @@ def test_models_that_cannot_be_used_are_refused(small, tokenizer):
         LLMBoundaryAttribution(classifier, tokenizer).attribute(PROMPT, "Paris")
 
 
+def test_a_model_may_have_more_embeddings_than_the_tokenizer_has_tokens(small, tokenizer):
+    model = small.decoder("llama", tokenizer)
+    model.resize_token_embeddings(30, mean_resizing=False)
+    ids = [*tokenizer.encode(PROMPT), 28]
+    result = LLMBoundaryAttribution(model, tokenizer, budget=8).attribute(
+        ids, "Paris", "London", token_budget=4, n_steps=2
+    )
+    assert len(result.input_tokens) == 6
+    assert all(5 not in found.positions for found in result.substitutions[0])
+    assert all(index < len(tokenizer) for found in result.substitutions[0] for index in found.replacement_ids)
+
+
 class LooksAtIds(nn.Module):
     """A model that sees more of a token than its embedding."""
 
