@@ -32,7 +32,9 @@ from captum_boundary import (
     BoundaryAttribution,
     BoundaryDistance,
     BoundaryEnergy,
+    BoundaryGradCam,
     BoundaryIntegratedGradients,
+    BoundaryNoiseTunnel,
     BoundaryPoints,
     BoundarySaliency,
     CategoricalBoundary,
@@ -46,6 +48,7 @@ from captum_boundary import (
     RARLoss,
     SmoothedModel,
     TopKMargin,
+    bounds_of,
     certified_radius,
     evaluate_attribution_robustness,
     largest_stdev,
@@ -320,6 +323,21 @@ def energetic(device: str, **options: Any) -> Tensor:
     return BoundaryEnergy(classifier(device), 0.1).attribute(IMAGES.to(device), n_samples=4, **options)
 
 
+def evidence(device: str) -> Tensor:
+    model = classifier(device)
+    return BoundaryGradCam(model, model[0], 0.1).attribute(IMAGES.to(device), n_samples=4)
+
+
+def noiseless(device: str) -> Any:
+    """Without noise, which Captum draws on the device."""
+    model = classifier(device)
+    tunnel = BoundaryNoiseTunnel(BoundarySaliency(model, NearestBoundary(model, budget=5)))
+    return tunnel.attribute(IMAGES.to(device), nt_samples=2, stdevs=0.0, return_n_found=True)
+
+
+case("BoundaryGradCam", evidence)
+case("BoundaryNoiseTunnel", noiseless)
+case("bounds_of", lambda device: bounds_of(torch.ones(3, device=device), torch.full((3,), 0.5, device=device)))
 case("BoundaryEnergy", energetic)
 case("BoundaryEnergy", energetic, "common", energy="common")
 case("BoundaryEnergy", energetic, "averaged", width=1.0)
@@ -441,6 +459,10 @@ def compare(model: nn.Module, images: Tensor, boundary: BoundaryPoints) -> Figur
     return visualization.compare_attributions(images, {"maps": MAPS.to(images)}, boundary=boundary)[0]
 
 
+def overlaid(model: nn.Module, images: Tensor, boundary: BoundaryPoints) -> Figure:
+    return visualization.show_attribution(images, MAPS.to(images))[0]
+
+
 def show_point(model: nn.Module, images: Tensor, boundary: BoundaryPoints) -> Figure:
     return visualization.show_boundary_point(images, boundary)[0]
 
@@ -466,6 +488,7 @@ def described_table(device: str, tell: Callable[..., Any]) -> Any:
 
 
 case("visualization.compare_attributions", shown, show=compare)
+case("visualization.show_attribution", shown, show=overlaid)
 case("visualization.compare_attributions", shown, "models", show=compare_models)
 for tell in (visualization.describe_feature_changes, visualization.plot_feature_changes):
     case(f"visualization.{tell.__name__}", described_table, tell=tell)
