@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -16,41 +17,91 @@ def text():
     return README.read_text(encoding="utf-8")
 
 
-def run(block, **names):
+@pytest.fixture(scope="module")
+def examples(text):
+    """The three examples: an ImageNet network, a language model, and training."""
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return dict(zip(("network", "language", "training"), blocks, strict=True))
+
+
+def run(block):
+    names: dict[str, object] = {}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         exec(block, names)
     return names
 
 
-def python_blocks(text):
-    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+def test_the_network_is_explained(examples, monkeypatch):
+    """With a small network of the same interface, whose weights need no download."""
+    models = pytest.importorskip("torchvision").models
+
+    def small(weights):
+        assert weights is models.ResNet50_Weights.DEFAULT
+        layers = torch.nn.Conv2d(3, 8, 7, stride=7), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2)
+        return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(32, 1000))
+
+    monkeypatch.setattr(models, "resnet50", small)
+    monkeypatch.chdir(README.parent)
+    names = run(examples["network"])
+    assert names["image"].shape == names["big"].shape == (1, 3, 224, 224)
+    assert names["boundary"].found.all()
+    assert names["big"].isfinite().all()
+    assert plt.get_fignums()
+    plt.close("all")
 
 
-def test_the_example_of_a_language_model_runs(text, capsys):
-    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
-    words = ["[UNK]", "The", "capital", "of", "France", "is", "Paris", "London", "England", "Rome"]
-    pieces = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    pieces.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]")
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+def test_the_language_model_is_explained(examples, capsys, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=128,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=0.5,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(words), **sizes)).eval()
-    result = run(python_blocks(text)[1], model=model, tokenizer=tokenizer)["result"]
-    assert result.token_closeness.shape == (1, 5)
+        model = transformers.LlamaForCausalLM(config)
+
+    class Characters:
+        """A tokenizer whose tokens are characters."""
+
+        def __len__(self):
+            return 128
+
+        def __call__(self, text, **_):
+            return {"input_ids": [ord(letter) for letter in text]}
+
+        def encode(self, text, **_):
+            return [ord(letter) for letter in text]
+
+        def decode(self, ids, **_):
+            return "".join(map(chr, ids))
+
+        def convert_ids_to_tokens(self, ids):
+            return [chr(index) for index in ids]
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda name: model)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: Characters())
+    result = run(examples["language"])["result"]
+    assert result.token_distance.shape[-1] == len("The capital of France is")
     assert "tensor(" in capsys.readouterr().out
 
 
-def test_the_examples_run(text, capsys):
-    attributing, _, training = python_blocks(text)
-    names = run(attributing)
-    assert names["maps"].shape == names["inputs"].shape
-    assert names["delta"].abs().max() < 1e-2
-    assert "tensor(" in capsys.readouterr().out
-    names = run(training)
-    assert names["rar"].parts.regularizer.shape == (128,)
-    assert names["result"].topk_intersection.shape == (8,)
+def test_the_training_loop_trains(examples):
+    torch.manual_seed(0)
+    images = torch.rand(64, 16)
+    labels = (images[:, :8].sum(dim=1) > images[:, 8:].sum(dim=1)).long()
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+    before = torch.nn.functional.cross_entropy(model(images), labels)
+    run(examples["training"])["train"](model, [(images, labels)], n_epochs=30)
+    assert torch.nn.functional.cross_entropy(model(images), labels) < before
+
+
+def test_it_is_short(text):
+    assert len(text.splitlines()) <= 120
 
 
 @pytest.mark.parametrize("marker", ["demo-command", "test-command"])

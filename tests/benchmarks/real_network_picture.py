@@ -1,4 +1,4 @@
-"""Boundary attributions of an ImageNet network beside ordinary ones: ``docs/images/imagenet.png``.
+"""Boundary attributions of an ImageNet network and ordinary ones: ``docs/images/imagenet.png``.
 
 Images of ImageNet may not be handed on, so the picture shows all photographs of ``tutorials/photographs``, which are in
 the public domain. The weights are those that :mod:`zoo` describes.
@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 import io
 from pathlib import Path
-from typing import Any
 
 import torch
-from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, Saliency
+from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -22,22 +21,13 @@ from torchvision.io import decode_image
 from torchvision.models import SqueezeNet1_0_Weights
 from zoo import imagenet_squeezenet
 
-from captum_boundary import (
-    BoundaryEnergy,
-    BoundaryIntegratedGradients,
-    BoundaryPoints,
-    BoundarySaliency,
-    NearestBoundary,
-    largest_stdev,
-)
+from captum_boundary import BoundaryGradCam, BoundaryIntegratedGradients, BoundaryPoints, NearestBoundary
 from captum_boundary.visualization import compare_attributions
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 10
 AMPLIFICATION = 200
-STDEVS = (0.01, 0.02, 0.05, 0.1)  # of noise, of which the largest is taken that the decision stands
-WINDOW = 3.0  # standard deviation in pixels
-BEYOND_FULL_COLOUR = 10  # per cent of each map's total
+BEYOND_FULL_COLOR = 10  # per cent of each map's total
 N_COLOURS = 256
 
 
@@ -59,41 +49,31 @@ def main() -> None:
 
 
 def explain(model: nn.Module, images: Tensor, search: NearestBoundary, boundary: BoundaryPoints) -> dict[str, Tensor]:
-    target, leaves = boundary.target, images.clone().requires_grad_()
+    target = boundary.target
     path = {"internal_batch_size": AT_ONCE}
-    maps = {
-        "Saliency": Saliency(model).attribute(leaves, target, abs=False),
-        "IG, black": IntegratedGradients(model).attribute(leaves, target=target, **path),
-        "BSM": BoundarySaliency(model, search).attribute(images, boundary=boundary),
-        "BIG": BoundaryIntegratedGradients(model, search).attribute(images, boundary=boundary, **path),
+    where = BoundaryGradCam(model, model[1].features, internal_batch_size=AT_ONCE)
+    return {
+        "Grad-CAM": grad_cam(model, images, target),
+        "IG": IntegratedGradients(model).attribute(images, target=target, **path).detach(),
+        "BIG": BoundaryIntegratedGradients(model, search).attribute(images, boundary=boundary, **path).detach(),
+        "BoundaryGradCam": where.attribute(images, target),
     }
-    cams = LayerGradCam(model, model[1].features).attribute(leaves, target, relu_attributions=True)
-    cams = LayerAttribution.interpolate(cams, images.shape[2:], "bilinear")
-    maps["energy"] = boundary_energy(model, images, target, energy="common", width=WINDOW)
-    maps["× Grad-CAM"] = cams * boundary_energy(model, images, target)  # noqa: RUF001
-    return {name: attributions.detach() for name, attributions in maps.items()}
 
 
-def boundary_energy(model: nn.Module, images: Tensor, target: Tensor, **options: Any) -> Tensor:
-    """Of each image with as much noise as its decision stands."""
-    stdevs = largest_stdev(model, images, target, stdevs=STDEVS, internal_batch_size=AT_ONCE)
-    return torch.cat(
-        [
-            BoundaryEnergy(model, stdev, internal_batch_size=AT_ONCE).attribute(image[None], int(label), **options)
-            for image, label, stdev in zip(images, target, stdevs.tolist(), strict=True)
-        ]
-    )
+def grad_cam(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    cams = LayerGradCam(model, model[1].features).attribute(images, target, relu_attributions=True)
+    return LayerAttribution.interpolate(cams, images.shape[2:], "bilinear").detach()
 
 
 def draw(images: Tensor, boundary: BoundaryPoints, maps: dict[str, Tensor]) -> Figure:
-    """The maps, and what changes on the way to the boundary in place of boundary points, which look like the images."""
+    """The maps, and the displacement to the boundary in place of boundary points, which look like the images."""
     figure, axes = compare_attributions(
         images,
         maps,
         boundary=boundary,
         class_names=SqueezeNet1_0_Weights.DEFAULT.meta["categories"],
-        outlier_perc=BEYOND_FULL_COLOUR,
-        figure=Figure(figsize=(10, 3.8), layout="constrained"),
+        outlier_perc=BEYOND_FULL_COLOR,
+        figure=Figure(figsize=(10, 4.2), layout="constrained"),
     )
     axes[0, 1].title.set_text(f"change × {AMPLIFICATION}")  # noqa: RUF001
     for panel, change in zip(axes[:, 1], boundary.points - images, strict=True):
