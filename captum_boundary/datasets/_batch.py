@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +24,10 @@ from captum_boundary.datasets._examples import (
     Example,
     ExampleError,
     ExampleSpec,
-    Failure,
     Reader,
     message_of,
     preserve_rng_state,
     seed_everything,
-    spec_of,
 )
 from captum_boundary.errors import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError
 
@@ -167,76 +165,65 @@ class RetryingExplainer:
         self.strict = strict
         self.size: int | None = None
 
-    def __call__(self, examples: Sequence[Example]) -> tuple[list[Explained], list[Failure]]:
-        done: list[Explained] = []
-        failures: list[Failure] = []
-        waiting = [list(examples)] if examples else []
-        while waiting:
-            part = waiting.pop()
-            if self.size is not None and len(part) > self.size:
-                waiting += [part[self.size :], part[: self.size]]
-                continue
-            outcome = self._attempt(part)
-            if isinstance(outcome, Explained):
-                done.append(outcome)
-            elif len(part) == 1:
-                failures.append(self._failure(part[0], outcome))
-            else:
-                half = (len(part) + 1) // 2
-                if _is_out_of_memory(outcome):
+    def __call__(self, examples: Sequence[Example]) -> tuple[list[Explained], list[Example]]:
+        if not examples:
+            return [], []
+        size = len(examples) if self.size is None else self.size
+        parts = [examples[first : first + size] for first in range(0, len(examples), size)]
+        if len(parts) == 1:
+            try:
+                return [self.explain(examples)], []
+            except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # which hold tensors
+                if len(examples) == 1:
+                    if self.strict:
+                        raise ExampleError(
+                            f"Example {examples[0].index} could not be explained. {message_of(error)}"
+                        ) from error
+                    return [], [examples[0].failed(error)]
+                half = (len(examples) + 1) // 2
+                parts = [examples[:half], examples[half:]]
+                if _is_out_of_memory(error):
                     self.size = half
-                waiting += [part[half:], part[:half]]
-        return done, failures
-
-    def _attempt(self, examples: Sequence[Example]) -> Explained | Exception:
-        try:
-            return self.explain(examples)
-        except Exception as error:
-            traceback.clear_frames(error.__traceback__)  # which hold tensors
-            if _is_out_of_memory(error) and torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            return error
-
-    def _failure(self, example: Example, error: Exception) -> Failure:
-        if self.strict:
-            raise ExampleError(f"Example {example.index} could not be explained. {message_of(error)}") from error
-        return Failure({**example.facts, "error": message_of(error)})
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+        outcomes = [self(part) for part in parts]
+        return [each for done, _ in outcomes for each in done], [each for _, failed in outcomes for each in failed]
 
 
 def find_spec(explain: BatchExplainer, reader: Reader, n_examples: int) -> ExampleSpec | None:
-    """What all examples have in common: shapes and dtypes of the first that can be read. None where none can."""
-    examples = reader.readable(n_examples)
-    first = next(examples, None)
-    if first is None:
-        return None
-    shapes, dtypes = spec_of(first.inputs)
-    spec = ExampleSpec(
-        shapes, dtypes, first.as_tuple, _n_classes(explain, chain([first], islice(examples, _N_TRIED - 1)))
-    )
+    """What all examples have in common: shapes and dtypes of the first that can be read. None where none can.
+
+    The model, which tells the number of classes, may fail on some of the first examples, but not on all.
+    """
+    examples: list[Example] = []
+    errors: list[Exception] = []
+    for example in islice(reader.readable(n_examples), _N_TRIED):
+        examples.append(example)
+        try:
+            with preserve_rng_state(explain.device):
+                n_classes = explain.scores(explain.stack([example]))[0].shape[1]
+            shapes, dtypes, as_tuple = examples[0].form
+            spec = ExampleSpec(shapes, dtypes, as_tuple, n_classes)
+            break
+        except Exception as error:
+            errors.append(error)
+    else:
+        if not errors:
+            return None
+        raise BoundaryValueError(
+            f"The model fails on the first {len(errors)} examples, beginning with shapes {examples[0].form[0]}. "
+            f"{message_of(errors[0])}"
+        ) from errors[0]
     if isinstance(explain.target, int) and not 0 <= explain.target < spec.n_classes:
         raise BoundaryValueError(f"target must be between 0 and {spec.n_classes - 1}, but it is {explain.target}.")
     size = explain.map_size
-    if size is not None and any(len(shape) != 3 or size[0] > shape[1] or size[1] > shape[2] for shape in shapes):
+    if size is not None and any(len(each) != 3 or size[0] > each[1] or size[1] > each[2] for each in spec.shapes):
         raise BoundaryValueError(
-            f"map_size={size} needs examples that are images (C, H, W) with at least as many pixels, but their "
-            f"shapes are {shapes}. Leave map_size out to keep attributions as they are."
+            f"map_size={size} needs examples that are images (C, H, W) with at least as many pixels, but their shapes "
+            f"are {spec.shapes}. Leave map_size out to keep attributions as they are."
         )
     return spec
-
-
-def _n_classes(explain: BatchExplainer, examples: Iterable[Example]) -> int:
-    """Number of classes of the model, which may fail on some examples, but not on all that are tried."""
-    failed: list[tuple[Exception, Any]] = []
-    for example in examples:
-        try:
-            with preserve_rng_state(explain.device):
-                return explain.scores(explain.stack([example]))[0].shape[1]
-        except Exception as error:
-            failed.append((error, spec_of(example.inputs)[0]))
-    first, shapes = failed[0]
-    raise BoundaryValueError(
-        f"The model fails on the first {len(failed)} examples, beginning with shapes {shapes}. {message_of(first)}"
-    ) from first
 
 
 def _check_options(explainer: object, options: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
@@ -309,9 +296,8 @@ def _coarse(attributions: Tensor, size: tuple[int, int] | None) -> Tensor:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether fewer examples at once may help."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return told or isinstance(error, MemoryError)
 
 
 def device_of(forward_func: object) -> torch.device:

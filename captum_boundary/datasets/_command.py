@@ -9,6 +9,7 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,9 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
+from captum_boundary.datasets import _sources as sources
 from captum_boundary.datasets._examples import ExampleWarning, Reader
-from captum_boundary.datasets._sources import (
-    METHODS,
-    CommandModel,
-    Standardized,
-    build_explainer,
-    load_data,
-    load_model,
-)
+from captum_boundary.datasets._sources import METHODS, CommandModel
 from captum_boundary.datasets.explain import explain_dataset
 from captum_boundary.datasets.gallery import write_gallery
 from captum_boundary.datasets.merge import merge_explanations
@@ -34,120 +29,64 @@ from captum_boundary.search import NearestBoundary
 
 __all__ = ["main"]
 
+_NAME = "python -m captum_boundary"
 _FEATURES_AT_ONCE = 2**20  # of the examples of a batch, unless the user chooses: 6 images of 3 x 224 x 224
-
-_DESCRIPTION = """\
-Explain every example of a data set with a model, and write the results to a folder: attributions, a table of
-distances to the decision boundary, and a gallery to look at. If it is stopped, the same command goes on."""
-
-_EPILOG = """\
-package.module:function names code of yours, which is imported and run. Name none that you do not trust.
-
-examples:
-  a folder with a subfolder of images for each class, and a network of torchvision:
-    python -m captum_boundary explain --model torchvision:squeezenet1_0 --weights squeezenet.pt \\
-        --normalize 0.485,0.456,0.406 0.229,0.224,0.225 --data photographs --size 224 --out explained
-
-  a model and data of your own, from functions without arguments in mine.py, the first 100 examples:
-    python -m captum_boundary explain --model mine:model --data mine:test_set --bounds 0 1 --limit 100 --out explained
-
-  on eight GPUs:
-    torchrun --nproc-per-node 8 -m captum_boundary explain --model ... --data ... --out explained
-
-  on two machines that share nothing, and then on one of them:
-    python -m captum_boundary explain ... --out part0 --shard 0/2     (and part1, 1/2)
-    python -m captum_boundary merge part0 part1 --out explained
-
-exit codes:
-  0  done; examples that could not be explained are rows with their errors, and are counted
-  1  stopped by an error, which is printed; what is done is kept
-  2  the command line is wrong
-  3  done, but not one example could be explained
-  130  interrupted; the same command goes on"""
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of ``python -m captum_boundary explain``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m captum_boundary explain",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    text = (resources.files("captum_boundary.datasets") / "help.txt").read_text(encoding="utf-8")
+    description, _, epilog = text.partition("\n---\n")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(_NAME + " explain", None, description, epilog, formatter_class=form)
+    count: dict[str, Any] = {"type": _at_least(1), "metavar": "N"}
+
     add = parser.add_argument_group("what to explain").add_argument
     add("--model", required=True, help="torchvision:NAME, or package.module:function that returns a model")
-    add(
-        "--weights",
-        metavar="FILE",
-        help="state dict of the model, as torch.save writes it; or torchvision's DEFAULT etc.",
-    )
-    add("--num-classes", type=_at_least(1), metavar="N", help="classes of a torchvision model, if not 1000")
-    triple = "per channel: 0.5 0.25, or 0.4,0.5,0.6 0.2,0.2,0.2"
+    add("--weights", metavar="FILE", help="state dict, as torch.save writes it, or torchvision's DEFAULT and others")
+    add("--num-classes", **count, help="classes of a torchvision model, if not 1000")
     add(
         "--normalize",
         nargs=2,
         type=_numbers,
         metavar=("MEAN", "STD"),
-        help=f"what the model's inputs are normalized by, {triple}",
+        help="of the model, per channel: 0.4,0.5,0.6 0.2",
     )
-    data = "folder of images (in one subfolder for each class, if there are labels), .npz file with images and labels, "
-    add("--data", required=True, help=data + "or package.module:function that returns a Dataset")
-    add("--size", type=_at_least(1), metavar="PIXELS", help="scale and crop images of a folder to squares")
+    data = "folder of images (in a subfolder for each class, if labeled), .npz file with images and labels, or "
+    add("--data", required=True, help=data + "package.module:function that returns a Dataset")
+    add("--size", **count, help="scale and crop images of a folder to squares of N pixels")
     add("--gray", action="store_true", help="read images of a folder with one channel")
     add("--layout", choices=("nchw", "nhwc"), help="where arrays of an .npz file have their channels")
     add("--no-labels", dest="labels", action="store_false", help="labels are not the model's classes")
     add("--class-names", type=Path, metavar="FILE", help="text file, the name of one class a line")
-    add("--limit", type=_at_least(1), metavar="N", help="only the first N examples")
+    add("--limit", **count, help="only the first N examples")
 
     add = parser.add_argument_group("how to explain it").add_argument
-    methods = f"{', '.join(METHODS)}, or package.module:function from a model to a Captum attribution"
-    add("--method", default="big", help=f"{methods} (default: big, integrated gradients from the boundary)")
+    methods = ", ".join(METHODS) + ", or package.module:function from a model to a Captum attribution"
+    add("--method", default="big", help=methods + " (default: big, integrated gradients from the boundary)")
     add("--target", type=_target, default=None, help="predicted, label, or the number of a class")
-    add("--budget", type=_at_least(1), default=40, help="gradients for each boundary point (default: 40)")
+    add("--budget", **count, default=40, help="gradients for each boundary point (default: 40)")
     add("--norm", type=_norm, default=2, help="norm of the distance: 2, inf or 1 (default: 2)")
-    add(
-        "--bounds",
-        nargs=2,
-        type=float,
-        metavar=("LOWER", "UPPER"),
-        help="limits of real inputs, before --normalize (default: 0 1 for images, none for others)",
-    )
-    add(
-        "--distances-in",
-        choices=("pixels", "std"),
-        default="pixels",
-        help="search in units of the data, or after --normalize in standard deviations (default: pixels)",
-    )
-    add("--steps", type=_at_least(1), metavar="N", help="path points of big and ig (default: 50)")
+    limits = "limits of real inputs, before --normalize (default: 0 1 for images, none for others)"
+    add("--bounds", nargs=2, type=float, metavar=("LOWER", "UPPER"), help=limits)
+    space = "search in units of the data (default), or in standard deviations, after --normalize"
+    add("--distances-in", choices=("pixels", "std"), default="pixels", help=space)
+    add("--steps", **count, help="path points of big and ig (default: 50)")
     add("--version", metavar="TEXT", help="a name for what results depend on and cannot be seen, such as other files")
 
     add = parser.add_argument_group("where to").add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for what is written")
     resume = "go on where the run in DIR was stopped (default), or refuse a folder with results"
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help=resume)
-    add(
-        "--verify",
-        action="store_true",
-        help="compare all examples that are done with the data, not three of each batch",
-    )
+    add("--verify", action="store_true", help="compare all examples that are done with the data, not three of a batch")
     add("--dtype", choices=("float16", "float32"), default="float32", help="of attributions")
-    add("--map-size", type=_at_least(1), metavar="N", help="store maps of N x N cells, not of all pixels")
+    add("--map-size", **count, help="store maps of N x N cells, not of all pixels")
     add("--save-points", action="store_true", help="store boundary points too")
     add("--no-gallery", dest="gallery", action="store_false", help="write no page to look at")
 
     add = parser.add_argument_group("on what").add_argument
-    add(
-        "--batch-size",
-        type=_at_least(1),
-        metavar="N",
-        help="examples at once and in one file (default: by their size, at most 32)",
-    )
-    add(
-        "--internal-batch-size",
-        type=_at_least(1),
-        metavar="N",
-        help="path points at once (default: by the size of the examples)",
-    )
+    add("--batch-size", **count, help="examples at once and in one file (default: by their size, at most 32)")
+    add("--internal-batch-size", **count, help="path points at once (default: as many as fit)")
     add("--workers", type=_at_least(0), default=0, metavar="N", help="processes that read examples (default: 0)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU for each process, where there are any)")
     add("--shard", type=_shard, metavar="I/N", help="only the I-th of N parts, from 0 (default: torchrun's)")
@@ -177,19 +116,19 @@ def main(words: Sequence[str]) -> int:
 def _explain(words: Sequence[str]) -> int:
     options = parser().parse_args(words)
     device = _device(options.device)
-    dataset = load_data(options.data, options.size, options.gray, options.labels, options.layout, options.out)
-    loaded = load_model(options.model, options.weights, options.num_classes)
+    dataset = sources.load_data(options.data, options.size, options.gray, options.labels, options.layout, options.out)
+    loaded = sources.load_model(options.model, options.weights, options.num_classes)
     bounds = (options.bounds and tuple(options.bounds)) or getattr(dataset, "bounds", None)
     normalize = options.normalize or loaded.normalize
     if options.distances_in == "std":
         if normalize is None:
             raise BoundaryValueError("--distances-in std needs --normalize: the means and standard deviations.")
-        dataset = Standardized(dataset, normalize[0], normalize[1], bounds)
+        dataset = sources.Standardized(dataset, normalize[0], normalize[1], bounds)
         bounds, normalize = dataset.bounds, None
     model = CommandModel(loaded.model, *(normalize or ())).eval().requires_grad_(False).to(device)
     search = NearestBoundary(model, bounds=bounds, budget=options.budget, norm=options.norm)
     explanations = explain_dataset(
-        build_explainer(options.method, model, search),
+        sources.build_explainer(options.method, model, search),
         dataset,
         options.out,
         batch_size=options.batch_size or _batch_size(dataset, options.seed),
@@ -218,7 +157,7 @@ def _explain(words: Sequence[str]) -> int:
 
 
 def _merge(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("python -m captum_boundary merge", description="Copy shards into one folder.")
+    parser = argparse.ArgumentParser(_NAME + " merge", description="Copy shards into one folder.")
     parser.add_argument("parts", nargs="+", metavar="PART", help="folder that explain --shard I/N has written")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for all of them")
     options = parser.parse_args(words)

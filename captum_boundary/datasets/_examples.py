@@ -21,21 +21,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from captum_boundary.datasets._identity import hash_of_tensors
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 
-__all__ = [
-    "Example",
-    "ExampleError",
-    "ExampleSpec",
-    "ExampleWarning",
-    "Failure",
-    "Reader",
-    "check_dataset",
-    "files_of",
-    "message_of",
-    "preserve_rng_state",
-    "printable",
-    "seed_everything",
-    "spec_of",
-]
+__all__ = ["Example", "ExampleError", "ExampleSpec", "ExampleWarning", "Reader"]
+__all__ += ["check_dataset", "files_of", "message_of", "preserve_rng_state", "printable", "seed_everything"]
 
 _LONGEST_MESSAGE = 1000
 
@@ -50,23 +37,29 @@ class ExampleWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Example:
-    """One example: inputs without batch dimension, and what its row holds of it (index, name, label, note, digest)."""
+    """One example: what its row holds of it, with an ``error`` if it failed, and inputs without a batch dimension."""
 
     facts: dict[str, Any]
-    inputs: tuple[Tensor, ...]
-    as_tuple: bool
+    inputs: tuple[Tensor, ...] = ()
+    as_tuple: bool = False
 
     @property
     def index(self) -> int:
         """Its place in the data set."""
         return int(self.facts["index"])
 
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """Shapes and dtypes of its inputs, and whether they came as a tuple."""
+        return (
+            tuple(tuple(each.shape) for each in self.inputs),
+            tuple(each.dtype for each in self.inputs),
+            self.as_tuple,
+        )
 
-@dataclass(frozen=True)
-class Failure:
-    """An example that could not be read or explained: what its row holds of it."""
-
-    facts: dict[str, Any]
+    def failed(self, error: Exception) -> Example:
+        """The same, failed."""
+        return Example({**self.facts, "error": message_of(error)})
 
 
 class ExampleSpec(NamedTuple):
@@ -79,8 +72,8 @@ class ExampleSpec(NamedTuple):
 
     def check(self, example: Example) -> None:
         """Raise an error if an example cannot share a batch with the others."""
-        shapes, dtypes = spec_of(example.inputs)
-        if (shapes, dtypes, example.as_tuple) != (self.shapes, self.dtypes, self.as_tuple):
+        if example.form != self[:3]:
+            shapes, dtypes, _ = example.form
             raise BoundaryValueError(
                 f"All examples must be alike, but this one has shape {_shown(shapes)} and dtype {_shown(dtypes)} where "
                 f"the first has {_shown(self.shapes)} and {_shown(self.dtypes)}. Bring them to one form in the data "
@@ -97,7 +90,7 @@ class ExampleSpec(NamedTuple):
 
 
 class Reader(Dataset[Any]):
-    """A data set that answers with an :class:`Example` or a :class:`Failure`, the same whenever it is asked.
+    """A data set that answers with an :class:`Example`, failed or not, and the same whenever it is asked.
 
     Whatever the data set draws at random, it draws from seeds of the example. With ``strict``, failures are raised.
     """
@@ -108,53 +101,46 @@ class Reader(Dataset[Any]):
         self.spec = spec
         self.strict = strict
 
-    def __getitem__(self, index: int) -> Example | Failure:
+    def __getitem__(self, index: int) -> Example:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Example | Failure]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         with preserve_rng_state():
             return [self._read(index) for index in indices]
 
     def readable(self, stop: int) -> Iterator[Example]:
         """The examples before ``stop`` that can be read, as they are asked for."""
-        return (example for index in range(stop) if isinstance(example := self[index], Example))
+        return (example for index in range(stop) if "error" not in (example := self[index]).facts)
 
-    def batches(self, batches: Sequence[Sequence[int]], num_workers: int) -> Iterator[list[Example | Failure]]:
-        """The examples of each batch, read by other processes where there are ``num_workers``."""
+    def batches(self, batches: Any, num_workers: int) -> Iterator[list[Example]]:
+        """The examples of each batch of indices, read by other processes where there are ``num_workers``."""
         generator = torch.Generator().manual_seed(self.seed)  # not the global one
-        sampler: Any = batches
-        loader: DataLoader[Any] = DataLoader(
-            self, batch_sampler=sampler, collate_fn=_identity, num_workers=num_workers, generator=generator
-        )
-        return iter(loader)
+        options: Any = {"batch_sampler": batches, "num_workers": num_workers, "generator": generator}
+        return iter(DataLoader(self, collate_fn=list, **options))
 
-    def _read(self, index: int) -> Example | Failure:
+    def _read(self, index: int) -> Example:
         seed_everything(self.seed, index)
-        facts: dict[str, Any] = {"index": index, "name": _name_of(self.dataset, index)}
+        facts: dict[str, Any] = {"index": index, "name": _name_of(self.dataset, index), "label": None, "digest": None}
+        example = Example(facts)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # of code, not of the example
                 warnings.simplefilter("ignore", kind)
             try:
-                example = self._example(index, facts)
+                inputs, as_tuple, label = parse(self.dataset[index])
+                facts["label"], example = label, Example(facts, inputs, as_tuple)
+                if self.spec is not None:
+                    self.spec.check(example)
+                content = hash_of_tensors({str(number): tensor for number, tensor in enumerate(inputs)})
+                facts["digest"] = hashlib.sha256(f"{label} {content}".encode()).hexdigest()[:32]
             except Exception as error:
                 if self.strict:
                     raise ExampleError(f"Example {index} could not be read. {message_of(error)}") from error
-                if not -(2**63) <= (facts.get("label") or 0) < 2**63:  # the message has it
+                if not -(2**63) <= (facts["label"] or 0) < 2**63:  # the message has it
                     facts["label"] = None
-                return Failure({**facts, "digest": None, "error": message_of(error)})
-            finally:
-                notes = dict.fromkeys(printable(str(warning.message)) for warning in said)
-                facts["note"] = " ".join(notes)[:_LONGEST_MESSAGE] or None
-        return example
-
-    def _example(self, index: int, facts: dict[str, Any]) -> Example:
-        inputs, as_tuple, facts["label"] = parse(self.dataset[index])
-        content = hash_of_tensors({str(number): tensor for number, tensor in enumerate(inputs)})
-        facts["digest"] = hashlib.sha256(f"{facts['label']} {content}".encode()).hexdigest()[:32]
-        example = Example(facts, inputs, as_tuple)
-        if self.spec is not None:
-            self.spec.check(example)
+                example = example.failed(error)
+        notes = dict.fromkeys(printable(str(warning.message)) for warning in said)
+        example.facts["note"] = " ".join(notes)[:_LONGEST_MESSAGE] or None
         return example
 
 
@@ -187,11 +173,6 @@ def parse(item: Any) -> tuple[tuple[Tensor, ...], bool, int | None]:
             "in the data set's transform."
         )
     return inputs, isinstance(item, list | tuple), None if label is None else operator.index(label)
-
-
-def spec_of(inputs: tuple[Tensor, ...]) -> tuple[tuple[tuple[int, ...], ...], tuple[torch.dtype, ...]]:
-    """Shapes and dtypes of an example's inputs."""
-    return tuple(tuple(tensor.shape) for tensor in inputs), tuple(tensor.dtype for tensor in inputs)
 
 
 def files_of(dataset: Any) -> dict[str, Any] | None:
@@ -271,10 +252,6 @@ def _relative(path: str, root: Any) -> str:
     if root is None or not Path(path).is_relative_to(root):
         return path
     return Path(path).relative_to(root).as_posix()
-
-
-def _identity(examples: list[Any]) -> list[Any]:
-    return examples
 
 
 def _shown(values: tuple[object, ...]) -> str:

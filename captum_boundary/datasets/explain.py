@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 from captum_boundary._core.checks import check_count
 from captum_boundary.datasets._batch import BatchExplainer, Explained, RetryingExplainer, device_of, find_spec
 from captum_boundary.datasets._examples import (
-    Example,
     ExampleError,
     ExampleSpec,
     ExampleWarning,
@@ -186,7 +185,6 @@ def explain_dataset(
         run = _Run(store, _shard_of(shard), reader, manifest)
         with run.opened(resume), _Progress(store, getattr(explainer, "forward_func", None), show_progress) as progress:
             run.work(RetryingExplainer(explain, strict), dtype, verify, num_workers, progress)
-            progress.update(store, last=True)
     explanations = load_explanations(path)
     _warn_of_errors(explanations)
     return explanations
@@ -235,17 +233,17 @@ class _Run:
         try:
             for batch, read in zip(missing, self.reader.batches(examples, num_workers), strict=True):
                 self._stop_with_others()
-                explained, failed = explain([example for example in read if isinstance(example, Example)])
-                failed += [failure for failure in read if not isinstance(failure, Example)]
+                explained, failed = explain([example for example in read if "error" not in example.facts])
+                failed += [example for example in read if "error" in example.facts]
                 rows = [row for part in explained for row in part.rows]
                 tensors = {name: _joined(explained, name) for name in ("attributions", "points")}
                 self.store.write(
                     batch,
-                    rows_file([*rows, *(failure.facts for failure in failed)]),
+                    rows_file([*rows, *(example.facts for example in failed)]),
                     tensors_file([row["index"] for row in rows], tensors, dtype),
                     self.name,
                 )
-                progress.update(self.store)
+                progress.update()
         except ExampleError as error:
             self.marker.write_text(printable(str(error)), encoding="utf-8")
             raise
@@ -279,13 +277,13 @@ class _Progress:
 
     def __init__(self, store: Store, model: Any, show: bool) -> None:
         self.bar = tqdm(total=store.n_examples, desc="Explaining", unit="example", disable=not show, smoothing=0.05)
+        self.store = store
         self.model = model if show and hasattr(model, "on_evaluation") else None
         self.n_evaluations = 0
-        self.next_look, self.next_count = 0.0, 0.0
-        if show:
-            self.bar.update(min(len(store.written()) * store.batch_size, store.n_examples))
+        self.next_look = self.next_count = 0.0
 
     def __enter__(self) -> _Progress:
+        self.update(first=True)
         if self.model is not None:
             self.model.on_evaluation = lambda n_inputs: self.evaluated(n_inputs)  # a function, for copies of the model
         return self
@@ -293,6 +291,8 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         if self.model is not None:
             self.model.on_evaluation = None
+        self.next_count = 0.0
+        self.update()
         self.bar.close()
 
     def evaluated(self, n_inputs: int) -> None:
@@ -302,11 +302,13 @@ class _Progress:
             self.next_look = time.monotonic() + _INTERVAL
             self.bar.set_postfix_str(f"{self.n_evaluations:,} model evaluations")
 
-    def update(self, store: Store, last: bool = False) -> None:
+    def update(self, first: bool = False) -> None:
         """Count the files again, unless that was done a moment ago."""
-        if not self.bar.disable and (last or time.monotonic() >= self.next_count):
-            start = time.monotonic()
-            self.bar.update(min(len(store.written()) * store.batch_size, store.n_examples) - self.bar.n)
+        start = time.monotonic()
+        if not self.bar.disable and start >= self.next_count:
+            done = min(len(self.store.written()) * self.store.batch_size, self.store.n_examples)
+            self.bar.initial = done if first else self.bar.initial  # what is there already took no time
+            self.bar.update(done - self.bar.n)
             self.next_count = time.monotonic() + max(_INTERVAL, 100 * (time.monotonic() - start))
 
 

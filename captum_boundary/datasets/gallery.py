@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 import captum_boundary
 from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.checks import check_count
-from captum_boundary.datasets._examples import Example, Reader, check_dataset
+from captum_boundary.datasets._examples import Reader, check_dataset
 from captum_boundary.datasets._identity import Describer
 from captum_boundary.datasets._store import FolderError, write_atomically
 from captum_boundary.datasets._summary import summarize
@@ -134,7 +134,7 @@ def _write_picture(
     for old in path.parent.glob(f"{index:09d}-*.webp"):
         old.unlink()
     example = reader[index]
-    if isinstance(example, Example) and example.inputs[0].ndim == 3 and example.inputs[0].shape[0] in (1, 3):
+    if "error" not in example.facts and example.inputs[0].ndim == 3 and example.inputs[0].shape[0] in (1, 3):
         attributions = explanations[index].attributions
         first = attributions[0] if isinstance(attributions, tuple) else attributions
         content = picture(example.inputs[0], first if first is None or first.ndim in (2, 3) else None, bounds, size)

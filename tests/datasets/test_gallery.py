@@ -98,6 +98,19 @@ def test_pictures_show_the_example_and_its_map():
     assert pixels[1, 3].tolist() == [128, 192, 128]
 
 
+def test_few_outliers_take_no_color_from_the_others():
+    """1 of 400 pixels is left out of the scale, and 20 are not."""
+
+    def colors(n_outliers: int, size: float) -> int:
+        values = torch.ones(400)
+        values[:n_outliers] = size
+        pixels = picture(torch.zeros(1, 20, 20), values.view(20, 20), (0, 1), 20)
+        return int(np.asarray(Image.open(io.BytesIO(pixels)))[19, 39, 0])  # red, of which positive values take away
+
+    assert colors(1, 100.0) == 0
+    assert colors(20, 2.0) == 128
+
+
 @pytest.mark.parametrize("bounds", [None, ((0 - 0.5) / 0.2, (1 - 0.5) / 0.2)])
 def test_normalised_images_are_shown_between_their_extremes(bounds):
     image = (torch.tensor([[[0.0, 0.5], [1.0, 0.25]]]) - 0.5) / 0.2

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
@@ -301,6 +302,16 @@ def test_a_whole_run_beside_a_shard_does_no_harm(tmp_path):
     Interrupted.__module__, Interrupted.__qualname__ = Rows.__module__, Rows.__qualname__
     assert explain(out, dataset=Interrupted(20)).is_complete
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_rows_of_some_examples_of_a_batch_are_not_all(tmp_path):
+    explain(tmp_path)
+    before = contents(tmp_path)
+    path = tmp_path / "rows" / "0000" / "000000008.parquet"
+    pq.write_table(pq.ParquetFile(path).read().slice(0, 2), path)
+    (tmp_path / "table.parquet").unlink()
+    assert explain(tmp_path).is_complete
+    assert contents(tmp_path) == before
 
 
 def test_a_file_whose_beginning_another_run_has_removed_is_there(tmp_path):
