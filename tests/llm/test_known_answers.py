@@ -73,9 +73,11 @@ def smollm2(benchmark):
 def test_a_real_model_says_paris_because_of_france(smollm2):
     model, tokenizer = smollm2
     prompt = "The capital of France is"
-    result = LLMBoundaryAttribution(model, tokenizer, budget=20).attribute(prompt, " Paris", " London", n_steps=10)
+    result = LLMBoundaryAttribution(model, tokenizer, budget=20).attribute(
+        prompt, " Paris", " London", token_budget=8, n_candidates=32, n_steps=5
+    )
     assert result.boundary.n_gradient <= 20
-    assert result.boundary.n_forward <= 30
+    assert result.boundary.n_forward <= 40
     assert set(result.token_distance[0].argsort()[:2].tolist()) == {1, 3}  # capital, France
     assert result.distance[0] < result.token_distance[0].min()
     singles = {found.positions[0]: found for found in result.substitutions[0] if len(found.positions) == 1}
