@@ -31,6 +31,14 @@ class Linearization(NamedTuple):
     slope: Tensor  # (n, D) its gradient
 
 
+class _Rivals(NamedTuple):
+    """Scores ``(n, C)`` of the rivals, the largest of each row and its column, ``(n, 1)``."""
+
+    scores: Tensor
+    best: Tensor
+    strongest: Tensor
+
+
 class MarginOracle:
     """Depths and slopes of a model at flat points ``(n, D)``, for a batch of ``N`` examples or chosen rows of it.
 
@@ -194,17 +202,21 @@ class MarginOracle:
 
     def linearize(self, points: Tensor, rows: Tensor | None = None) -> Linearization:
         """Linearize the margin over the strongest rival at ``points`` ``(n, D)``."""
+        return self._linearize(points, rows, lambda rivals, weight, _: _weigh(rivals.strongest, weight, rivals.scores))
 
-        def weights_of(others: Tensor, _: slice) -> Tensor:
-            return _one_hot(others.argmax(dim=1, keepdim=True), others)
+    def linearize_over(self, points: Tensor, rival: Tensor) -> Linearization:
+        """Linearize the margin over one rival ``(n,)`` each."""
 
-        return self._linearize(points, rows, weights_of)
+        def weights_of(rivals: _Rivals, weight: Tensor, here: slice) -> Tensor:
+            return _weigh(rival[here, None], weight, rivals.scores)
+
+        return self._linearize(points, None, weights_of, is_margin=False)
 
     def linearize_runner_up(self, points: Tensor, rows: Tensor | None = None) -> Linearization:
         """Linearize the margin over the second strongest rival."""
 
-        def weights_of(others: Tensor, _: slice) -> Tensor:
-            return _one_hot(others.topk(2, dim=1).indices[:, 1:], others)
+        def weights_of(rivals: _Rivals, weight: Tensor, _: slice) -> Tensor:
+            return _weigh(rivals.scores.topk(2, dim=1).indices[:, 1:], weight, rivals.scores)
 
         return self._linearize(points, rows, weights_of, is_margin=False)
 
@@ -214,9 +226,9 @@ class MarginOracle:
         The slope is then an average over all rivals that come close to the strongest one.
         """
 
-        def weights_of(others: Tensor, here: slice) -> Tensor:
-            scale = temperature[here, None].to(others).clamp_min(torch.finfo(others.dtype).tiny)
-            return torch.softmax((others - others.amax(dim=1, keepdim=True)) / scale, dim=1)
+        def weights_of(rivals: _Rivals, weight: Tensor, here: slice) -> Tensor:
+            scale = temperature[here, None].to(weight).clamp_min(torch.finfo(weight.dtype).tiny)
+            return torch.softmax((rivals.scores - rivals.best) / scale, dim=1).mul_(weight)
 
         return self._linearize(points, rows, weights_of)
 
@@ -224,7 +236,7 @@ class MarginOracle:
         self,
         points: Tensor,
         rows: Tensor | None,
-        weights_of: Callable[[Tensor, slice], Tensor],
+        weights_of: Callable[[_Rivals, Tensor, slice], Tensor],
         is_margin: bool = True,
     ) -> Linearization:
         """Linearize the target's score minus an average of its rivals', whose weights follow from their scores."""
@@ -240,8 +252,9 @@ class MarginOracle:
                 known = scores.detach()
                 sign, opposite = sign.to(known), opposite.to(known)
                 others = self._rival_scores(known, part_rows)
-                depth = (sign * (known.gather(1, target[:, None]) - others.amax(dim=1, keepdim=True))).squeeze(1)
-                weights = weights_of(others, here).mul_(opposite).scatter_(1, target[:, None], sign)
+                rivals = _Rivals(others, *others.max(dim=1, keepdim=True))
+                depth = (sign * (known.gather(1, target[:, None]) - rivals.best)).squeeze(1)
+                weights = weights_of(rivals, opposite, here).scatter_(1, target[:, None], sign)
                 value = depth if is_margin else (weights * known).sum(dim=1)
                 slope = self._slope(scores, leaves, weights)
                 parts.append(
@@ -306,8 +319,9 @@ class MarginOracle:
             yield from zip(torch.split(points, self.chunk_size), torch.split(rows, self.chunk_size), strict=True)
 
 
-def _one_hot(column: Tensor, scores: Tensor) -> Tensor:
-    return torch.zeros_like(scores).scatter_(1, column, 1.0)
+def _weigh(column: Tensor, weight: Tensor, scores: Tensor) -> Tensor:
+    """Weights of all scores that are zero but for one column."""
+    return torch.zeros_like(scores).scatter_(1, column, weight)
 
 
 def _usable(depth: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from captum_boundary.search.boundary_status import BoundaryStatus
 from captum_boundary.search.categorical import CategoricalBoundary
 from captum_boundary.search.closest import ClosestBoundary
 from captum_boundary.search.foolbox import FoolboxBoundary
-from captum_boundary.search.nearest import NearestBoundary
+from captum_boundary.search.nearest import NearestBoundary, NearestBoundarySettings
 from captum_boundary.search.normalized_bounds import bounds_of
 from captum_boundary.search.pgd import PGDBoundary
 from captum_boundary.search.search_problem import Proposal, SearchProblem, Solution
@@ -19,6 +19,7 @@ __all__ = [
     "ClosestBoundary",
     "FoolboxBoundary",
     "NearestBoundary",
+    "NearestBoundarySettings",
     "PGDBoundary",
     "Proposal",
     "SearchProblem",

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from captum_boundary._core.generators import seed_of
-from captum_boundary._core.geometry import length, project_onto_hyperplane, row_dot
+from captum_boundary._core.geometry import length
 from captum_boundary._core.margin import rival_scores
 from captum_boundary.search._normals import unit_normals
 from captum_boundary.search._problem import Problem
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_search import BoundarySearch
+from captum_boundary.search.nearest.class_race import linearized_distance
 
 __all__ = ["Neighbours", "nearest_boundary", "neighbouring_classes", "neighbours_in_random_directions"]
 
-# Classes whose linearised distances are compared, the highest scores first, for every class that is searched.
+# Classes whose linearized distances are compared, the highest scores first, for every class that is searched.
 _SCREENED = 3
-# Random starts, in linearised distances of the boundary. From nearer ones most ways lead to the same part of the
+# Random starts, in linearized distances of the boundary. From nearer ones most ways lead to the same part of the
 # boundary, from farther ones to parts that are not near.
 _START_DISTANCE = 4.0
 
@@ -72,7 +73,7 @@ def neighbours_in_random_directions(search: BoundarySearch, problem: Problem, n:
     generator = torch.Generator("cpu").manual_seed(seed_of(search.generator))
     lines = torch.randn(n, x.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(x)
     lines = lines / length(lines, problem.norm)[:, None]
-    distance = _linearised_distance(problem)
+    distance = _linearized_distance(problem)
     distance = torch.where(torch.isfinite(distance) & (distance > 0), distance, 1 + length(x, problem.norm))
     reach = _START_DISTANCE * distance
     rows = oracle.all_rows.repeat_interleave(n, output_size=n * len(x))
@@ -98,26 +99,19 @@ def _neighbours(search: BoundarySearch, problem: Problem, rows: Tensor, classes:
 
 
 def _nearest_classes(problem: Problem, n: int) -> Tensor:
-    """Classes ``(N, n)`` whose linearised boundaries are nearest, of those with the highest scores."""
+    """Classes ``(N, n)`` whose linearized boundaries are nearest, of those with the highest scores."""
     oracle = problem.oracle
     n_rivals = oracle.n_classes - 1
     n_screened = n if n == n_rivals else min(_SCREENED * n, n_rivals)
     classes = rival_scores(oracle.start_scores, oracle.target).topk(n_screened, dim=1).indices
     if n_screened == n:
         return classes
-    distances = [_linearised_distance(problem, rival) for rival in classes.unbind(dim=1)]
+    distances = [
+        linearized_distance(problem, problem.oracle.linearize_over(problem.x, rival)) for rival in classes.unbind(dim=1)
+    ]
     nearest = torch.stack(distances, dim=1).argsort(dim=1, stable=True)[:, :n]
     return classes.gather(1, nearest)
 
 
-def _linearised_distance(problem: Problem, rival: Tensor | None = None) -> Tensor:
-    """Distances ``(N,)`` at which the margin over the strongest rival, or a given one, would vanish if it were linear.
-
-    Infinite where the limits do not let it vanish.
-    """
-    x = problem.x
-    plane = (problem if rival is None else problem.against(rival)).linearize(x)
-    drop = plane.value.clamp_min(0.0)
-    nearest = project_onto_hyperplane(x, plane.slope, drop, problem.box, problem.norm)
-    reaches = row_dot(plane.slope, x - nearest) >= 0.99 * drop
-    return torch.where(reaches, problem.distance(nearest), torch.inf)
+def _linearized_distance(problem: Problem) -> Tensor:
+    return linearized_distance(problem, problem.linearize(problem.x))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from captum_boundary._core.geometry import Box, length
 from captum_boundary._core.oracle import Linearization, MarginOracle
 
-__all__ = ["Candidates", "Problem"]
+__all__ = ["ActiveSet", "Incumbent", "Phase", "Problem"]
 
 # How far beyond the boundary a final point lies, relative to the depth of its input: near enough to *be* the boundary
 # (distances are right to the larger number), far enough to keep its label when it is evaluated in another batch.
@@ -29,8 +31,8 @@ class Problem:
 
         x (Tensor): The inputs, ``(n, D)``.
         scale (Tensor): Depth of the inputs, ``(n,)``, the unit in which other depths are large or small.
-        shallow (Tensor): Least amount by which final points lie beyond the boundary, ``(n,)``.
-        deep (Tensor): Largest such amount, ``(n,)``.
+        min_overshoot (Tensor): Least amount by which final points lie beyond the boundary, ``(n,)``.
+        max_overshoot (Tensor): Largest such amount, ``(n,)``.
         overshoot (Tensor): Amount to aim at, between the two, ``(n,)``.
         slack (Tensor): A linearisation that, where it is put to the test, promises less of a crossing than there is, by
             this amount, belongs to another piece of the boundary, ``(n,)``.
@@ -46,17 +48,17 @@ class Problem:
         self.noise = noise
         self.tolerance = _TOLERANCE[oracle.dtype]
         self.few_dimensions = oracle.x.shape[1] <= _FEW_DIMENSIONS
-        relative_shallow, relative_deep = _BAND[oracle.dtype]
+        relative_min, relative_max = _BAND[oracle.dtype]
         depth = oracle.start_depth
         floor = noise * oracle.start_scores.abs().amax(dim=1).to(depth)
-        shallow = torch.maximum(relative_shallow * depth, floor).clamp_min(torch.finfo(depth.dtype).tiny)
-        deep = torch.maximum(relative_deep * depth, 2 * shallow)
-        overshoot, scale = (shallow * deep).sqrt(), torch.maximum(depth, shallow)
-        self._set(torch.stack([shallow, deep, overshoot, scale, overshoot + _SLACK * scale], dim=1))
+        min_overshoot = torch.maximum(relative_min * depth, floor).clamp_min(torch.finfo(depth.dtype).tiny)
+        max_overshoot = torch.maximum(relative_max * depth, 2 * min_overshoot)
+        overshoot, scale = (min_overshoot * max_overshoot).sqrt(), torch.maximum(depth, min_overshoot)
+        self._set(torch.stack([min_overshoot, max_overshoot, overshoot, scale, overshoot + _SLACK * scale], dim=1))
 
     def _set(self, numbers: Tensor) -> None:
         self._numbers = numbers  # together, so that choosing rows is one operation
-        self.shallow, self.deep, self.overshoot, self.scale, self.slack = numbers.unbind(dim=1)
+        self.min_overshoot, self.max_overshoot, self.overshoot, self.scale, self.slack = numbers.unbind(dim=1)
         self.x = self.oracle.x
 
     def __len__(self) -> int:
@@ -71,37 +73,37 @@ class Problem:
         return part
 
     @property
-    def may_be_held(self) -> bool:
+    def has_data_range(self) -> bool:
         """Whether to search in the range of an input's own values first: without limits, in many dimensions.
 
         Where a model was never trained, its boundary has many more corners to be caught in.
         """
         return not (self.box.is_limited or self.few_dimensions)
 
-    def in_own_range(self, is_held: Tensor | None = None) -> Problem:
+    def in_data_range(self, is_limited: Tensor | None = None) -> Problem:
         """The same, where no coordinate leaves the range between the least and the largest value of its input.
 
-        If given, ``is_held`` ``(n,)`` says for which examples: the others stay without limits.
+        If given, ``is_limited`` ``(n,)`` says for which examples: the others stay without limits.
         """
         lowest, highest = self.x.aminmax(dim=1, keepdim=True)
-        if is_held is not None:
-            lowest = torch.where(is_held[:, None], lowest, -torch.inf)
-            highest = torch.where(is_held[:, None], highest, torch.inf)
+        if is_limited is not None:
+            lowest = torch.where(is_limited[:, None], lowest, -torch.inf)
+            highest = torch.where(is_limited[:, None], highest, torch.inf)
         part = copy.copy(self)
         part.box = Box(lowest, highest)
         return part
 
-    def is_in_own_range(self, points: Tensor) -> Tensor:
+    def lies_in_data_range(self, points: Tensor) -> Tensor:
         """Whether no coordinate of ``points`` lies outside the range of its input's own values, ``(n,)``."""
-        box = self.in_own_range().box
+        box = self.in_data_range().box
         return ((points >= box.lower) & (points <= box.upper)).all(dim=1)
 
     def distance(self, points: Tensor) -> Tensor:
         """Distances ``(n,)`` of ``points`` from their inputs."""
         return length(points - self.x, self.norm)
 
-    def depth(self, points: Tensor) -> Tensor:
-        """Depths ``(n,)`` of ``points``."""
+    def signed_margin(self, points: Tensor) -> Tensor:
+        """Signed margins ``(n,)`` of ``points``: negative beyond the boundary."""
         return self.oracle.depth(points)[0]
 
     def against(self, rival: Tensor) -> Problem:
@@ -115,40 +117,119 @@ class Problem:
         return self.oracle.linearize_smoothed(points, temperature)
 
 
-class Candidates:
+class Phase(IntEnum):
+    """The phase of a search that found a point: the tens of its :class:`BoundaryStatus`."""
+
+    NEWTON = 2
+    LINE_SEARCH = 3
+    REFINEMENT = 4
+    DESCENT = 5
+    RESTART = 6
+    CATEGORIES = 7
+
+
+class Incumbent:
     """The nearest points known to lie beyond the boundary, at distance infinity where there is none yet.
 
     Attributes:
 
         points (Tensor): Points, ``(n, D)``; the inputs where there is none.
         distance (Tensor): Their distances, ``(n,)``.
+        phase (Tensor): The phase that found them, ``(n,)``: the tens of a :class:`BoundaryStatus`.
     """
 
-    def __init__(self, points: Tensor, distance: Tensor) -> None:
+    def __init__(self, points: Tensor, distance: Tensor, phase: Tensor) -> None:
         self.points = points
         self.distance = distance
+        self.phase = phase
 
     @classmethod
-    def none(cls, problem: Problem) -> Candidates:
-        return cls(problem.x, torch.full_like(problem.scale, torch.inf))
+    def none(cls, problem: Problem) -> Incumbent:
+        return cls(problem.x, torch.full_like(problem.scale, torch.inf), torch.zeros_like(problem.oracle.target))
 
-    def or_nearer(self, points: Tensor, distance: Tensor, depth: Tensor) -> Candidates:
-        """The nearer of these and of ``points``, where those lie beyond the boundary."""
-        return self.or_nearer_of(Candidates(points, torch.where(depth < 0, distance, torch.inf)))
+    @property
+    def is_found(self) -> Tensor:
+        return torch.isfinite(self.distance)
 
-    def or_nearer_of(self, others: Candidates) -> Candidates:
+    def improved_by(self, points: Tensor, distance: Tensor, margin: Tensor, phase: int | None = None) -> Incumbent:
+        """The nearer of these and of ``points``, where the signed margin of those is negative.
+
+        Without a phase, :meth:`found_by` is to name it in the end.
+        """
+        distance = torch.where(margin < 0, distance, torch.inf)
+        nearer = distance < self.distance
+        return Incumbent(
+            torch.where(nearer[:, None], points, self.points),
+            torch.where(nearer, distance, self.distance),
+            self.phase if phase is None else self.phase.masked_fill(nearer, phase),
+        )
+
+    def found_by(self, phase: int, before: Tensor) -> Incumbent:
+        """These, where those that are nearer than ``before`` ``(n,)`` were found by a phase."""
+        return Incumbent(self.points, self.distance, self.phase.masked_fill(self.distance < before, phase))
+
+    def nearer_of(self, others: Incumbent) -> Incumbent:
         """The nearer ones of these and of others."""
         nearer = others.distance < self.distance
-        return Candidates(
+        return Incumbent(
             torch.where(nearer[:, None], others.points, self.points),
             torch.where(nearer, others.distance, self.distance),
+            torch.where(nearer, others.phase, self.phase),
         )
 
-    def select(self, rows: Tensor | slice) -> Candidates:
-        return Candidates(self.points[rows], self.distance[rows])
+    def select(self, rows: Tensor | slice) -> Incumbent:
+        return Incumbent(self.points[rows], self.distance[rows], self.phase[rows])
 
-    def replaced(self, rows: Tensor, part: Candidates) -> Candidates:
+    def replaced(self, rows: Tensor, part: Incumbent) -> Incumbent:
         """These, with those of some rows replaced."""
-        return Candidates(
-            self.points.index_copy(0, rows, part.points), self.distance.index_copy(0, rows, part.distance)
+        return Incumbent(
+            self.points.index_copy(0, rows, part.points),
+            self.distance.index_copy(0, rows, part.distance),
+            self.phase.index_copy(0, rows, part.phase),
         )
+
+
+class ActiveSet:
+    """The rows of a batch that an iteration still works on, side by side, with all that belongs to them.
+
+    Args:
+
+        state (Any): What belongs to the rows: tensors whose first dimension is that of the rows, and objects with a
+            method ``select(rows)``. It is read and replaced as attributes of this object.
+    """
+
+    def __init__(self, rows: Tensor, **state: Any) -> None:
+        self.rows = rows
+        self._names = list(state)
+        self.__dict__.update(state)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"An active set has no state {name!r}.")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def staying(self, is_active: Tensor) -> Tensor | None:
+        """The places of the rows that are active ``(n,)``, or None if all are."""
+        places = is_active.nonzero().flatten()
+        return None if len(places) == len(self.rows) else places
+
+    def keep(self, is_active: Tensor) -> None:
+        """Drop the rows that are not active ``(n,)``."""
+        self.take(self.staying(is_active))
+
+    def take(self, places: Tensor | None) -> None:
+        """Drop all rows but those at some places; none if that is None."""
+        if places is None:
+            return
+        self.rows = self.rows[places]
+        for name in self._names:
+            value = getattr(self, name)
+            setattr(self, name, value[places] if isinstance(value, Tensor) else value.select(places))
+
+    def write(self, whole: Any, part: Any) -> Any:
+        """``whole`` with the values of the active rows replaced by ``part``."""
+        return whole.index_copy(0, self.rows, part) if isinstance(whole, Tensor) else whole.replaced(self.rows, part)

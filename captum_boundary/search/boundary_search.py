@@ -38,7 +38,7 @@ from captum_boundary.errors import (
     BoundaryTypeError,
     BoundaryValueError,
 )
-from captum_boundary.search._landing import move_onto_boundary
+from captum_boundary.search._line_search import project_to_boundary
 from captum_boundary.search._problem import Problem
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_status import BoundaryStatus
@@ -223,7 +223,9 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         points = problem.flatten(proposal.points).detach()
         points = torch.where(torch.isfinite(points), points, inner.x)
         # A final point is evaluated where it is: a line search towards the input could cross what is not allowed.
-        points, margin = (points, inner.depth(points)) if proposal.is_final else move_onto_boundary(inner, points)
+        points, margin = (
+            (points, inner.signed_margin(points)) if proposal.is_final else project_to_boundary(inner, points)
+        )
         status = torch.full_like(problem.target, BoundaryStatus.FOUND) if status is None else status.to(problem.target)
         found = margin < 0
         if self.max_distance is not None:

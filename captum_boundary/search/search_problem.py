@@ -19,7 +19,7 @@ from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.random_state import preserve_rng_state, seed_rng
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search._differentiable_scores import DifferentiableScores
-from captum_boundary.search._landing import move_onto_boundary
+from captum_boundary.search._line_search import project_to_boundary
 from captum_boundary.search._problem import Problem
 
 __all__ = ["Proposal", "SearchProblem", "Solution"]
@@ -255,7 +255,7 @@ class SearchProblem:
 
         Points that are not beyond the boundary stay where they are.
         """
-        return move_onto_boundary(self._problem, points)[0]
+        return project_to_boundary(self._problem, points)[0]
 
     def evaluate(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Signed margins, strongest other classes and distances, ``(n,)`` each, of flat points as the model sees them.

@@ -52,3 +52,10 @@ def test_margins_over_one_rival_know_no_other_and_count_for_the_example() -> Non
     assert rival.tolist() == [1, 3, 2]
     assert every.n_gradient.tolist() == [4, 2]
     torch.testing.assert_close(every.start_depth, torch.tensor([0.5, 0.1], dtype=torch.float64))
+
+
+def test_a_linearization_over_one_rival_tells_the_margin_over_all_as_well() -> None:
+    plane = oracle(chunk=1).linearize_over(X, torch.tensor([3, 1]))
+    torch.testing.assert_close(plane.depth, torch.tensor([0.5, 0.1], dtype=torch.float64))
+    torch.testing.assert_close(plane.value, torch.tensor([4.5, 0.4], dtype=torch.float64))
+    torch.testing.assert_close(plane.slope, WEIGHT[[0, 0]] - WEIGHT[[3, 1]])

@@ -1,4 +1,4 @@
-"""Walks in l1: each step against a solver, and where they end."""
+"""Step rule in l1: each step against a solver, and where descents end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from scipy.optimize import linprog
 from captum_boundary._core.bounds import box_of
 from captum_boundary._core.geometry import length, project_onto_hyperplane
 from captum_boundary._core.oracle import Linearization, MarginOracle
-from captum_boundary.search._approach import approach
-from captum_boundary.search._descent import descend
-from captum_boundary.search._linear_programs import _AIM, _FURTHER, _MEMORY, LinearPrograms
-from captum_boundary.search._problem import Candidates, Problem
-from captum_boundary.search._walk import Place
+from captum_boundary.search import NearestBoundarySettings
+from captum_boundary.search._problem import Incumbent, Problem
+from captum_boundary.search.nearest.descent import descend
+from captum_boundary.search.nearest.first_contact import newton_phase
+from captum_boundary.search.nearest.step_rules import _AIM, Iterate, TrustRegionLPStep
+
+SETTINGS = NearestBoundarySettings()
+GAIN = SETTINGS.aim_gain
 
 
 def problem_of(inputs, bounds=None, depth=1.0) -> Problem:
@@ -26,13 +29,13 @@ def problem_of(inputs, bounds=None, depth=1.0) -> Problem:
     )
 
 
-def place(problem: Problem, points, depth, slope) -> Place:
+def iterate(problem: Problem, points, depth, slope) -> Iterate:
     move = points - problem.x
-    return Place(points, move, length(move, 1), Linearization(depth, depth, slope), problem.box)
+    return Iterate(points, move, length(move, 1), Linearization(depth, depth, slope), problem.box)
 
 
 def solved(x, points, slope, depth, reach, low, high) -> float:
-    """The least l1 distance from x at which the linearised depth is at most 0, by ``y = x + rise - fall``."""
+    """The least l1 distance from x at which the linearized depth is at most 0, by ``y = x + rise - fall``."""
     n = len(x)
     lower, upper = np.maximum(points - reach, low) - x, np.minimum(points + reach, high) - x
     within = np.hstack([np.eye(n), -np.eye(n)])
@@ -54,14 +57,14 @@ def test_a_step_solves_its_linear_program(bounds) -> None:
     problem = problem_of(inputs, bounds)
     depth = problem.scale * torch.randn(60, generator=generator, dtype=torch.float64)
     reach = 0.3 + torch.rand(60, generator=generator, dtype=torch.float64)
-    walk = LinearPrograms(reach, torch.zeros(1, 60, dtype=torch.float64))
-    at = place(problem, points, depth, slope)
+    rule = TrustRegionLPStep(SETTINGS, reach, torch.zeros(1, 60, dtype=torch.float64))
+    at = iterate(problem, points, depth, slope)
 
-    moved = walk.next_points(problem, at, Candidates.none(problem), 0)
+    moved = rule.step(problem, at, Incumbent.none(problem), 0)
 
-    reach = walk._reach[0]
+    reach = rule._trust_radius[0]
     assert ((moved - points).abs() <= reach[:, None] + 1e-12).all()
-    aim = torch.maximum(_FURTHER * depth, _AIM * problem.scale)
+    aim = torch.maximum(GAIN * depth, _AIM * problem.scale)
     low, high = bounds or (-np.inf, np.inf)
     n_solved = 0
     for row in range(60):
@@ -77,38 +80,42 @@ def test_a_step_solves_its_linear_program(bounds) -> None:
 def test_steps_that_fall_short_let_the_next_ones_aim_further() -> None:
     inputs = torch.zeros(1, 4, dtype=torch.float64)
     problem = problem_of(inputs)
-    walk = LinearPrograms(torch.full((1,), 100.0, dtype=torch.float64), torch.zeros(6, 1, dtype=torch.float64))
+    rule = TrustRegionLPStep(
+        SETTINGS, torch.full((1,), 100.0, dtype=torch.float64), torch.zeros(6, 1, dtype=torch.float64)
+    )
     slope = torch.tensor([[1.0, 0.5, 0.0, 0.0]], dtype=torch.float64)
     aims = []
     for step, depth in enumerate((0.5, 0.5, -3.0, 0.5, torch.inf, 0.5)):
-        at = place(problem, inputs, torch.tensor([depth], dtype=torch.float64), slope)
-        moved = walk.next_points(problem, at, Candidates.none(problem), step)
+        at = iterate(problem, inputs, torch.tensor([depth], dtype=torch.float64), slope)
+        moved = rule.step(problem, at, Incumbent.none(problem), step)
         assert moved.isfinite().all()
         aims.append(-(depth + (slope @ moved.T).item()))
-    assert aims[:2] == pytest.approx([0.5 * _FURTHER, _FURTHER])
-    assert aims[3] == pytest.approx(_AIM + 0.5 * _FURTHER)  # after a point that lay well beyond the boundary
+    assert aims[:2] == pytest.approx([0.5 * GAIN, GAIN])
+    assert aims[3] == pytest.approx(_AIM + 0.5 * GAIN)  # after a point that lay well beyond the boundary
     assert aims[5] == pytest.approx(1.0)  # no further than the input is deep, after a model that returned no number
 
 
 def test_slopes_are_averages() -> None:
     inputs = torch.zeros(1, 2, dtype=torch.float64)
     problem = problem_of(inputs)
-    walk = LinearPrograms(torch.full((1,), 9.0, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64))
+    rule = TrustRegionLPStep(
+        SETTINGS, torch.full((1,), 9.0, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+    )
     depth = torch.ones(1, dtype=torch.float64)
     for step, slope in enumerate(([[1.0, 0.0]], [[0.0, 1.0]])):
-        at = place(problem, inputs, depth, torch.tensor(slope, dtype=torch.float64))
-        moved = walk.next_points(problem, at, Candidates.none(problem), step)
-    assert _MEMORY > 0.5  # so that the first of two slopes is the steeper one
+        at = iterate(problem, inputs, depth, torch.tensor(slope, dtype=torch.float64))
+        moved = rule.step(problem, at, Incumbent.none(problem), step)
+    assert SETTINGS.slope_memory > 0.5  # so that the first of two slopes is the steeper one
     assert moved[0, 0] < 0
     assert moved[0, 0].abs() > moved[0, 1].abs()
 
 
 @pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
-def test_a_walk_ends_at_the_closest_point_of_a_hyperplane(bounds) -> None:
+def test_a_descent_ends_at_the_closest_point_of_a_hyperplane(bounds) -> None:
     inputs = torch.rand(8, 600, generator=torch.Generator().manual_seed(0))
     problem = problem_of(inputs, bounds, depth=20.0)
     plane = problem.linearize(inputs)
     exact = problem.distance(project_onto_hyperplane(inputs, plane.slope, plane.depth, problem.box, 1))
-    known = approach(problem, 10)
+    known, _ = newton_phase(problem, SETTINGS, 10)
     assert (known.distance > 1.45 * exact).all()
-    assert (descend(problem, known, torch.full((8,), 36), seed=0).distance < 1.01 * exact).all()
+    assert (descend(problem, SETTINGS, known, torch.full((8,), 36), seed=0).distance < 1.01 * exact).all()

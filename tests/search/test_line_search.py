@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captum_boundary.search._crossing import find_crossing
+from captum_boundary.search._line_search import find_crossing
 
 thorough = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
-def crossing(function, shallow=2e-5, deep=8e-5, n_rows=1, resolution=1e-16):
+def crossing(function, min_overshoot=2e-5, max_overshoot=8e-5, n_rows=1, resolution=1e-16):
     """The crossing of ``function`` on [0, 1], and how often the function was evaluated for the slowest row."""
     calls = torch.zeros(n_rows, dtype=torch.long)
 
@@ -23,7 +23,7 @@ def crossing(function, shallow=2e-5, deep=8e-5, n_rows=1, resolution=1e-16):
 
     rows = torch.arange(n_rows)
     ends = [function(torch.full((n_rows,), float(end), dtype=torch.float64), rows) for end in (0, 1)]
-    band = [torch.full((n_rows,), side, dtype=torch.float64) for side in (shallow, deep)]
+    band = [torch.full((n_rows,), side, dtype=torch.float64) for side in (min_overshoot, max_overshoot)]
     fraction, value = find_crossing(depth, *ends, *band, resolution)
     assert torch.equal(value, function(fraction, rows))
     assert (value < 0).all()
@@ -83,8 +83,8 @@ def test_rows_cross_independently():
     def curves(t, rows):
         return edges[rows] ** 3 - t**3
 
-    together, _, _ = crossing(curves, n_rows=9, shallow=1e-10, deep=4e-9)
+    together, _, _ = crossing(curves, n_rows=9, min_overshoot=1e-10, max_overshoot=4e-9)
     torch.testing.assert_close(together, edges, rtol=0, atol=1e-6)
     for row in range(9):
-        alone, _, _ = crossing(lambda t, rows, row=row: curves(t, rows + row), shallow=1e-10, deep=4e-9)
+        alone, _, _ = crossing(lambda t, rows, row=row: curves(t, rows + row), min_overshoot=1e-10, max_overshoot=4e-9)
         assert alone.item() == together[row].item()

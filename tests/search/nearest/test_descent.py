@@ -12,11 +12,20 @@ from captum_boundary import NearestBoundary
 from captum_boundary._core.bounds import box_of
 from captum_boundary._core.geometry import length
 from captum_boundary._core.oracle import MarginOracle
-from captum_boundary.search import _descent
-from captum_boundary.search._approach import approach
-from captum_boundary.search._descent import TURN, _follow, descend, descend_in_turns, dive
-from captum_boundary.search._problem import Candidates, Problem
-from captum_boundary.search._spheres import FROM_THE_BOUNDARY, Spheres
+from captum_boundary.search import NearestBoundarySettings
+from captum_boundary.search._problem import Incumbent, Phase, Problem
+from captum_boundary.search.nearest import descent
+from captum_boundary.search.nearest.descent import _follow, descend, descend_once, descend_with_restarts
+from captum_boundary.search.nearest.first_contact import newton_phase
+from captum_boundary.search.nearest.step_rules import DDNStep
+
+SETTINGS = NearestBoundarySettings()
+PERIOD = SETTINGS.restart_period
+
+
+def incumbent_at(problem: Problem, points: torch.Tensor) -> Incumbent:
+    none = Incumbent.none(problem)
+    return none.improved_by(points, problem.distance(points), problem.signed_margin(points), Phase.NEWTON)
 
 
 @pytest.mark.parametrize("norm", [2, math.inf])
@@ -36,16 +45,16 @@ def test_descents_hurry_while_they_are_far_away(norm, times_as_far) -> None:
     aside = aside - (aside @ slope.T) / slope.square().sum() * slope
     across = -(inputs @ slope.T) / slope.square().sum() * slope
     starts = inputs + 1.01 * across + (times_as_far * nearest / length(aside, norm))[:, None] * aside
-    known = Candidates.none(problem).or_nearer(starts, problem.distance(starts), problem.depth(starts))
+    known = incumbent_at(problem, starts)
     assert (known.distance > 0.9 * times_as_far * nearest).all()
 
-    found = descend(problem, known, torch.full((8,), 36), seed=0)
+    found = descend(problem, SETTINGS, known, torch.full((8,), 36), seed=0)
 
     assert (found.distance < 1.1 * nearest).all()
 
 
 @pytest.mark.parametrize("norm", [2, math.inf])
-def test_dives_step_towards_a_boundary_that_they_have_not_crossed_yet(norm) -> None:
+def test_a_descent_steps_towards_a_boundary_that_it_has_not_crossed_yet(norm) -> None:
     generator = torch.Generator().manual_seed(0)
     slope = torch.randn(1, 600, generator=generator)
     inputs = torch.randn(8, 600, generator=generator)
@@ -53,11 +62,11 @@ def test_dives_step_towards_a_boundary_that_they_have_not_crossed_yet(norm) -> N
         MarginOracle(lambda x: (x @ slope.T).squeeze(1), (inputs,)), box_of(None, (inputs,)), norm, torch.tensor(1e-6)
     )
     nearest = (inputs @ slope.T).abs().squeeze(1) / length(slope, 1 if norm == math.inf else 2)
-    found = dive(problem, problem.x, 12)
+    found = descend_once(problem, SETTINGS, problem.x, 12)
     assert (found.distance < 1.1 * nearest).all()
 
 
-def test_steps_in_linf_heed_signs_alone() -> None:
+def test_steps_in_linf_depend_on_signs_alone() -> None:
     """Coordinates of small slope count as much as others, where the largest change is the distance."""
     slope = torch.logspace(-3, 0, 600)
     inputs = torch.ones(1, 600)
@@ -69,12 +78,12 @@ def test_steps_in_linf_heed_signs_alone() -> None:
     )
     nearest = (inputs @ slope / slope.sum()).item()
     start = inputs - 1.001 * (inputs @ slope) / slope.square().sum() * slope
-    known = Candidates.none(problem).or_nearer(start, problem.distance(start), problem.depth(start))
+    known = incumbent_at(problem, start)
     assert known.distance > 1.9 * nearest
-    assert descend(problem, known, torch.full((1,), 12), seed=0).distance < 1.02 * nearest
+    assert descend(problem, SETTINGS, known, torch.full((1,), 12), seed=0).distance < 1.02 * nearest
 
 
-def test_a_descent_shrinks_as_fast_as_the_linearised_boundary_is_far() -> None:
+def test_a_descent_shrinks_as_fast_as_the_linearized_boundary_is_far() -> None:
     """The straight way to the input crosses the boundary far to the side, where a descent that lags behind ends."""
     slope = torch.zeros(1, 600).index_fill(1, torch.tensor([0]), 1.0)
     inputs = torch.zeros(1, 600)
@@ -82,9 +91,9 @@ def test_a_descent_shrinks_as_fast_as_the_linearised_boundary_is_far() -> None:
         MarginOracle(lambda x: 1 - x @ slope[0], (inputs,)), box_of(None, (inputs,)), 2, torch.tensor(1e-6)
     )
     start = 9 * slope + 9 * slope.roll(1, dims=1)
-    known = Candidates.none(problem).or_nearer(start, problem.distance(start), problem.depth(start))
-    walk = Spheres(known.distance, FROM_THE_BOUNDARY.at(torch.linspace(0, 1, 6)[:, None]))
-    found = _follow(problem, start, known, walk, [6])
+    known = incumbent_at(problem, start)
+    rule = DDNStep(SETTINGS, known.distance, torch.linspace(0, 1, 6)[:, None])
+    found = _follow(problem, SETTINGS, start, known, rule, [6])
     assert found.distance < 2
 
 
@@ -94,8 +103,8 @@ def test_normals_nearby_show_what_is_flat_at_first() -> None:
     model = lambda x: 1 - x[:, :300] @ slope - (x[:, 300:] - 0.05).clamp_min(0).sum(dim=1)  # noqa: E731
     inputs = torch.zeros(2, 600)
     problem = Problem(MarginOracle(model, (inputs,)), box_of(None, (inputs,)), 2, torch.tensor(1e-6))
-    known = approach(problem, 10)
-    found = descend(problem, known, torch.full((2,), 36), seed=0)
+    known, _ = newton_phase(problem, SETTINGS, 10)
+    found = descend(problem, SETTINGS, known, torch.full((2,), 36), seed=0)
     assert (found.distance < 0.8 * known.distance).all()
 
 
@@ -104,45 +113,62 @@ def test_no_example_depends_on_how_many_steps_others_have() -> None:
     inputs = torch.randn(3, 600, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     box = box_of(None, (inputs,))
     problem = Problem(MarginOracle(lambda x: (x.tanh() @ weights).sin(), (inputs,)), box, 2, torch.tensor(1e-12))
-    known = approach(problem, 10)
-    together = descend(problem, known, torch.tensor([5, 30, 12]), seed=0)
+    known, _ = newton_phase(problem, SETTINGS, 10)
+    together = descend(problem, SETTINGS, known, torch.tensor([5, 30, 12]), seed=0)
     for row, n_steps in enumerate((5, 30, 12)):
         rows = torch.tensor([row])
-        alone = descend(problem.select(rows), known.select(rows), torch.tensor([n_steps]), seed=0)
+        alone = descend(problem.select(rows), SETTINGS, known.select(rows), torch.tensor([n_steps]), seed=0)
         torch.testing.assert_close(alone.distance, together.distance[rows], rtol=1e-9, atol=0)
+
+
+def distances_by_budget(norm, settings) -> list[torch.Tensor]:
+    first, last = (torch.randn(600, n, generator=torch.Generator().manual_seed(n)) for n in (200, 4))
+    inputs = torch.randn(12, 600, generator=torch.Generator().manual_seed(0))
+    model = lambda x: (x @ first).relu() @ last[:200]  # noqa: E731
+    return [
+        NearestBoundary(model, norm=norm, budget=budget, settings=settings).find(inputs).distance
+        for budget in (40, 80, 160)
+    ]
 
 
 @pytest.mark.parametrize("norm", [2, math.inf, 1])
 def test_a_larger_budget_begins_with_what_a_smaller_one_does(norm) -> None:
-    first, last = (torch.randn(600, n, generator=torch.Generator().manual_seed(n)) for n in (200, 4))
-    inputs = torch.randn(12, 600, generator=torch.Generator().manual_seed(0))
-    model = lambda x: (x @ first).relu() @ last[:200]  # noqa: E731
-    distances = [NearestBoundary(model, norm=norm, budget=budget).find(inputs).distance for budget in (40, 80, 160)]
+    """Where no classes compete."""
+    distances = distances_by_budget(norm, NearestBoundarySettings(race_rows=0))
     for smaller, larger in itertools.pairwise(distances):
         assert (larger <= (1 + 1e-5) * smaller).all()
+    assert distances[-1].mean() < distances[0].mean()
+
+
+@pytest.mark.parametrize("norm", [2, math.inf, 1])
+def test_a_larger_budget_is_never_much_worse_where_classes_share_it(norm) -> None:
+    distances = distances_by_budget(norm, None)
+    for smaller, larger in itertools.pairwise(distances):
+        assert (larger <= 1.03 * smaller).all()
     assert distances[-1].mean() < distances[0].mean()
 
 
 @pytest.mark.parametrize(
     ("norm", "widths"), [(2, [1, 0.5, 1, 0.5, 1]), (math.inf, [1, 0.5, 1, 0.5, 1]), (1, [1, 0.5, 2, 0.5, 4])]
 )
-def test_how_far_away_normals_are_looked_at(norm, widths, monkeypatch) -> None:
+def test_how_far_away_normals_are_sampled(norm, widths, monkeypatch) -> None:
     """During the first half of a descent; in l1 to the end, nearer and nearer, and wider with every new start."""
     seen = []
 
     def spied(*arguments):
-        seen.append(arguments[6])
+        seen.append(arguments[7])
         return _follow(*arguments)
 
-    monkeypatch.setattr(_descent, "_follow", spied)
+    monkeypatch.setattr(descent, "_follow", spied)
     slope = torch.randn(600, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     inputs = torch.randn(2, 600, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     oracle = MarginOracle(lambda x: 30 + (x @ slope).sin(), (inputs,))
     problem = Problem(oracle, box_of((-9.0, 9.0), (inputs,)), norm, torch.tensor(1e-12))
-    first = Candidates(inputs + 1, problem.distance(inputs + 1))
-    descend_in_turns(problem, first, first, 5 * TURN, seed=0)
-    for spread, width in zip(seen, widths, strict=True):
-        assert len(spread) == (TURN if norm == 1 else TURN // 2)
-        progress = torch.arange(len(spread), dtype=torch.float64) / TURN
+    first = incumbent_at(problem, inputs)
+    first.points, first.distance = inputs + 1, problem.distance(inputs + 1)
+    descend_with_restarts(problem, SETTINGS, first, first, 5 * PERIOD, seed=0)
+    for radius, width in zip(seen, widths, strict=True):
+        assert len(radius) == (PERIOD if norm == 1 else PERIOD // 2)
+        progress = torch.arange(len(radius), dtype=torch.float64) / PERIOD
         shape = 1 - progress if norm == 1 else torch.ones_like(progress)
-        torch.testing.assert_close((spread[:, 0] / seen[0][0, 0]).double(), width * shape, rtol=1e-6, atol=0)
+        torch.testing.assert_close((radius[:, 0] / seen[0][0, 0]).double(), width * shape, rtol=1e-6, atol=0)

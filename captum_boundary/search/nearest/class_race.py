@@ -1,0 +1,129 @@
+"""Several classes of one example as rows of a batch: which has the nearest boundary is found by successive halving.
+
+What a descent along the boundary of all rivals together loses, it loses by its commitment to one class. Where the model
+is nearly linear up to the boundary, linearized distances tell which classes come into question; each of them gets a
+short descent along the boundary of that class alone, and the half of the rows that falls behind leaves, again and
+again (https://arxiv.org/abs/1502.07943).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from captum_boundary._core.geometry import project_onto_hyperplane, row_dot
+from captum_boundary._core.margin import rival_scores
+from captum_boundary._core.oracle import Linearization
+from captum_boundary.search._line_search import line_search
+from captum_boundary.search._problem import Incumbent, Phase, Problem
+from captum_boundary.search.nearest.descent import descend
+from captum_boundary.search.nearest.first_contact import newton_step, newton_steps
+from captum_boundary.search.nearest.settings import NearestBoundarySettings
+
+__all__ = ["linearized_distance", "race_classes"]
+
+# Below this budget the search of one class has use for all of it, and below the second one it is short in l1.
+_LEAST_BUDGET = {2: 20, math.inf: 20, 1: 80}
+# From here on there are twice as many rows.
+_LARGE_BUDGET = 80
+_NEWTON_STEPS = 2  # of each class, after the first
+
+
+def race_classes(
+    problem: Problem, settings: NearestBoundarySettings, incumbent: Incumbent, budget: int, seed: int
+) -> tuple[Incumbent, Tensor]:
+    """Let classes compete with the row of all rivals, which begins at the incumbent.
+
+    Args:
+
+        problem (Problem): Examples inside the region of their target.
+        settings (NearestBoundarySettings): Its constants.
+        incumbent (Incumbent): A point of every example.
+        budget (int): Gradients of each example.
+        seed (int): Where random directions start.
+
+    Returns:
+
+        - **incumbent** (*Incumbent*): As near or nearer.
+        - **rival** (*Tensor*): The class whose row won, ``(n,)``; -1 for all of them.
+    """
+    oracle, n = problem.oracle, len(problem)
+    n_rivals = oracle.n_classes - 1
+    none = torch.full_like(oracle.target, -1)
+    n_rows = settings.race_rows if budget >= _LARGE_BUDGET else settings.race_rows // 2
+    n_screened = min(n_rivals, round(settings.screened_share * budget))
+    if n_rivals < 2 or budget < _LEAST_BUDGET[problem.norm] or n_screened == 0 or n_rows < 2:
+        return incumbent, none
+    pairs, found, rival = _contacts(problem, settings, incumbent, n_screened, min(n_rows - 1, n_screened))
+    # One column for each row of an example, the first for all rivals together.
+    table = torch.cat([incumbent.distance[:, None], found.distance.view(n, -1)], dim=1)
+    order = torch.arange(table.numel(), device=none.device).view(table.shape)
+    index = torch.cat([oracle.all_rows[:, None], n + torch.arange(len(pairs), device=none.device).view(n, -1)], dim=1)
+    index = index.flatten()
+    rows = oracle.all_rows.repeat_interleave(table.shape[1], output_size=table.numel())
+    rivals = torch.cat([none, rival])[index]
+    fields = ("points", "distance", "phase")
+    every = Incumbent(*(torch.cat([getattr(incumbent, name), getattr(found, name)])[index] for name in fields))
+    race = problem.select(rows).against(rivals)
+
+    n_rounds = n_rows.bit_length() - 1  # until one is left
+    for turn in range(n_rounds):
+        n_kept = n_rows >> turn
+        rank = every.distance.view_as(table).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+        is_active = (rank < n_kept) & torch.isfinite(every.distance.view_as(table))
+        n_active = is_active.sum(dim=1)
+        until = settings.race_share * (turn + 1) / n_rounds
+        share = (math.floor(until * budget) - oracle.gradients_spent).clamp_min(0) // n_active.clamp_min(1)
+        # An example without competitors goes on as if there had been none.
+        n_steps = torch.where(is_active & (n_active > 1)[:, None], share[:, None], 0).flatten()
+        active = (n_steps > 0).nonzero().flatten()
+        if len(active) > 0:
+            scale = settings.continued_step_scale if turn > 0 else 1.0
+            part = every.select(active)
+            seed_of_turn = seed + settings.restart_period * turn
+            moved = descend(race.select(active), settings, part, n_steps[active], seed_of_turn, scale)
+            every = every.replaced(active, part.nearer_of(moved))
+    winner = order.gather(1, every.distance.view_as(table).argmin(dim=1, keepdim=True)).flatten()
+    return every.select(winner), rivals[winner]
+
+
+def _contacts(
+    problem: Problem, settings: NearestBoundarySettings, incumbent: Incumbent, n_screened: int, n_kept: int
+) -> tuple[Problem, Incumbent, Tensor]:
+    """Points of the boundaries of the ``n_kept`` classes with the least linearized distances, other than the one met.
+
+    A class whose first Newton step does not lead to where its linearization promised has none.
+    """
+    oracle = problem.oracle
+    met = oracle.depth(incumbent.points)[1]
+    classes = rival_scores(oracle.start_scores, oracle.target).topk(n_screened, dim=1).indices
+    distances, planes = [], []
+    for rival in classes.unbind(dim=1):
+        planes.append(oracle.linearize_over(problem.x, rival))
+        distances.append(linearized_distance(problem, planes[-1]))
+    distance = torch.stack(distances, dim=1).masked_fill(classes == met[:, None], torch.inf)
+    chosen = distance.argsort(dim=1, stable=True)[:, :n_kept].flatten()
+    rows = oracle.all_rows.repeat_interleave(n_kept, output_size=len(chosen))
+    rival = classes[rows, chosen]
+    pairs = problem.select(rows).against(rival)
+    plane = Linearization(*(torch.stack(values, dim=1)[rows, chosen] for values in zip(*planes, strict=True)))
+    points = newton_step(pairs, settings, pairs.x, plane)
+    margin = pairs.signed_margin(points)
+    is_linear = margin.abs() <= settings.linearity * pairs.scale
+    is_candidate = (is_linear & torch.isfinite(distance[rows, chosen])).nonzero().flatten()
+    found = Incumbent.none(pairs)
+    if len(is_candidate) > 0:
+        part = pairs.select(is_candidate)
+        ends = newton_steps(part, settings, points[is_candidate], margin[is_candidate], _NEWTON_STEPS)
+        found = found.replaced(is_candidate, line_search(part, ends[0], Phase.NEWTON, ends[1]))
+    return pairs, found, rival
+
+
+def linearized_distance(problem: Problem, plane: Linearization) -> Tensor:
+    """Distances ``(n,)`` at which margins would vanish if they were linear; infinite where limits do not let them."""
+    required = plane.value.clamp_min(0.0)
+    nearest = project_onto_hyperplane(problem.x, plane.slope, required, problem.box, problem.norm)
+    is_reached = row_dot(plane.slope, problem.x - nearest) >= 0.99 * required
+    return torch.where(is_reached, problem.distance(nearest), torch.inf)

@@ -1,0 +1,222 @@
+"""Descent along a jagged boundary, where no single linearization can be trusted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from captum_boundary._core.geometry import Box, length, row_dot
+from captum_boundary.search._line_search import project_to_boundary
+from captum_boundary.search._problem import Incumbent, Phase, Problem
+from captum_boundary.search.nearest.first_contact import temperature
+from captum_boundary.search.nearest.settings import NearestBoundarySettings
+from captum_boundary.search.nearest.step_rules import DDNStep, DDNStepFromAfar, Iterate, StepRule, TrustRegionLPStep
+
+__all__ = ["descend", "descend_once", "descend_with_restarts"]
+
+# The sampling radius in a norm, relative to that in l2.
+_RADIUS_IN_NORM = {2: 1.0, math.inf: 0.5, 1: 0.75}
+# The share of a descent with sampled normals, and inside the data range.
+_FIRST_PART = 0.5
+# By how much the sampling radius grows with every descent that starts over: in l1 other coordinates are found so.
+_WIDENING = {2: 1.0, math.inf: 1.0, 1: 2.0}
+
+
+def descend_with_restarts(
+    problem: Problem,
+    settings: NearestBoundarySettings,
+    first: Incumbent,
+    incumbent: Incumbent,
+    until: int,
+    seed: int,
+    has_raced: Tensor | None = None,
+) -> Incumbent:
+    """Descend again and again, in turn from the first points known and, with shorter steps, from the incumbent.
+
+    A descent ends where an example has spent a multiple of the restart period: what a larger budget does begins with
+    what a smaller one did.
+
+    Args:
+
+        problem (Problem): The search.
+        settings (NearestBoundarySettings): Its constants.
+        first (Incumbent): Points to start over from.
+        incumbent (Incumbent): As near or nearer.
+        until (int): Gradients of each example after which it ends.
+        seed (int): Where random directions start, the same for every example.
+        has_raced (Tensor, optional): Examples that begin with shorter steps from the incumbent, ``(n,)``.
+
+    Returns:
+
+        - **incumbent** (*Incumbent*): As near or nearer, on the boundary.
+    """
+    first_turn = torch.zeros_like(problem.oracle.target) if has_raced is None else has_raced.long()
+    trust_radius = length(first.points - problem.x, math.inf)
+    period = settings.restart_period
+    for turn in itertools.count():
+        spent = problem.oracle.gradients_spent
+        n_steps = torch.minimum(until - spent, period - spent % period)
+        rows = (n_steps > 0).nonzero().flatten()
+        if len(rows) == 0:
+            break
+        part, part_incumbent = problem.select(rows), incumbent.select(rows)
+        continues = (first_turn[rows] + turn) % 2 == 1
+        start_over = (~continues).nonzero().flatten()
+        starts = part_incumbent.replaced(start_over, first.select(rows[start_over]))
+        step_scale = torch.where(continues, settings.continued_step_scale, 1.0).to(problem.x)
+        widening = torch.where(continues, 1.0, _WIDENING[problem.norm] ** ((first_turn[rows] + turn) // 2)).to(
+            problem.x
+        )
+        found = descend(
+            part, settings, starts, n_steps[rows], seed + period * turn, step_scale, widening, trust_radius[rows]
+        )
+        incumbent = incumbent.replaced(rows, part_incumbent.nearer_of(found))
+    return incumbent
+
+
+def descend(
+    problem: Problem,
+    settings: NearestBoundarySettings,
+    start: Incumbent,
+    n_steps: Tensor,
+    seed: int,
+    step_scale: Tensor | float = 1.0,
+    widening: Tensor | float = 1.0,
+    trust_radius: Tensor | None = None,
+) -> Incumbent:
+    r"""Move along the boundary from a known point, towards the nearest one.
+
+    At first the normals are those at random points nearby, in l1 to the end, ever nearer, which do not let a kink or a
+    dead unit mislead; margins are then those of the linearizations. All are of the smoothed margin.
+
+    Args:
+
+        problem (Problem): The search.
+        settings (NearestBoundarySettings): Its constants.
+        start (Incumbent): Points of all examples.
+        n_steps (Tensor): Gradients for each of them, ``(n,)``.
+        seed (int): Where random directions start, the same for every example.
+        step_scale (Tensor or float): Length of the first steps, and of the sampling radius, relative to the ordinary,
+            ``(n,)`` or for all.
+        widening (Tensor or float): The sampling radius, relative to that.
+        trust_radius (Tensor, optional): By how much coordinates may change at once in l1, ``(n,)``. Default: by as much
+            as in the known points.
+
+    Returns:
+
+        - **incumbent** (*Incumbent*): As near or nearer, on the boundary.
+    """
+    # In the order of their steps, examples that are done stand at the end and leave without being looked for.
+    n_steps, order = n_steps.sort(descending=True, stable=True)
+    part, begin = problem.select(order), start.select(order)
+    step_scale, widening = (value[order] if isinstance(value, Tensor) else value for value in (step_scale, widening))
+    steps_of = n_steps.tolist()
+    progress = _steps(part, max(steps_of, default=0)) / n_steps.clamp_min(1)
+    limits = None
+    if problem.has_data_range:
+        own, is_inside = part.in_data_range().box, part.lies_in_data_range(begin.points)
+        inside = progress < _FIRST_PART * is_inside.to(progress)
+        limits = torch.stack(
+            [torch.where(inside, own.lower.T, -torch.inf), torch.where(inside, own.upper.T, torch.inf)]
+        )
+    sampling_radius: Tensor | None = None
+    if not problem.few_dimensions:
+        n_sampled = math.ceil(_FIRST_PART * max(steps_of, default=0))
+        fading = 1 - progress if problem.norm == 1 else progress[:n_sampled] < _FIRST_PART
+        radius = settings.sampling_radius * _RADIUS_IN_NORM[problem.norm] * n_steps.to(progress).sqrt()
+        sampling_radius = step_scale * widening * radius * fading
+    rule: StepRule
+    if problem.norm == 1:
+        radius = length(begin.points - part.x, math.inf) if trust_radius is None else trust_radius[order]
+        rule = TrustRegionLPStep(settings, step_scale * radius, progress)
+    else:
+        rule = DDNStep(settings, begin.distance, progress, step_scale)
+    found = _follow(part, settings, begin.points, begin, rule, steps_of, limits, sampling_radius, seed)
+    back = order.argsort()
+    landed, margin = project_to_boundary(problem, found.points[back])
+    distance = torch.where(margin < 0, problem.distance(landed), torch.inf)
+    return Incumbent(torch.where(margin[:, None] < 0, landed, problem.x), distance, found.phase[back])
+
+
+def descend_once(problem: Problem, settings: NearestBoundarySettings, starts: Tensor, n_steps: int) -> Incumbent:
+    """Descend from points ``(n, D)`` on either side of the boundary, near to it or not: every gradient makes a step.
+
+    Examples without a boundary point take Newton steps until they have one.
+    """
+    rule = DDNStepFromAfar(settings, problem.distance(starts), n_steps)
+    return _follow(problem, settings, starts, Incumbent.none(problem), rule, [n_steps] * len(problem))
+
+
+def _steps(problem: Problem, n_steps: int) -> Tensor:
+    """All steps, below one another."""
+    return torch.arange(n_steps, dtype=problem.x.dtype, device=problem.x.device)[:, None]
+
+
+def _follow(
+    problem: Problem,
+    settings: NearestBoundarySettings,
+    points: Tensor,
+    incumbent: Incumbent,
+    rule: StepRule,
+    steps_of: list[int],
+    limits: Tensor | None = None,
+    sampling_radius: Tensor | None = None,
+    seed: int = 0,
+) -> Incumbent:
+    """Take steps from ``points`` ``(n, D)``, linearizing the decision at each of them.
+
+    Args:
+
+        problem (Problem): The search.
+        settings (NearestBoundarySettings): Its constants.
+        points (Tensor): Where to start.
+        incumbent (Incumbent): What is known.
+        rule (StepRule): How to go on.
+        steps_of (list): Gradients of each example, falling from the first to the last.
+        limits (Tensor, optional): Lower and upper limits of all coordinates, ``(2, n_steps, n)``.
+        sampling_radius (Tensor, optional): How far from points normals are sampled, relative to their distance in l2,
+            in the first steps, ``(n_sampled, n)``.
+        seed (int): Where random directions start.
+    """
+    whole, before, temperatures = problem, incumbent.distance, temperature(problem, settings)
+    last_points, found = [], []
+    for step in range(max(steps_of, default=0)):
+        n_active = sum(n > step for n in steps_of[: len(problem)])
+        if n_active < len(problem):
+            active, done = slice(0, n_active), slice(n_active, None)
+            last_points.append(points[done])
+            found.append(incumbent.select(done))
+            problem, incumbent = problem.select(active), incumbent.select(active)
+            points, temperatures = points[active], temperatures[active]
+            rule.select(active)
+        move = points - problem.x
+        distance = length(move, problem.norm)
+        box = problem.box if limits is None else Box(*limits[:, step, :n_active, None])
+        if sampling_radius is not None and step < len(sampling_radius):
+            size = distance if problem.norm == 2 else length(move, 2)
+            away = (sampling_radius[step, :n_active] * size)[:, None]
+            there = box.clamp(torch.addcmul(points, away, _direction(problem, seed + step)))
+            plane = problem.linearize(there, temperature=temperatures)
+            incumbent = incumbent.improved_by(there, problem.distance(there), plane.depth)
+            plane = plane._replace(depth=plane.depth + row_dot(plane.slope, points - there))
+        else:
+            plane = problem.linearize(points, temperature=temperatures)
+            incumbent = incumbent.improved_by(points, distance, plane.depth)
+        points = rule.step(problem, Iterate(points, move, distance, plane, box), incumbent, step)
+    points = torch.cat([points, *reversed(last_points)])
+    parts = [incumbent, *reversed(found)]
+    joined = Incumbent(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("points", "distance", "phase"))
+    )
+    joined = joined.improved_by(points, whole.distance(points), whole.signed_margin(points))
+    return joined.found_by(Phase.DESCENT, before)
+
+
+def _direction(problem: Problem, seed: int) -> Tensor:
+    """A random vector ``(D,)`` of about unit length."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    vector = torch.randn(problem.x.shape[1], generator=generator, dtype=torch.float64, device="cpu")
+    return vector.div_(len(vector) ** 0.5).to(problem.x)

@@ -1,0 +1,247 @@
+"""Exact local search and restarts, for boundaries made of few smooth pieces."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from captum_boundary._core.geometry import length
+from captum_boundary._core.margin import rival_scores
+from captum_boundary.search._line_search import line_search
+from captum_boundary.search._problem import ActiveSet, Incumbent, Phase, Problem
+from captum_boundary.search.nearest.cutting_planes import CuttingPlanes
+from captum_boundary.search.nearest.settings import NearestBoundarySettings
+
+__all__ = ["active_set_refine", "polish", "restart"]
+
+# A point this near to the boundary, relative to the margin of the input, is taken to lie on it.
+_ON_BOUNDARY = 0.05
+_MANY_DIMENSIONS = 16
+# A model is taken to be linear around an input if its scores are along all directions, up to this fraction of the
+# largest.
+_LINEAR = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def active_set_refine(
+    problem: Problem,
+    settings: NearestBoundarySettings,
+    starts: Tensor,
+    incumbent: Incumbent,
+    n_gradients: Tensor,
+    n_steps: int,
+    rival: Tensor | None = None,
+    targeted: bool = False,
+    gives_up: bool = False,
+    phase: Phase | None = Phase.REFINEMENT,
+) -> tuple[Incumbent, Tensor]:
+    """Move to the nearest point of the linearized boundary, linearize there, and so on.
+
+    Where the linearizations stay true this ends on the nearest point of the boundary in a few steps. An example leaves
+    when its linearizations promise nothing nearer than its incumbent. A region that is entered is the intersection of
+    what lies beyond every rival, and its nearest point often a corner: there, in few dimensions, each step linearizes
+    the margins over the two strongest rivals.
+
+    Args:
+
+        problem (Problem): The search.
+        settings (NearestBoundarySettings): Its constants.
+        starts (Tensor): Points to start from, ``(n, D)``, on the boundary or anywhere else.
+        incumbent (Incumbent): To be improved upon.
+        n_gradients (Tensor): Gradients that each example has left, ``(n,)``.
+        n_steps (int): Gradients of each example here, at most.
+        rival (Tensor, optional): Class ``(n,)`` whose boundary is linearized first.
+        targeted (bool): Whether regions are entered.
+        gives_up (bool): Whether examples leave as soon as the boundary is not where linearizations promised it.
+        phase (Phase, optional): The phase that is named for what is found; None where the caller names it.
+
+    Returns:
+
+        - **incumbent** (*Incumbent*): As near or nearer.
+        - **is_stationary** (*Tensor*): Whether the incumbent passed the first-order test here, ``(n,)``.
+    """
+    before, is_stationary = incumbent.distance, torch.zeros_like(incumbent.distance, dtype=torch.bool)
+    takes_two = targeted and problem.few_dimensions and problem.norm == 2 and problem.oracle.n_classes > 2
+    n_new = 2 if takes_two else 1
+    active = ActiveSet(
+        problem.oracle.all_rows,
+        problem=problem,
+        points=starts,
+        incumbent=incumbent,
+        n_gradients=n_gradients,
+        planes=CuttingPlanes(problem, min(n_steps, settings.planes)),
+    )
+    active.keep(n_gradients >= n_new)
+    for step in range(0, n_steps, n_new):
+        if len(active) == 0:
+            break
+        here, points = active.problem, active.points
+        if rival is not None and step == 0:
+            plane = here.oracle.linearize_over(points, rival if len(here) == len(problem) else rival[active.rows])
+        else:
+            plane = here.linearize(points)
+        distance = here.distance(points)
+        active.incumbent = active.incumbent.improved_by(points, distance, plane.depth)
+        active.planes.add(here, points, plane)
+        if takes_two:
+            active.planes.add(here, points, here.oracle.linearize_runner_up(points))
+        active.points = active.planes.nearest(here)
+        promised = here.distance(active.points)
+        is_promising = (promised > 0) & (promised < (1 - here.tolerance) * active.incumbent.distance)
+        continues = is_promising & (active.n_gradients >= step + 2 * n_new)
+        if gives_up and step > 0:
+            continues = continues & (plane.depth.abs() <= settings.linearity * here.scale)
+        is_last = step + n_new >= n_steps
+        places = active.rows[:0] if is_last else active.staying(continues)
+        if places is not None:
+            is_on_boundary = (plane.depth < 0) & (plane.depth > -_ON_BOUNDARY * here.scale)
+            stationary = ~is_promising & is_on_boundary & (distance <= active.incumbent.distance)
+            incumbent = active.write(incumbent, active.incumbent)
+            is_stationary = active.write(is_stationary, stationary)
+            active.take(places)
+    return incumbent if phase is None else incumbent.found_by(phase, before), is_stationary
+
+
+def polish(
+    problem: Problem, settings: NearestBoundarySettings, incumbent: Incumbent, budget: int, targeted: bool
+) -> Incumbent:
+    """Refine from the incumbent, without the linearizations made elsewhere, for as long as that gains."""
+    active = ActiveSet(problem.oracle.all_rows, problem=problem, incumbent=incumbent)
+    while len(active) > 0:
+        here = active.problem
+        start = active.incumbent.nearer_of(line_search(here, active.incumbent.points, Phase.REFINEMENT))
+        left = budget - here.oracle.gradients_spent
+        active.incumbent, _ = active_set_refine(
+            here, settings, start.points, start, left, settings.restart_gradients, targeted=targeted
+        )
+        incumbent = active.write(incumbent, active.incumbent)
+        active.keep(active.incumbent.distance < (1 - here.tolerance) * start.distance)
+    return incumbent
+
+
+def restart(
+    problem: Problem,
+    settings: NearestBoundarySettings,
+    incumbent: Incumbent,
+    budget: int,
+    n_forwards: int,
+    seed: int,
+    targeted: bool,
+) -> tuple[Incumbent, Tensor, Tensor]:
+    """Restart from the boundaries of the other classes and from random directions, until that stops gaining.
+
+    Args:
+
+        problem (Problem): The search.
+        settings (NearestBoundarySettings): Its constants.
+        incumbent (Incumbent): To be improved upon.
+        budget (int): Gradients of an example.
+        n_forwards (int): Forward evaluations of an example after which no restart begins.
+        seed (int): Where the random directions start: the same for every example, so that none depends on its batch.
+        targeted (bool): Whether regions are entered. From outside of a region its boundary is where the strongest of
+            all rivals is met: no class stands alone.
+
+    Returns:
+
+        - **incumbent** (*Incumbent*): As near or nearer.
+        - **is_linear** (*Tensor*): Whether the model was found to be linear up to the incumbent, ``(n,)``.
+        - **has_stalled** (*Tensor*): Whether it ended because restarts stopped gaining, ``(n,)``.
+    """
+    n_rivals = problem.oracle.n_classes - 1
+    scores = rival_scores(problem.oracle.start_scores, problem.oracle.target)
+    n_classes = 0 if targeted else n_rivals
+    max_stalled = max(budget // 2, min(n_rivals, budget))
+    rows, first_distance = problem.oracle.all_rows, incumbent.distance
+    is_linear, has_stalled = (torch.zeros_like(rows, dtype=torch.bool) for _ in range(2))
+    active = ActiveSet(
+        rows,
+        problem=problem,
+        incumbent=incumbent,
+        n_stalled=torch.zeros_like(rows),
+        order=scores.argsort(dim=1, descending=True, stable=True)[:, :n_rivals],
+    )
+    trial = 0
+    while True:
+        oracle = active.problem.oracle
+        left = budget - oracle.gradients_spent
+        is_gaining = active.n_stalled < max_stalled
+        places = active.staying((left > 0) & (oracle.forwards_spent < n_forwards) & is_gaining)
+        if places is not None:
+            incumbent = active.write(incumbent, active.incumbent)
+            has_stalled = active.write(has_stalled, ~is_gaining)
+            active.take(places)
+            left = left[places]
+        if len(active) == 0:
+            return incumbent.found_by(Phase.RESTART, first_distance), is_linear, has_stalled
+        here, before = active.problem, active.incumbent
+        rival, linear = None, None
+        if trial < n_classes:
+            start, rival = before, active.order[:, trial]
+            points = start.points
+        else:
+            n = _n_directions(problem, settings, targeted)
+            n = n if (trial - n_classes) * n < budget else 1
+            points, start, linear = _random_starts(here, before, seed + trial, n, trial == n_classes)
+            if linear is not None:
+                # There the incumbent need only be refined to the end.
+                points = torch.where(linear[:, None], start.points, points)
+                is_linear = active.write(is_linear, linear)
+        active.incumbent, _ = active_set_refine(
+            here, settings, points, start, left, settings.restart_gradients, rival, targeted, phase=None
+        )
+        has_gained = active.incumbent.distance < (1 - here.tolerance) * before.distance
+        active.n_stalled = torch.where(has_gained, 0, active.n_stalled + 1)
+        if linear is not None:
+            active.n_stalled = active.n_stalled.masked_fill(linear, max_stalled)
+        trial += 1
+
+
+def _n_directions(problem: Problem, settings: NearestBoundarySettings, targeted: bool) -> int:
+    """Fewer where they seldom hit a region that is entered, and few in many dimensions, where they hardly ever do."""
+    if problem.x.shape[1] > _MANY_DIMENSIONS:
+        return math.ceil(settings.random_directions / 3)
+    return math.ceil(settings.random_directions / (1.8 if targeted else 1))
+
+
+def _random_starts(
+    problem: Problem, incumbent: Incumbent, seed: int, n_directions: int, checks_linearity: bool
+) -> tuple[Tensor, Incumbent, Tensor | None]:
+    """Points at about the incumbent's distance, on the boundary where a random direction happens to cross it.
+
+    Says, if asked, where the scores are linear along all directions, up to that distance: there nothing is nearer.
+    """
+    x = problem.x
+    n, n_inputs = x.shape
+    generator = torch.Generator("cpu").manual_seed(seed)
+    directions = torch.randn(n_directions, n_inputs, generator=generator, dtype=torch.float64, device="cpu").to(x)
+    directions = directions / length(directions, problem.norm)[:, None]
+    guess = (1 + length(x, problem.norm)) * 2.0 ** (seed % 5)  # for those without a boundary point yet
+    radius = torch.where(incumbent.is_found, incumbent.distance, guess)
+    # The directions of one example stand together.
+    many = problem.select(problem.oracle.all_rows.repeat_interleave(n_directions, output_size=n * n_directions))
+    ends = many.box.clamp(many.x + (radius[:, None, None] * directions).flatten(0, 1))
+    scores = many.oracle.scores_at(ends)
+    margin = many.oracle.depth_of(scores)[0].view(n, n_directions)
+    is_linear = None
+    if checks_linearity:
+        is_linear = _is_linear(many, ends, scores).view(n, n_directions).all(dim=1) & incumbent.is_found
+
+    # Any direction that crosses is a sure gain. The deepest one would lead to the same part of the boundary every time.
+    lowest, chosen = torch.where(margin < 0, -1.0, margin).min(dim=1)
+    starts = ends.view(n, n_directions, n_inputs)[problem.oracle.all_rows, chosen]
+    crossed = (lowest < 0).nonzero().flatten()
+    if len(crossed) > 0:
+        moved = line_search(problem.select(crossed), starts[crossed], Phase.RESTART)
+        starts = starts.index_copy(0, crossed, moved.points)
+        incumbent = incumbent.replaced(crossed, incumbent.select(crossed).nearer_of(moved))
+    return starts, incumbent, is_linear
+
+
+def _is_linear(problem: Problem, ends: Tensor, end_scores: Tensor) -> Tensor:
+    """Whether scores half-way to ``ends`` ``(n, D)`` are the means of those at both ends of the segment."""
+    start_scores = problem.oracle.start_scores
+    middle_scores = problem.oracle.scores_at(torch.lerp(problem.x, ends, 0.5))
+    bend = (middle_scores - (start_scores + end_scores) / 2).abs().amax(dim=1)
+    size = torch.maximum(start_scores.abs().amax(dim=1), end_scores.abs().amax(dim=1))
+    return bend <= _LINEAR[problem.oracle.dtype] * size

@@ -1,0 +1,191 @@
+"""Step rules of the descent: DDN in l2 and linf, linear programs with a trust region in l1."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from captum_boundary._core.geometry import Box, length, project_onto_ball, project_onto_hyperplane, ratio, row_dot
+from captum_boundary._core.oracle import Linearization
+from captum_boundary.search._problem import Incumbent, Problem
+from captum_boundary.search.nearest.first_contact import newton_step
+from captum_boundary.search.nearest.settings import NearestBoundarySettings
+
+__all__ = ["DDNStep", "DDNStepFromAfar", "Iterate", "StepRule", "TrustRegionLPStep", "schedule"]
+
+_DUAL = {2: 2, math.inf: 1, 1: math.inf}
+# The last step of a schedule, relative to the first, and the last rate, by where it begins.
+_LAST_STEP, _LAST_STEP_FROM_AFAR = 0.01, 0.05
+_LAST_RATE, _FROM_AFAR = 0.1, 0.02
+_AIM = 0.01  # how far beyond the boundary a linear program aims, at least, as a share of the input's margin
+
+
+class Iterate(NamedTuple):
+    """The current points of a descent."""
+
+    points: Tensor  # (n, D)
+    move: Tensor  # (n, D) their displacement from the inputs
+    distance: Tensor  # (n,) its length
+    plane: Linearization  # the decision there, to first order
+    box: Box  # limits of the next points
+
+
+class StepRule(Protocol):
+    """From one iterate to the next."""
+
+    def select(self, rows: slice) -> None:
+        """Go on with some examples alone."""
+
+    def step(self, problem: Problem, at: Iterate, incumbent: Incumbent, step: int) -> Tensor:
+        """The next points ``(n, D)``."""
+
+
+def schedule(
+    progress: Tensor, first_rate: float, last_rate: float, first_step: Tensor | float, last_step: float
+) -> Tensor:
+    """Rates, which fall geometrically, and step sizes, which fall like a cosine, ``(2, ...)``, at a progress."""
+    wave = torch.cos(math.pi * progress)
+    rate = first_rate * (last_rate / first_rate) ** progress
+    return torch.stack([rate, (first_step + last_step) / 2 + (first_step - last_step) / 2 * wave])
+
+
+class DDNStep:
+    r"""The decoupling of direction and norm (Rony et al., https://arxiv.org/abs/1811.09600), from a known radius.
+
+    Every step adds the current normal to the direction, so that the direction becomes an average of many normals, and
+    the radius follows the boundary.
+
+    Args:
+
+        settings (NearestBoundarySettings): Rates.
+        radius (Tensor): Distances of the first points, ``(n,)``.
+        progress (Tensor): Between 0 and 1, at each step, ``(n_steps, n)``.
+        step_scale (Tensor or float): Length of the first step relative to the distance.
+    """
+
+    def __init__(
+        self, settings: NearestBoundarySettings, radius: Tensor, progress: Tensor, step_scale: Tensor | float = 1.0
+    ) -> None:
+        self._settings = settings
+        self._radius = radius
+        rate = settings.first_rate
+        self._schedule = schedule(progress, rate, _LAST_RATE * rate, step_scale, _LAST_STEP)
+        self._multiplier = torch.full_like(radius, settings.rate_multiplier / 2)
+        self._was_beyond = torch.zeros_like(radius, dtype=torch.bool)
+
+    def select(self, rows: slice) -> None:
+        """Go on with some examples alone."""
+        self._radius, self._multiplier, self._was_beyond = (
+            values[rows] for values in (self._radius, self._multiplier, self._was_beyond)
+        )
+
+    def step(self, problem: Problem, at: Iterate, incumbent: Incumbent, step: int) -> Tensor:
+        """The next points ``(n, D)``."""
+        return self._turned(problem, at, incumbent, self._schedule[:, step, : len(problem)])
+
+    def _turned(self, problem: Problem, at: Iterate, incumbent: Incumbent, schedule: Tensor) -> Tensor:
+        rate, step_size = schedule.unbind()
+        margin, slope = at.plane.depth, at.plane.slope
+        beyond = margin < 0
+        # The rate doubles with every further step on one side. It is as large at once where the linearized boundary is
+        # as far away.
+        self._multiplier = torch.where(beyond == self._was_beyond, 2 * self._multiplier, self._settings.rate_multiplier)
+        self._was_beyond = beyond
+        steepness = length(slope, _DUAL[problem.norm])
+        gap = ratio(margin.abs(), self._radius * steepness)
+        faster = torch.maximum(rate * self._multiplier, gap).clamp_max(self._settings.max_rate)
+        rate = torch.maximum(rate, faster)
+        radius = torch.where(beyond, torch.minimum(self._radius, incumbent.distance), self._radius)
+        self._radius = torch.addcmul(radius, radius, rate.copysign(margin))
+        return at.box.clamp(problem.x + _on_sphere(at, steepness, self._radius, step_size, problem.norm))
+
+
+class DDNStepFromAfar(DDNStep):
+    """The same from points that need not be near: Newton steps lead to the boundary first.
+
+    Args:
+
+        settings (NearestBoundarySettings): Rates.
+        radius (Tensor): Distances of the first points, ``(n,)``.
+        n_steps (int): Steps of each example.
+    """
+
+    def __init__(self, settings: NearestBoundarySettings, radius: Tensor, n_steps: int) -> None:
+        steps = torch.arange(n_steps, dtype=radius.dtype, device=radius.device)[:, None]
+        n_approaching = steps.new_tensor(range(n_steps + 1))
+        super().__init__(settings, radius, steps)
+        # By the number of steps before an example crosses its boundary for the first time.
+        progress = ((steps - n_approaching) / (n_steps - n_approaching).clamp_min(1)).clamp_min(0)
+        self._schedule = schedule(progress, settings.max_rate, _FROM_AFAR, 1.0, _LAST_STEP_FROM_AFAR)
+        self._n_approaching = torch.zeros_like(radius, dtype=torch.long)
+
+    def select(self, rows: slice) -> None:
+        """Go on with some examples alone."""
+        super().select(rows)
+        self._n_approaching = self._n_approaching[rows]
+
+    def step(self, problem: Problem, at: Iterate, incumbent: Incumbent, step: int) -> Tensor:
+        """The next points ``(n, D)``."""
+        has_crossed = incumbent.is_found
+        self._n_approaching = self._n_approaching + ~has_crossed
+        turned = self._turned(problem, at, incumbent, self._schedule[:, step, self._n_approaching])
+        approached = newton_step(problem, self._settings, at.points, at.plane)
+        self._radius = torch.where(has_crossed, self._radius, problem.distance(approached))
+        return torch.where(has_crossed[:, None], turned, approached)
+
+
+def _on_sphere(at: Iterate, steepness: Tensor, radius: Tensor, step_size: Tensor, norm: float) -> Tensor:
+    """Turn displacements ``(n, D)`` against the slopes at their ends, and make their length that of the radius."""
+    # Steps suit the norm: in linf every coordinate counts alike, in l1 the steepest one says how far a step may go.
+    slope = at.plane.slope
+    direction = slope.sign() if norm == math.inf else slope
+    size = at.distance if norm == 2 else length(at.move, math.inf if norm == 1 else 2)
+    step = ratio(step_size * size, length(direction, 2) if norm == math.inf else steepness)
+    move = torch.addcmul(at.move, step[:, None], direction, value=-1)
+    growth = ratio(radius, length(move, norm))[:, None]
+    if norm == 2:
+        return move * growth
+    return project_onto_ball(move * growth.clamp_min(1.0), radius, norm)
+
+
+class TrustRegionLPStep:
+    r"""Sequential linear programming with a trust region that shrinks, in l1.
+
+    Every step minimizes the l1 distance from the input where the linearized margin is negative and no coordinate
+    changes by more than the trust radius: a linear program with one constraint, which sorting solves. Few coordinates
+    move, as in l1 they should, and slopes are believed no further than they hold. Slopes are averages, since the
+    boundary is jagged.
+
+    Args:
+
+        settings (NearestBoundarySettings): Radii and gains.
+        trust_radius (Tensor): By how much coordinates may change at first, ``(n,)``.
+        progress (Tensor): Between 0 and 1, at each step, ``(n_steps, n)``.
+    """
+
+    def __init__(self, settings: NearestBoundarySettings, trust_radius: Tensor, progress: Tensor) -> None:
+        self._settings = settings
+        self._trust_radius = settings.trust_radius * trust_radius * (1 - 0.9 * progress)
+        self._aim = torch.zeros_like(trust_radius)
+        self._slope: Tensor | None = None
+
+    def select(self, rows: slice) -> None:
+        """Go on with some examples alone."""
+        self._trust_radius, self._aim = self._trust_radius[:, rows], self._aim[rows]
+        self._slope = None if self._slope is None else self._slope[rows]
+
+    def step(self, problem: Problem, at: Iterate, incumbent: Incumbent, step: int) -> Tensor:
+        """The next points ``(n, D)``."""
+        margin, slope = at.plane.depth, at.plane.slope
+        self._slope = slope if self._slope is None else torch.lerp(slope, self._slope, self._settings.slope_memory)
+        # Linearizations promise a little too much.
+        aim = torch.add(self._aim, margin, alpha=self._settings.aim_gain)
+        self._aim = aim.clamp(_AIM * problem.scale, problem.scale)
+        radius = self._trust_radius[step][:, None]
+        region = Box(torch.maximum(at.box.lower, at.points - radius), torch.minimum(at.box.upper, at.points + radius))
+        nearest = region.clamp(problem.x)
+        required_decrease = margin + row_dot(self._slope, nearest - at.points) + self._aim
+        return project_onto_hyperplane(nearest, self._slope, required_decrease.clamp_min(0.0), region, norm=1)
