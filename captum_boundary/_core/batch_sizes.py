@@ -35,14 +35,14 @@ def points_at_once(n_points: int, inputs: tuple[Tensor, ...], model: object, for
 def saved_bytes(model: object, forward_pass: Callable[[], object]) -> int:
     """What a forward pass keeps for the backward pass, apart from parameters and buffers of the model."""
     held = (*model.parameters(), *model.buffers()) if isinstance(model, nn.Module) else ()
-    known = {tensor.untyped_storage().data_ptr() for tensor in held}
+    known = {tensor.untyped_storage()._cdata for tensor in held}
     sizes: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         base = tensor if tensor._base is None else tensor._base
         storage = tensor.untyped_storage()
-        if not (base.is_leaf and base.requires_grad) and storage.data_ptr() not in known:  # no parameter of a function
-            sizes[storage.data_ptr()] = storage.nbytes()
+        if not (base.is_leaf and base.requires_grad) and storage._cdata not in known:  # no parameter of a function
+            sizes[storage._cdata] = storage.nbytes()
         return tensor.detach()  # an output that its own graph held would never be freed
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):

@@ -68,14 +68,15 @@ def project_onto_hyperplane(
     gain = normal * direction
     t = ratio(drop, gain.sum(dim=1))[:, None]
     if not box.is_limited:
-        return x - t * direction
+        return torch.addcmul(x, t, direction, value=-1)
     # What t achieves, normal . (x - y(t)), is concave and piecewise linear: Newton's method is monotone and exact.
     limit = torch.where(direction > 0, box.lower, box.upper)
-    reach = ((x - limit) / direction).nan_to_num(nan=0.0, posinf=torch.inf)  # where a coordinate meets its limit
+    reach = x - limit  # the t where a coordinate meets its limit; of directions of zero, which gain nothing, any number
+    reach = reach.abs() if norm == math.inf else (reach / direction).nan_to_num(nan=0.0, posinf=torch.inf)
     for _ in range(n_steps):
         missing = drop - row_dot(torch.minimum(reach, t), gain)
         t = t + ratio(missing, row_dot(gain, (reach > t).to(gain)))[:, None]
-    return box.clamp(x - t * direction)
+    return box.clamp(torch.addcmul(x, t, direction, value=-1))
 
 
 def ratio(amount: Tensor, rate: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class InnerMaximizer(NamedTuple):
                 if self.penalty is not None:
                     value = value - self.penalty * (leaves - feasible_set.x).square().sum()
                 (gradient,) = torch.autograd.grad(value, leaves, materialize_grads=True)
-            points = feasible_set.project(points + self._step(gradient, self.step_size))
+            points = feasible_set.project(self._moved(points, gradient))
         return feasible_set.rounded(points)
 
     def _noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -102,6 +102,11 @@ class InnerMaximizer(NamedTuple):
         normal = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
         radius = torch.rand(len(x), generator=generator, device=generator.device, dtype=x.dtype) ** (1 / x.shape[1])
         return (normal * (self.epsilon * radius / length(normal, 2))[:, None]).to(x.device)
+
+    def _moved(self, points: Tensor, gradient: Tensor) -> Tensor:
+        if self.penalty is None and self.norm == math.inf:
+            return torch.add(points, gradient.sign(), alpha=self.step_size)
+        return points + self._step(gradient, self.step_size)
 
     def _step(self, gradient: Tensor, size: float) -> Tensor:
         if self.penalty is not None:  # the step of gradient ascent that is exact where the objective is linear
@@ -138,6 +143,8 @@ class FeasibleSet(NamedTuple):
 
     def project(self, points: Tensor) -> Tensor:
         """Points of the set, not rounded yet."""
+        if self.radius is None:
+            return self.box.clamp(points)
         return self.box.clamp(self.x + self._shortened(points - self.x))
 
     def rounded(self, points: Tensor) -> Tensor:

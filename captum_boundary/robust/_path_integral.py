@@ -221,24 +221,25 @@ class _PathIntegral(NamedTuple):
             yield value if keep_graph else value.detach()
 
     def _input_part(self, loss: PointwiseLoss, end: Tensor, nodes: slice, keep_graph: bool) -> Tensor:
-        points = self._points(end, self.rule.nodes[nodes])
+        displacement = end - self.start
+        points = self._points(displacement, self.rule.nodes[nodes])
         gradient = _gradient(loss(points), points, keep_graph)
         weights = gradient.new_tensor(self.rule.weights[nodes])
-        return (end - self.start) * torch.einsum("k,knd->nd", weights, gradient.view(-1, *end.shape))
+        return displacement * (weights[None] @ gradient.view(len(weights), -1)).view_as(end)
 
     def _layer_part(self, loss: PointwiseLoss, end: Tensor, nodes: slice, keep_graph: bool) -> Tensor:
         """The layer's output moves from one node to the next, its gradient is that at the right or left of them."""
         edges = [k / len(self.rule.nodes) for k in range(nodes.start, nodes.stop + 1)]
-        losses, outputs = loss.with_layer(self._points(end, edges))
+        losses, outputs = loss.with_layer(self._points(end - self.start, edges))
         gradient = _gradient(losses, outputs, keep_graph)
         of_steps = (len(edges), len(loss), *outputs.shape[1:])
         at = slice(1, None) if self.rule.method == "riemann_right" else slice(None, -1)
         return (gradient.view(of_steps)[at] * outputs.view(of_steps).diff(dim=0)).sum(dim=0)
 
-    def _points(self, end: Tensor, nodes: Any) -> Tensor:
+    def _points(self, displacement: Tensor, nodes: Any) -> Tensor:
         """Points ``(K * N, D)`` on the line, ordered step by step."""
         alphas = self.start.new_tensor(nodes)[:, None, None]
-        points = (self.start + alphas * (end - self.start)).flatten(0, 1)
+        points = torch.addcmul(self.start, alphas, displacement).flatten(0, 1)
         return points if points.requires_grad else points.requires_grad_()
 
 

@@ -111,7 +111,7 @@ class _RemainingKinks(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _memory(tensor: Tensor) -> int:
-    return 0 if tensor.layout != torch.strided else tensor.untyped_storage().data_ptr()
+    return 0 if tensor.layout != torch.strided else tensor.untyped_storage()._cdata
 
 
 class _SmoothActivations(TorchFunctionMode):

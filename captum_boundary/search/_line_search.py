@@ -118,33 +118,43 @@ def find_crossing(
     """
     aim = (min_overshoot * max_overshoot).sqrt()  # the root sought is depth = -aim
     low, high = torch.zeros_like(outside), torch.ones_like(outside)
+    # The values that are accepted lie between the lowest and the highest.
     state = torch.stack(
-        [low, high, inside + aim, outside + aim, outside, torch.zeros_like(outside), min_overshoot, max_overshoot, aim]
+        [
+            low,
+            high,
+            inside + aim,
+            outside + aim,
+            outside,
+            torch.zeros_like(outside),
+            -min_overshoot,
+            -max_overshoot,
+            aim,
+        ]
     )
     ends = torch.stack([high, outside])
     rows: Tensor | None = None
     for step in range(max_steps):
-        low, high, low_value, high_value, reached, side, min_overshoot, max_overshoot, aim = state.unbind()
-        is_open = ((reached < -max_overshoot) & (high - low > resolution)).nonzero().flatten()
+        low, high, low_value, high_value, reached, side, highest, lowest, aim = state.unbind()
+        is_open = ((reached < lowest) & (high - low > resolution)).nonzero().flatten()
         if len(is_open) < len(low):
             rows = is_open if rows is None else rows[is_open]
             state = state[:, is_open]
-            low, high, low_value, high_value, reached, side, min_overshoot, max_overshoot, aim = state.unbind()
+            low, high, low_value, high_value, reached, side, highest, lowest, aim = state.unbind()
         if len(is_open) == 0:
             break
-        width = high - low
         # Every third step halves the bracket, and all late ones do, so that no shape of the function, nor a jump, can
         # stall the secant for long. A secant that leads out of the bracket halves it as well.
-        t = low + 0.5 * width
+        t = torch.lerp(low, high, 0.5)
         if step % 3 != 2 and step < _HOPEFUL_STEPS:
-            secant = high - high_value * (width / (high_value - low_value))
+            secant = torch.addcdiv(high, high_value * (high - low), high_value - low_value, value=-1)
             t = torch.where((secant > low) & (secant < high), secant, t)
         value = depth(t, rows)
-        crossed = value <= -min_overshoot
+        crossed = value <= highest
         shifted = value + aim
         # Anderson-Bjorck: shrink the value of the end that stayed twice running.
-        ratio = 1 - shifted / torch.where(crossed, high_value, low_value)
-        shrink = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 0.5)
+        ratio = (1 - shifted / torch.where(crossed, high_value, low_value)).nan_to_num(0.0, 0.0, 0.0)
+        shrink = torch.where(ratio > 0, ratio, 0.5)
         moved = torch.where(crossed, 1.0, -1.0).to(side)
         kept = torch.where(side == moved, shrink, 1.0)
         state = torch.stack(
@@ -155,11 +165,11 @@ def find_crossing(
                 torch.where(crossed, shifted, high_value * kept),
                 torch.where(crossed, value, reached),
                 moved,
-                min_overshoot,
-                max_overshoot,
+                highest,
+                lowest,
                 aim,
             ]
         )
-        found = state[[1, 4]]
+        found = torch.stack([state[1], state[4]])
         ends = found if rows is None else ends.index_copy(1, rows, found)
     return ends[0], ends[1]
