@@ -93,7 +93,7 @@ class MarginOracle:
         return max(self._input_resolution, self._model.resolution)
 
     def of_pairs(self, rows: Tensor, target: Tensor) -> MarginOracle:
-        """An oracle for pairs of an example, ``rows`` ``(P,)`` of this one, and a class ``(P,)``; it counts anew."""
+        """An oracle for pairs of an example, ``rows`` ``(P,)``, and a class ``(P,)``, with counters of its own."""
         pairs = copy.copy(self)
         pairs.inputs = tuple(tensor[rows.to(tensor.device)] for tensor in self.inputs)
         pairs._begin(self.x[rows], self._example_index[rows])

@@ -78,7 +78,7 @@ def ranks(attributions: object, inputs: Tensor) -> tuple[Tensor, Tensor]:
 def exchange_curves(
     score: TargetScore, start: Tensor, end: Tensor, rank: Tensor, n_steps: int, per_eval: int, progress: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Shares of exchanged features ``(S + 1,)`` and scores ``(N, S + 1)`` on the way from ``start`` to ``end``."""
+    """Shares of exchanged features ``(S + 1,)`` and scores ``(N, S + 1)`` between ``start`` and ``end``."""
     n_features = rank[0].numel()
     n_steps = min(n_steps, n_features)
     counts = torch.arange(n_steps + 1, device=rank.device) * n_features // n_steps

@@ -22,11 +22,11 @@ __all__ = ["concentration", "energy_game", "localization", "positive_percentage"
 
 
 def localization(attributions: Tensor, masks: Tensor) -> Tensor:
-    r"""Overlap of the pixels that speak for the class with the object: intersection over union.
+    r"""Overlap of the pixels with positive attribution with the object: intersection over union.
 
     .. math:: |\{i : z_i > 0\} \cap B| \; / \; |\{i : z_i > 0\} \cup B|
 
-    After Chattopadhay et al., "Grad-CAM++" (https://arxiv.org/abs/1710.11063). It heeds signs alone: half of the
+    After Chattopadhay et al., "Grad-CAM++" (https://arxiv.org/abs/1710.11063). It depends on signs alone: half of the
     pixels positive at random score about ``b / (1 + b)`` on an object that covers a share ``b`` of the image.
 
     Args:
@@ -95,7 +95,7 @@ def energy_game(attributions: Tensor, masks: Tensor) -> Tensor:
 
 
 def positive_percentage(attributions: Tensor, masks: Tensor) -> Tensor:
-    r"""Share of the attribution on the object that speaks for the class.
+    r"""Share of the attribution on the object that is positive.
 
     .. math:: \sum_{i \in B} \max(z_i, 0) \; / \; \sum_{i \in B} |z_i|
 

@@ -4,7 +4,7 @@ They are those by which attributions under attack are judged in "Interpretation 
 (https://arxiv.org/abs/1710.10547) and "Robust Attribution Regularization" (https://arxiv.org/abs/1905.09957).
 :func:`evaluate_attribution_robustness` makes the attack and takes all of them.
 
-Values are compared as they are, signs included. For the papers' measures, which heed magnitudes alone, give
+Values are compared as they are, signs included. For the papers' measures, which compare magnitudes alone, give
 ``attributions.abs()``: images are then compared by their sums of magnitudes over channels. None of the measures changes
 when a map is multiplied by a positive number.
 

@@ -362,7 +362,7 @@ def _status_of(status: Tensor, found: Tensor, is_beyond: Tensor, was_beyond: Ten
     missing = BoundaryStatus.NOT_FOUND_BUDGET * (status % 10 == BoundaryStatus.NOT_FOUND_BUDGET)
     missing = torch.where(was_beyond, BoundaryStatus.LABEL_NOT_KEPT, missing)
     missing = torch.where(is_beyond, BoundaryStatus.TOO_FAR, missing)
-    # The way of a search that had given up may lead across the boundary a little further on.
+    # The line of a search that had given up may cross the boundary a little further on.
     return torch.where(found, status.clamp_min(BoundaryStatus.FOUND), missing)
 
 

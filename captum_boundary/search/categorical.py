@@ -133,5 +133,5 @@ class CategoricalBoundary(BoundarySearch):
         combinations = Combinations(problem, Categories.of(self._groups, problem.x), self.fixed, self.search)
         with torch.no_grad():
             best = combinations.nearest(self.n_combinations)
-        # The way back to the input would lead through what lies between categories.
+        # The line back to the input leads through points between categories.
         return Proposal(best.points, best.status, is_final=True)

@@ -71,7 +71,7 @@ def certified_radius(
     A search finds a point beyond the boundary: the boundary is no farther away. This tells, with "Certified Adversarial
     Robustness via Randomized Smoothing" (https://arxiv.org/abs/1902.02918), that it is no nearer. Every noisy copy of
     the input votes for a class. A few votes select the class, ``n_samples`` new ones give the lower Clopper-Pearson
-    bound :math:`p` of its share, and the decision stands within :math:`\sigma \, \Phi^{-1}(p)` in the l2 norm. Where
+    bound :math:`p` of its share, and the decision holds within :math:`\sigma \, \Phi^{-1}(p)` in the l2 norm. Where
     ``p`` is at most a half, the certificate abstains.
 
     **Which classifier is certified.** The one that decides by *all* noise, not by the ``n_samples`` fixed vectors of

@@ -23,7 +23,7 @@ class SmoothedModel(nn.Module):
     r"""A classifier that answers with its mean over noisy copies of every input.
 
     Smoothing a classifier with Gaussian noise (https://arxiv.org/abs/1902.02918) makes it robust without training:
-    its boundaries lie farther away and bend less, and their normals show what the decision heeds in a whole
+    its boundaries lie farther away and bend less, and their normals show what the decision depends on in a whole
     neighbourhood in place of one point. A smoothed model is a model like any other. Give it to a search, an attribution
     of this package or of Captum, or a measure.
 
@@ -44,7 +44,7 @@ class SmoothedModel(nn.Module):
     Layers of the model can be hooked, and DeepLift works as long as all copies pass at once. The copies of an example
     follow each other: attributions of a layer have ``N * n_samples`` rows, and
     ``attributions.unflatten(0, (N, n_samples)).mean(1)`` is one for each example. Dropout and batch statistics would
-    be drawn anew for every evaluation: call ``model.eval()`` first.
+    be drawn again for every evaluation: call ``model.eval()`` first.
 
     Args:
 

@@ -114,7 +114,7 @@ def scores_in(
 
 
 def _suggested(scene: Scene, first: Tensor) -> Tensor:
-    """The way from the boundary point to the third class there; zero if there is none, or no way but along the path."""
+    """The direction from the boundary point to the third class there; zero if there is none but along the path."""
     scores, _ = scene.oracle.scores(scene.point, scene.row)
     if scores.shape[1] < 3:
         return torch.zeros_like(first)

@@ -77,8 +77,8 @@ def plot_boundary_slice(
             tensors with N entries, that of the example is used. Default: None
         example (int, optional): Row of the input to draw. Default: 0
         direction (Tensor or tuple[Tensor, ...], optional): Second direction of the plane, shaped like one example; what
-            is parallel to the first is taken away. The way to the boundary point of another class is a good choice.
-            Default: None, the gradient at the boundary point towards the class that comes third there; a random
+            is parallel to the first is taken away. The displacement to the boundary point of another class is a good
+            choice. Default: None, the gradient at the boundary point towards the class that comes third there; a random
             direction for binary models.
         extent (float, optional): Half the side of the picture, in the units of the inputs, around the middle of input
             and boundary point. Default: None, one and a half times their distance.

@@ -1,4 +1,4 @@
-"""Every constant of the search for the nearest boundary."""
+"""The constants of the search for the nearest boundary that trade one thing for another."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ __all__ = ["NearestBoundarySettings"]
 class NearestBoundarySettings:
     """The constants of :class:`NearestBoundary`. The defaults suit all networks that it was measured on.
 
-    The page "How the search works" says what each does there, and what turning it off costs. Shares and rates lie
-    between 0 and 1; counts are of gradients unless another unit is named.
+    The page "How the search works" explains the phases that they belong to. Shares and rates lie between 0 and 1;
+    counts are of gradients unless another unit is named. Tolerances that follow from the precision of numbers are
+    constants of the modules that use them.
 
     Raises:
 
