@@ -18,50 +18,85 @@ class NearestBoundarySettings:
     counts are of gradients unless another unit is named. Tolerances that follow from the precision of numbers are
     constants of the modules that use them.
 
+    Attributes:
+
+        smoothing (float): Temperature of the log-sum-exp over rivals, as a share of the input's margin.
+        newton_steps (int): Newton steps, at most.
+        newton_overshoot (float): Length of a step, relative to that to the linearized boundary; DeepFool's value.
+        slow_decrease (float): A step that leaves more of the margin than this is slow, and two end the phase.
+        random_lines (int): Random lines, a forward pass each, where slopes lead nowhere; half as many in few
+            dimensions, where restarts follow.
+        data_range_share (float): Share of the further Newton steps, without bounds, that stay inside the data range.
+        refinement_steps (int): Gradients of a refinement, before and after the descent, at most.
+        refinement_share (float): The same as a share of the budget.
+        planes (int): Linearizations kept for each example.
+        linearity (float): Error of a prediction, as a share of the input's margin, up to which it is trusted.
+        race_linearity (float): As ``linearity``, of the first Newton step: else no class is committed to.
+        screened_share (float): Share of the budget for linearized distances of the classes with the highest scores.
+        race_rows (int): Rows of an example at a budget of 80 or more; half as many below.
+        race_share (float): Share of the budget up to the last halving; all rounds have as much.
+        restart_period (int): Gradients of one descent.
+        first_rate (float): Rate by which the radius changes; ten times less in the end.
+        rate_multiplier (float): Factor that is doubled with every step on the same side; the rate is multiplied if that
+            is above 1.
+        max_rate (float): Largest rate.
+        continued_step_scale (float): Length of steps from the incumbent, relative to those from the first points.
+        sampling_radius (float): How far from the points slopes are sampled, relative to their distance; less in linf,
+            l1.
+        descent_share (float): Share of the budget in few dimensions, where restarts have the rest.
+        pair_share (float): Share of the budget for the descent of each of an example's many boundaries.
+        trust_radius (float): The first trust radius, relative to the largest change of a coordinate at first contact.
+        slope_memory (float): Share of earlier slopes in the average.
+        aim_gain (float): Share of a shortfall that the next steps aim further by.
+        restart_gradients (int): Gradients of one restart, at most.
+        restart_share (float): Share of a descent that restarts may have in many dimensions, where refinement ended it.
+        random_directions (int): Random directions, a forward pass each, before a restart; 7 in targeted searches, 4 in
+            more than 16 dimensions.
+
     Raises:
 
         BoundaryValueError: For a constant that is negative or not finite.
     """
 
     # Newton phase (DeepFool, https://arxiv.org/abs/1511.04599).
-    smoothing: float = 1 / 12  # temperature of the log-sum-exp over rivals, as a share of the input's margin
-    newton_steps: int = 10  # at most
-    newton_overshoot: float = 1.02  # of a step over the linearized boundary; DeepFool's value
-    slow_decrease: float = 0.8  # a step that leaves more of the margin than this is slow, and two end the phase
-    random_lines: int = 64  # forwards where slopes lead nowhere; half as many in few dimensions, where restarts follow
-    data_range_share: float = 0.75  # of the further Newton steps without bounds: those inside the data range
+    smoothing: float = 1 / 12
+    newton_steps: int = 10
+    newton_overshoot: float = 1.02
+    slow_decrease: float = 0.8
+    random_lines: int = 64
+    data_range_share: float = 0.75
 
     # Active-set refinement (cutting planes; Goldfarb and Idnani, https://doi.org/10.1007/BF02591962).
-    refinement_steps: int = 4  # before and after the descent, at most
-    refinement_share: float = 0.1  # of the budget, at most
-    planes: int = 8  # linearizations kept for each example
-    linearity: float = 0.25  # error of a prediction, as a share of the input's margin, up to which it is trusted
+    refinement_steps: int = 4
+    refinement_share: float = 0.1
+    planes: int = 8
+    linearity: float = 0.25
 
     # Several classes as rows of one batch; successive halving (https://arxiv.org/abs/1502.07943).
-    race_linearity: float = 0.3  # as `linearity`, of the first Newton step: else no class is committed to
-    screened_share: float = 0.15  # gradients for linearized distances of the classes with the highest scores
-    race_rows: int = 6  # of an example at a budget of 200 or more; half as many below
-    race_share: float = 0.55  # of the budget up to the last halving; all rounds have as much
+    race_linearity: float = 0.3
+    screened_share: float = 0.15
+    race_rows: int = 6
+    race_share: float = 0.55
 
     # Descent along the boundary (DDN, https://arxiv.org/abs/1811.09600).
-    restart_period: int = 40  # gradients of one descent
-    first_rate: float = 0.05  # by which the radius changes; ten times less in the end
-    rate_multiplier: float = 0.25  # doubled with every step on the same side; the rate is multiplied if that is above 1
+    restart_period: int = 40
+    first_rate: float = 0.05
+    rate_multiplier: float = 0.25
     max_rate: float = 0.3
-    continued_step_scale: float = 0.5  # of the steps from the incumbent, relative to those from the first points
-    sampling_radius: float = 1 / 3  # of normals in l2, of the distance and of the root of the steps; linf 1/2, l1 3/4
-    descent_share: float = 0.5  # of the budget in few dimensions, where restarts have the rest
-    pair_share: float = 0.4  # of the budget for the descent of each of an example's many boundaries
+    continued_step_scale: float = 0.5
+    sampling_radius: float = 1 / 3
+    descent_share: float = 0.5
+    pair_share: float = 0.4
 
     # l1: sequential linear programs with a shrinking trust region.
-    trust_radius: float = 1.0  # at first, of the largest change of a coordinate at first contact; a tenth in the end
-    slope_memory: float = 0.6  # share of earlier slopes in the average
-    aim_gain: float = 0.2  # share of a shortfall that the next steps aim further by
+    trust_radius: float = 1.0
+    slope_memory: float = 0.6
+    aim_gain: float = 0.2
 
     # Restarts in few dimensions.
-    restart_gradients: int = 16  # of one restart, at most
-    restart_share: float = 0.6  # of a descent that restarts may have in many dimensions, where refinement ended it
-    random_directions: int = 12  # forwards before a restart; 7 in targeted searches, 4 in more than 16 dimensions
+    restart_gradients: int = 16
+    restart_share: float = 0.6
+    random_directions: int = 12
 
     def __post_init__(self) -> None:
         for field in fields(self):
