@@ -22,7 +22,7 @@ from captum_boundary.search.nearest.descent import descend
 from captum_boundary.search.nearest.first_contact import newton_step, newton_steps
 from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
-__all__ = ["linearized_distance", "race_classes"]
+__all__ = ["can_race", "linearized_distance", "race_classes"]
 
 # Below this budget the search of one class has use for all of it, and below the second one it is short in l1.
 _LEAST_BUDGET = {2: 20, math.inf: 20, 1: 80}
@@ -31,9 +31,22 @@ _LARGE_BUDGET = 80
 _NEWTON_STEPS = 2  # of each class, after the first
 
 
+def can_race(problem: Problem, settings: NearestBoundarySettings, budget: int) -> bool:
+    """Whether there are several classes, and gradients enough for a race between them."""
+    n_rows, n_screened = _sizes(problem, settings, budget)
+    is_large = budget >= _LEAST_BUDGET[problem.norm]
+    return is_large and problem.oracle.n_classes > 2 and n_rows > 1 and n_screened > 0
+
+
+def _sizes(problem: Problem, settings: NearestBoundarySettings, budget: int) -> tuple[int, int]:
+    """Rows of an example, and classes whose linearized distances are compared."""
+    n_rows = settings.race_rows if budget >= _LARGE_BUDGET else settings.race_rows // 2
+    return n_rows, min(problem.oracle.n_classes - 1, round(settings.screened_share * budget))
+
+
 def race_classes(
     problem: Problem, settings: NearestBoundarySettings, incumbent: Incumbent, budget: int, seed: int
-) -> tuple[Incumbent, Tensor]:
+) -> tuple[Incumbent, Tensor, Tensor]:
     """Let classes compete with the row of all rivals, which begins at the incumbent.
 
     Args:
@@ -48,14 +61,11 @@ def race_classes(
 
         - **incumbent** (*Incumbent*): As near or nearer.
         - **rival** (*Tensor*): The class whose row won, ``(n,)``; -1 for all of them.
+        - **has_raced** (*Tensor*): Whether there was any competitor, ``(n,)``.
     """
     oracle, n = problem.oracle, len(problem)
-    n_rivals = oracle.n_classes - 1
     none = torch.full_like(oracle.target, -1)
-    n_rows = settings.race_rows if budget >= _LARGE_BUDGET else settings.race_rows // 2
-    n_screened = min(n_rivals, round(settings.screened_share * budget))
-    if n_rivals < 2 or budget < _LEAST_BUDGET[problem.norm] or n_screened == 0 or n_rows < 2:
-        return incumbent, none
+    n_rows, n_screened = _sizes(problem, settings, budget)
     pairs, found, rival = _contacts(problem, settings, incumbent, n_screened, min(n_rows - 1, n_screened))
     # One column for each row of an example, the first for all rivals together.
     table = torch.cat([incumbent.distance[:, None], found.distance.view(n, -1)], dim=1)
@@ -68,6 +78,7 @@ def race_classes(
     every = Incumbent(*(torch.cat([getattr(incumbent, name), getattr(found, name)])[index] for name in fields))
     race = problem.select(rows).against(rivals)
 
+    has_raced = torch.isfinite(every.distance.view_as(table)).sum(dim=1) > 1
     n_rounds = n_rows.bit_length() - 1  # until one is left
     for turn in range(n_rounds):
         n_kept = n_rows >> turn
@@ -86,7 +97,7 @@ def race_classes(
             moved = descend(race.select(active), settings, part, n_steps[active], seed_of_turn, scale)
             every = every.replaced(active, part.nearer_of(moved))
     winner = order.gather(1, every.distance.view_as(table).argmin(dim=1, keepdim=True)).flatten()
-    return every.select(winner), rivals[winner]
+    return every.select(winner), rivals[winner], has_raced
 
 
 def _contacts(

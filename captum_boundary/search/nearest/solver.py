@@ -16,7 +16,7 @@ from captum_boundary.errors import BoundaryTypeError
 from captum_boundary.search._problem import Incumbent, Problem
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.boundary_status import BoundaryStatus
-from captum_boundary.search.nearest.class_race import race_classes
+from captum_boundary.search.nearest.class_race import can_race, race_classes
 from captum_boundary.search.nearest.descent import descend, descend_once, descend_with_restarts
 from captum_boundary.search.nearest.first_contact import newton_phase, random_line_search
 from captum_boundary.search.nearest.refinement import active_set_refine, polish, restart
@@ -216,13 +216,13 @@ class _Run:
         rival = torch.full_like(self.incumbent.phase, -1)
         has_raced = torch.zeros_like(self.is_stationary)
         raced = rows[(self.first_margin.abs() <= settings.race_linearity * self.problem.scale)[rows]]
-        if len(raced) > 0 and not self.targeted:
+        if len(raced) > 0 and not self.targeted and can_race(self.problem, settings, self.budget):
             part, incumbent = self.problem.select(raced), self.incumbent.select(raced)
-            winner, rival_of_winner = race_classes(part, settings, incumbent, self.budget, self.seed)
+            winner, rival_of_winner, competed = race_classes(part, settings, incumbent, self.budget, self.seed)
             self._set(raced, winner)
             first = first.replaced(raced, first.select(raced).nearer_of(winner))
             rival = rival.index_copy(0, raced, rival_of_winner)
-            has_raced = has_raced.index_fill(0, raced, True)
+            has_raced = has_raced.index_copy(0, raced, competed)
         if len(rows) > 0:
             part = self.problem.select(rows)
             part = part.against(rival[rows]) if bool((rival[rows] >= 0).any()) else part

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_boundary import NearestBoundary
 from captum_boundary._core.bounds import box_of
@@ -54,6 +54,19 @@ def test_the_class_with_the_nearest_boundary_wins_whatever_its_score(norm) -> No
     ratio_alone = NearestBoundary(bent, norm=norm, budget=40, settings=ALONE).find(x).distance / nearest
     assert ratio.amax() < 1.01
     assert ratio_alone.amax() > 1.1  # so that the test tells the two apart
+
+
+@pytest.mark.parametrize(("norm", "budget"), [(2, 10), (math.inf, 10), (1, 40)])
+def test_where_the_budget_is_too_small_for_a_race_nothing_is_otherwise(norm, budget) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Linear(600, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 6)
+        model, x = nn.Sequential(*layers).eval(), torch.randn(8, 600)
+    never = NearestBoundarySettings(race_linearity=0)
+    boundary = NearestBoundary(model, norm=norm, budget=budget).find(x)
+    alone = NearestBoundary(model, norm=norm, budget=budget, settings=never).find(x)
+    assert torch.equal(boundary.points, alone.points)
+    assert torch.equal(boundary.n_gradient, alone.n_gradient)
 
 
 @pytest.mark.parametrize("budget", [20, 40, 200])
