@@ -85,5 +85,7 @@ def _nearest(vectors: Tensor, embeddings: Tensor, k: int, metric: str) -> tuple[
     if metric == "cosine":
         best = (F.normalize(vectors, dim=-1) @ F.normalize(embeddings, dim=-1).T).topk(k, dim=-1)
     else:
-        best = torch.cdist(vectors, embeddings).topk(k, dim=-1, largest=False)
+        # Not by matrix products, which lose small differences of vectors that are far from zero.
+        distances = torch.cdist(vectors, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+        best = distances.topk(k, dim=-1, largest=False)
     return best.indices, best.values

@@ -48,6 +48,15 @@ def test_one_text_alone():
     assert torch.equal(tokens, nearest_tokens(POINTS, WEIGHT, k=2)[0][0])
 
 
+def test_a_common_offset_changes_no_l2_neighbor():
+    embeddings = 0.1 * torch.randn(200, 64, generator=torch.Generator().manual_seed(0)) + 30
+    points = (embeddings + 0.01 * torch.randn(200, 64, generator=torch.Generator().manual_seed(1)))[None]
+    tokens, distance = nearest_tokens(points, embeddings, k=1, metric="l2")
+    assert torch.equal(tokens[0, :, 0], torch.arange(200))
+    exact = torch.linalg.vector_norm(points[0].double() - embeddings.double(), dim=1)
+    torch.testing.assert_close(distance[0, :, 0].double(), exact, rtol=1e-4, atol=0)
+
+
 def test_bad_arguments_say_how_to_mend_them():
     with pytest.raises(BoundaryTypeError, match=r"points must be a floating-point Tensor, but it is torch\.int64"):
         nearest_tokens(torch.ones(2, 3, 5, dtype=torch.long), WEIGHT)
