@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from captum_boundary._core.modules import unwrapped
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["config_of", "evaluate", "has_one_output", "output_of", "score_tensor"]
@@ -59,10 +60,8 @@ def output_of(
 
 
 def config_of(forward_func: Any) -> Any:
-    """What a Hugging Face model says of itself, also within a parallel wrapper; None for other functions."""
-    while isinstance(forward_func, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        forward_func = forward_func.module
-    return getattr(forward_func, "config", None)
+    """What a Hugging Face model says of itself, also within a wrapper; None for other functions."""
+    return getattr(unwrapped(forward_func), "config", None)
 
 
 def score_tensor(output: object) -> Tensor:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from captum_boundary._core.modules import unwrapped
 from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["check_same_model"]
-
-_CALLS = ("__call__", "forward", "_call_impl", "_wrapped_call_impl")
 
 
 def check_same_model(forward_func: Callable[..., Any], searched: Callable[..., Any], name: str = "search") -> None:
@@ -37,30 +35,12 @@ def check_same_model(forward_func: Callable[..., Any], searched: Callable[..., A
 
         BoundaryValueError: If the two are certainly not the same model.
     """
-    wanted, given = _inside(forward_func), _inside(searched)
+    wanted, given = unwrapped(forward_func, partials=True), unwrapped(searched, partials=True)
     if _certainly_differ(wanted, given):
         raise BoundaryValueError(
             f"{name} must look for the boundary of the model itself, {_describe(wanted)}, but its forward function is "
             f"another one, {_describe(given)}. Give the same object to both."
         )
-
-
-def _inside(function: Any) -> Any:
-    """What a forward function stands for, once everything that changes nothing is taken off."""
-    while True:
-        attributes = getattr(function, "__dict__", {})
-        if isinstance(function, functools.partial):
-            function = function.func
-        elif isinstance(function, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            function = function.module
-        elif "_orig_mod" in attributes.get("_modules", ()):  # a compiled module
-            function = function._orig_mod
-        elif "_torchdynamo_orig_callable" in attributes:  # a compiled function
-            function = attributes["_torchdynamo_orig_callable"]
-        elif getattr(function, "__name__", None) in _CALLS and hasattr(function, "__self__"):
-            function = function.__self__
-        else:
-            return function
 
 
 def _certainly_differ(wanted: Any, given: Any) -> bool:
