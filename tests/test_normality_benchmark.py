@@ -60,7 +60,7 @@ def test_measures_of_a_linear_network(benchmark, linear) -> None:
     rivals = margins.scatter(1, linear.labels[:, None], -torch.inf).topk(3, dim=1).indices
     normals = nn.functional.normalize(slope[:, None] - linear.weight[rivals], dim=2)
     pairs = [(normals[:, i] * normals[:, j]).sum(dim=1) for i, j in combinations(range(3), 2)]
-    torch.testing.assert_close(columns["neighbours"], torch.stack(pairs).mean(dim=0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(columns["neighbors"], torch.stack(pairs).mean(dim=0), atol=1e-5, rtol=1e-5)
 
 
 def test_only_correct_images_are_explained(benchmark, linear) -> None:

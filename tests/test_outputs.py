@@ -190,9 +190,9 @@ def test_pictures(models):
 
     def picture(model):
         figure, axes = visualization.plot_boundary_slice(model, INPUTS, boundary, resolution=8)
-        colours = torch.as_tensor(axes.images[0].get_array().filled())
+        colors = torch.as_tensor(axes.images[0].get_array().filled())
         plt.close(figure)
-        return colours
+        return colors
 
     assert_same(picture, models)
 

@@ -47,7 +47,7 @@ def test_every_network_classifies_images_of_its_data(benchmark: SimpleNamespace,
 
 @pytest.mark.parametrize(("name", "wrapped"), [("CNN-A-Adv", False), ("provable 8/255", True), ("ResNet-4B", False)])
 def test_weights_are_those_of_the_file(benchmark: SimpleNamespace, name: str, wrapped: bool, tmp_path: Path) -> None:
-    """Of a cascade, those of its first network; images are normalised before they come to it."""
+    """Of a cascade, those of its first network; images are normalized before they come to it."""
     state = write(benchmark, name, tmp_path, wrapped)
     network = benchmark.published_networks.load_published(name, tmp_path)
     assert not network.training
@@ -56,8 +56,8 @@ def test_weights_are_those_of_the_file(benchmark: SimpleNamespace, name: str, wr
     bare.load_state_dict(state)
     layer = network[0]
     images = torch.rand(2, 3, 32, 32)
-    standardised = (images - layer.mean) / layer.std
-    torch.testing.assert_close(network(images), bare(standardised))
+    standardized = (images - layer.mean) / layer.std
+    torch.testing.assert_close(network(images), bare(standardized))
     assert layer.mean.flatten().tolist() == pytest.approx([0.49, 0.48, 0.43], abs=0.03)
 
 

@@ -74,12 +74,17 @@ def test_predictions_by_hand(benchmark: SimpleNamespace) -> None:
     """One network is no less normal at an equal distance; one is, for its gradient is short; one is more normal."""
     lacking = {"cosine, 0.0": cell(-0.4), "score": cell(-0.4)}
     differences = {
-        "far": {**lacking, "cosine, 0.5 before": cell(0), "cosine on the object": cell(-0.1), "centred score": cell(0)},
+        "far": {
+            **lacking,
+            "cosine, 0.5 before": cell(0),
+            "cosine on the object": cell(-0.1),
+            "centered score": cell(0),
+        },
         "flat": {
             **lacking,
             "cosine, 0.5 before": cell(-0.3),
             "cosine on the object": cell(-0.3),
-            "centred score": cell(-0.3),
+            "centered score": cell(-0.3),
         },
         "normal": {"cosine, 0.0": cell(0.2), "score": cell(0.2)},
     }
@@ -98,7 +103,7 @@ def test_what_all_scores_share_is_taken_away(benchmark: SimpleNamespace, linear:
 
     plain = benchmark.published_way.measure(linear.network, linear.images, linear.labels, "cifar10", budget=20)
     shifted = benchmark.published_way.measure(Shifted(), linear.images, linear.labels, "cifar10", budget=20)
-    for name in ("centred score", "cosine, 0.0", "distance"):
+    for name in ("centered score", "cosine, 0.0", "distance"):
         torch.testing.assert_close(shifted[name], plain[name], atol=1e-3, rtol=1e-3)
     assert shifted["score"].abs().mean() < 0.5 < plain["score"].mean()
 

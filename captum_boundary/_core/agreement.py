@@ -94,7 +94,7 @@ def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
 
 
 def center_of_mass(maps: Tensor) -> Tensor:
-    """Row and column ``(N, 2)``, in pixels, of the centre of mass of ``|maps|`` ``(N, H, W)``."""
+    """Row and column ``(N, 2)``, in pixels, of the center of mass of ``|maps|`` ``(N, H, W)``."""
     mass = maps.abs()
     mass = mass / mass.amax(dim=(1, 2), keepdim=True)
     row, column = (torch.arange(size, device=maps.device, dtype=maps.dtype) for size in maps.shape[1:])
@@ -103,7 +103,7 @@ def center_of_mass(maps: Tensor) -> Tensor:
 
 
 def center_shift(first: Tensor, second: Tensor) -> Tensor:
-    """Distance in pixels between the centres of mass of maps ``(N, H, W)``."""
+    """Distance in pixels between the centers of mass of maps ``(N, H, W)``."""
     shift: Tensor = torch.linalg.vector_norm(center_of_mass(first) - center_of_mass(second), dim=1)
     return shift
 
@@ -116,7 +116,7 @@ def _mean_ranks(maps: Tensor) -> Tensor:
 
 
 def _equal_pairs(changes: Tensor) -> Tensor:
-    """Pairs ``(N,)`` of equal values in sorted rows, from where neighbours differ ``(N, D - 1)``."""
+    """Pairs ``(N,)`` of equal values in sorted rows, from where neighbors differ ``(N, D - 1)``."""
     positions = _positions(changes) + 1
     starts = torch.where(changes, positions, 0).cummax(dim=1).values if changes.shape[1] else positions
     return (positions - starts).sum(dim=1).expand(len(changes))

@@ -183,8 +183,8 @@ class _Sides(NamedTuple):
         return (
             f"{self.name} must lie inside bounds, but row {row} has values from {values.min():.4g} to "
             f"{values.max():.4g} where bounds allow {lower.min():.4g} to {upper.max():.4g}. Clip "
-            "inputs that were moved (sensitivity_max takes a perturb_func that does). For normalised inputs, give "
-            "bounds in normalised units: ((0 - mean) / std, (1 - mean) / std)."
+            "inputs that were moved (sensitivity_max takes a perturb_func that does). For normalized inputs, give "
+            "bounds in normalized units: ((0 - mean) / std, (1 - mean) / std)."
         )
 
     def _excess(self) -> Tensor:

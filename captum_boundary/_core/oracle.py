@@ -1,4 +1,4 @@
-"""The model as an optimiser sees it: flat points in, depths and slopes out, every evaluation counted.
+"""The model as an optimizer sees it: flat points in, depths and slopes out, every evaluation counted.
 
 The *depth* of a point is the margin of the target class, with the sign that makes it positive on the input's side of
 the boundary: ``depth(x) >= 0``, and a boundary is crossed where the depth becomes negative. A search needs no other
@@ -27,7 +27,7 @@ class Linearization(NamedTuple):
     """First-order model of the decision at ``n`` points: ``value + slope . (y - point)`` is near 0 on the boundary."""
 
     depth: Tensor  # (n,) true depth of the points; infinite where the model returned NaN or infinity
-    value: Tensor  # (n,) value of the linearised function: the depth, or the margin over one chosen class
+    value: Tensor  # (n,) value of the linearized function: the depth, or the margin over one chosen class
     slope: Tensor  # (n, D) its gradient
 
 

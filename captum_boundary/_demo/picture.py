@@ -12,8 +12,8 @@ from captum_boundary._demo.explanation import Explanation
 
 __all__ = ["draw"]
 
-_COLOURS = "RdBu_r"  # told apart by colour-blind eyes too
-_GREY = "0.35"
+_COLORS = "RdBu_r"  # told apart by color-blind eyes too
+_GRAY = "0.35"
 _GROUPS = ("Where the decision changes", "Captum, as usual", "Captum, from the boundary")
 _CELL = 1.3
 
@@ -59,19 +59,19 @@ def _draw_digits(axes: list[Axes], explanation: Explanation, row: int) -> None:
         va="center",
         size=11,
     )
-    axes[1].set_xlabel(f"{int(boundary.target[row])} | {other}  at {boundary.distance[row]:.2f}", size=8, color=_GREY)
+    axes[1].set_xlabel(f"{int(boundary.target[row])} | {other}  at {boundary.distance[row]:.2f}", size=8, color=_GRAY)
     _draw_map(axes[2], point - image, "change" if row == 0 else "")
 
 
 def _draw_map(axis: Axes, values: Tensor, title: str) -> None:
-    """Draw a map in colours that run from minus to plus its largest magnitude, which is noted under it."""
+    """Draw a map in colors that run from minus to plus its largest magnitude, which is noted under it."""
     _strip(axis, title)
     scale = float(values.abs().max())
     if scale > 0:
-        axis.imshow(values.numpy(), cmap=_COLOURS, vmin=-scale, vmax=scale)
-        axis.set_xlabel(f"± {scale:.2g}", size=8, color=_GREY)
+        axis.imshow(values.numpy(), cmap=_COLORS, vmin=-scale, vmax=scale)
+        axis.set_xlabel(f"± {scale:.2g}", size=8, color=_GRAY)
     else:  # NaN as well
-        axis.text(0.5, 0.5, "none", ha="center", va="center", color=_GREY, transform=axis.transAxes)
+        axis.text(0.5, 0.5, "none", ha="center", va="center", color=_GRAY, transform=axis.transAxes)
 
 
 def _strip(axis: Axes, title: str) -> None:
@@ -87,7 +87,7 @@ def _add_legend(figure: Figure, width: float, height: float) -> None:
     from matplotlib.cm import ScalarMappable
 
     axis = figure.add_axes((0.5 - 1.5 / width, 0.24 / height, 3 / width, 0.12 / height), label="legend")
-    bar = figure.colorbar(ScalarMappable(cmap=_COLOURS), cax=axis, orientation="horizontal", ticks=[])
+    bar = figure.colorbar(ScalarMappable(cmap=_COLORS), cax=axis, orientation="horizontal", ticks=[])
     bar.outline.set_visible(False)
     note: dict[str, Any] = {"va": "center", "size": 10, "transform": axis.transAxes}
     axis.text(-0.03, 0.5, "against the predicted class", ha="right", **note)

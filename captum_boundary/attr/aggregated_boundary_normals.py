@@ -23,11 +23,11 @@ from captum_boundary.attr.boundary_normals import BoundaryNormals, FlatNormals, 
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundarySearch
 from captum_boundary.search._given import check_same_target, refuse_mask, search_for
-from captum_boundary.search._neighbours import (
-    Neighbours,
+from captum_boundary.search._neighbors import (
+    Neighbors,
     nearest_boundary,
-    neighbouring_classes,
-    neighbours_in_random_directions,
+    neighboring_classes,
+    neighbors_in_random_directions,
 )
 from captum_boundary.search._problem import Problem
 from captum_boundary.search._same_model import check_same_model
@@ -177,10 +177,10 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         r"""Normals do not add up to a difference of outputs: always False."""
         return False
 
-    def _neighbors(self, problem: Problem, n_boundaries: int, sampling: str) -> Neighbours:
+    def _neighbors(self, problem: Problem, n_boundaries: int, sampling: str) -> Neighbors:
         if n_boundaries == 1:
             return nearest_boundary(self.search, problem)
-        find = neighbouring_classes if sampling == "classes" else neighbours_in_random_directions
+        find = neighboring_classes if sampling == "classes" else neighbors_in_random_directions
         return find(self.search, problem, n_boundaries)
 
     def _of_given(

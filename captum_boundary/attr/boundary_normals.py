@@ -14,7 +14,7 @@ from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.attr._weighting import Weighting, weigh
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search._given import check_distances
-from captum_boundary.search._neighbours import Neighbours
+from captum_boundary.search._neighbors import Neighbors
 
 __all__ = ["BoundaryNormals", "FlatNormals", "collect", "flattened"]
 
@@ -133,7 +133,7 @@ def flattened(boundary: object, inputs: tuple[Tensor, ...], weighting: Weighting
     )
 
 
-def collect(oracle: MarginOracle, neighbors: Neighbours, n_places: int, weighting: Weighting) -> FlatNormals:
+def collect(oracle: MarginOracle, neighbors: Neighbors, n_places: int, weighting: Weighting) -> FlatNormals:
     """The neighbors of each example, in the order of their distances."""
     rows, boundary = neighbors.rows, neighbors.boundary
     order = boundary.distance.argsort(stable=True)

@@ -61,7 +61,7 @@ def deletion(
             Tensors with N entries follow their examples. Default: None
         baselines (float, Tensor or str, optional): What takes the place of deleted features: a number, a Tensor that
             broadcasts to the inputs (or to one of them), or ``"blur"`` for a Gaussian blur of the images (11 x 11
-            pixels with deviation 5, as in RISE). For normalised images, 0 is the mean colour. Default: 0
+            pixels with deviation 5, as in RISE). For normalized images, 0 is the mean color. Default: 0
         n_steps (int, optional): Steps from the first to the last feature, each of an equal number of features up to
             rounding; with more steps than features, one feature a step. RISE takes 224 for images of 224 x 224 pixels.
             Default: 100

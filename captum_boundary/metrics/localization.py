@@ -130,11 +130,11 @@ def positive_percentage(attributions: Tensor, masks: Tensor) -> Tensor:
 
 
 def concentration(attributions: Tensor, masks: Tensor) -> Tensor:
-    r"""How close to its centre of mass, and how much on the object, the attribution lies.
+    r"""How close to its center of mass, and how much on the object, the attribution lies.
 
     .. math:: \sum_{i \in B} \frac{|z_i|}{\sum_j |z_j|} \cdot \frac{1}{d_i}
 
-    where :math:`d_i` is the distance from the middle of pixel :math:`i` to the centre of mass of :math:`|z|` over the
+    where :math:`d_i` is the distance from the middle of pixel :math:`i` to the center of mass of :math:`|z|` over the
     whole image, as a share of the image's diagonal, and at least half a pixel's side, so that it is never zero. An even
     map on a square object in the middle of a square image scores about 5 times the object's side over the image's. In
     this unit, values are of the order of those that the paper reports, around 4.

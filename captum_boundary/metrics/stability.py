@@ -139,7 +139,7 @@ def spearman_rho(first: Attributions, second: Attributions) -> Tensor:
 
 
 def center_shift(first: Tensor, second: Tensor) -> Tensor:
-    r"""How far the centre of mass of a map moves, in pixels.
+    r"""How far the center of mass of a map moves, in pixels.
 
     .. math:: \Big| \sum_i p_i \, \frac{|a_i|}{\sum_j |a_j|} - \sum_i p_i \, \frac{|b_i|}{\sum_j |b_j|} \Big|_2
 

@@ -15,8 +15,8 @@ __all__ = ["unit_normals"]
 
 # Points around a boundary point whose slopes are those of the pieces that meet in it, and their distance from it, as a
 # fraction of the distance from the input: more than rounding moves a point, less than the distance to other pieces.
-_NEIGHBOURS = 16
-_NEIGHBOURHOOD = 2e-4
+_NEIGHBORS = 16
+_NEIGHBORHOOD = 2e-4
 # Slopes whose directions differ by less than this belong to one piece.
 _SAME_PIECE = 1e-6
 
@@ -37,9 +37,9 @@ def unit_normals(problem: Problem, points: Tensor, distance: Tensor) -> Tensor:
     if not problem.few_dimensions:
         return slopes
     generator = torch.Generator("cpu").manual_seed(0)
-    offsets = torch.randn(_NEIGHBOURS, points.shape[1], generator=generator, dtype=torch.float64, device="cpu")
+    offsets = torch.randn(_NEIGHBORS, points.shape[1], generator=generator, dtype=torch.float64, device="cpu")
     offsets = (offsets / length(offsets, 2)[:, None]).to(points)
-    reach = _NEIGHBOURHOOD * torch.where(torch.isfinite(distance), distance, 0.0)
+    reach = _NEIGHBORHOOD * torch.where(torch.isfinite(distance), distance, 0.0)
     pieces = []
     for offset in offsets:
         beside = problem.box.clamp(points + reach[:, None] * offset)

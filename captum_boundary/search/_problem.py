@@ -34,7 +34,7 @@ class Problem:
         min_overshoot (Tensor): Least amount by which final points lie beyond the boundary, ``(n,)``.
         max_overshoot (Tensor): Largest such amount, ``(n,)``.
         overshoot (Tensor): Amount to aim at, between the two, ``(n,)``.
-        slack (Tensor): A linearisation that, where it is put to the test, promises less of a crossing than there is, by
+        slack (Tensor): A linearization that, where it is put to the test, promises less of a crossing than there is, by
             this amount, belongs to another piece of the boundary, ``(n,)``.
         noise (Tensor): By how much rounding changes scores, relative to the largest of an example, a scalar.
         tolerance (float): Relative gain in distance below which an example is done.

@@ -1,4 +1,4 @@
-"""What does a model decide when its inputs are noisy? Randomised smoothing, for any classifier."""
+"""What does a model decide when its inputs are noisy? Randomized smoothing, for any classifier."""
 
 from captum_boundary.smoothing.certified_radius import CertifiedRadius, certified_radius
 from captum_boundary.smoothing.largest_stdev import largest_stdev

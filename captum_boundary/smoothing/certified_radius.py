@@ -1,4 +1,4 @@
-"""A lower end for the distance to the boundary, with a guarantee: that of randomised smoothing."""
+"""A lower end for the distance to the boundary, with a guarantee: that of randomized smoothing."""
 
 from __future__ import annotations
 

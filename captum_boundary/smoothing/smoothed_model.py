@@ -1,4 +1,4 @@
-"""The randomised-smoothing version of a classifier: one fixed function, for every search and every attribution."""
+"""The randomized-smoothing version of a classifier: one fixed function, for every search and every attribution."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SmoothedModel(nn.Module):
 
     Smoothing a classifier with Gaussian noise (https://arxiv.org/abs/1902.02918) makes it robust without training:
     its boundaries lie farther away and bend less, and their normals show what the decision depends on in a whole
-    neighbourhood in place of one point. A smoothed model is a model like any other. Give it to a search, an attribution
+    neighborhood in place of one point. A smoothed model is a model like any other. Give it to a search, an attribution
     of this package or of Captum, or a measure.
 
     The noise is drawn once for every shape of inputs, and *all examples share it*: a copy is an input plus one of

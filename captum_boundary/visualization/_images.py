@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 
 def check_images(inputs: object) -> Tensor:
-    """``inputs`` as the images ``(N, C, H, W)`` that they must be, grey or in colour."""
+    """``inputs`` as the images ``(N, C, H, W)`` that they must be, gray or in color."""
     if isinstance(inputs, tuple):
         raise BoundaryTypeError(
             f"inputs must be one Tensor of images, but it is a tuple of {len(inputs)}. Give the images alone, and "
@@ -27,7 +27,7 @@ def check_images(inputs: object) -> Tensor:
     (images,) = check_inputs(inputs)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
         raise BoundaryValueError(
-            "inputs must be images (N, C, H, W) with one channel (grey) or three (red, green, blue), but their shape "
+            "inputs must be images (N, C, H, W) with one channel (gray) or three (red, green, blue), but their shape "
             f"is {tuple(images.shape)}. Of images with other channels, choose three to look at."
         )
     return images.detach()
@@ -42,7 +42,7 @@ def displayed(images: Tensor, like: Tensor, bounds: Bounds) -> Array:
             raise
         raise BoundaryValueError(
             f"inputs must lie in [0, 1] to be shown, but they hold values from {like.min().item():.4g} to "
-            f"{like.max().item():.4g}. Give bounds, the values of black and white: (0, 255), say, or for normalised "
+            f"{like.max().item():.4g}. Give bounds, the values of black and white: (0, 255), say, or for normalized "
             "inputs ((0 - mean) / std, (1 - mean) / std), as a search takes them."
         ) from error
     if not (torch.isfinite(box.lower).all() and torch.isfinite(box.upper).all() and (box.lower < box.upper).all()):
@@ -67,7 +67,7 @@ def maps_of(attributions: object, images: Tensor, name: str) -> Array:
 
 
 def scale_of(values: Array, outlier_perc: float) -> float:
-    """The magnitude shown in full colour; the larger ones beyond it make up ``outlier_perc`` per cent of the total."""
+    """The magnitude shown in full color; the larger ones beyond it make up ``outlier_perc`` per cent of the total."""
     magnitudes = np.sort(np.abs(values[np.isfinite(values)]))
     if len(magnitudes) == 0:
         return 0.0

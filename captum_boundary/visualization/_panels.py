@@ -107,7 +107,7 @@ def show_image(axis: Axes, image: Array) -> None:
 
 
 def show_map(axis: Axes, values: Array, cmap: str | Colormap, low: float, high: float) -> AxesImage:
-    """Show a map ``(H, W)`` in colours that run from ``low`` to ``high``."""
+    """Show a map ``(H, W)`` in colors that run from ``low`` to ``high``."""
     return axis.imshow(values, cmap=cmap, vmin=low, vmax=high, aspect="auto")
 
 

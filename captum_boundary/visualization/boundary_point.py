@@ -32,11 +32,11 @@ def show_boundary_point(
     r"""Show images, their boundary points, and the difference between the two, amplified until it can be seen.
 
     Boundary points of deep networks look just like their images. The difference is taken between images with black at 0
-    and white at 1, and added to a grey of 0.5: brighter where the boundary point is brighter.
+    and white at 1, and added to a gray of 0.5: brighter where the boundary point is brighter.
 
     Args:
 
-        inputs (Tensor): Images ``(N, C, H, W)``, grey or in colour.
+        inputs (Tensor): Images ``(N, C, H, W)``, gray or in color.
         boundary (BoundaryPoints): Boundary points of these images.
         amplification (float, optional): By how much the differences are multiplied. What leaves the range from black to
             white is clipped. Default: None, for each image the largest of 1, 2, 5, 10, 20, 50, ... that clips nothing,
@@ -44,7 +44,7 @@ def show_boundary_point(
         class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
             their numbers.
         bounds (tuple, optional): Values shown as black and white, in the form of a search's ``bounds``, such as
-            ``((0 - mean) / std, (1 - mean) / std)`` for normalised images. Default: None, ``(0, 1)``.
+            ``((0 - mean) / std, (1 - mean) / std)`` for normalized images. Default: None, ``(0, 1)``.
         figure (Figure, optional): Empty figure (or subfigure) to draw in. Default: None, a new one of matplotlib's
             pyplot.
 

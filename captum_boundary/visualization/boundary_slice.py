@@ -31,7 +31,7 @@ from captum_boundary.visualization._plane import Plane, Scene, normal_at, plane_
 
 __all__ = ["plot_boundary_slice"]
 
-# The palette of Okabe and Ito, made for all kinds of colour vision; lightened, for there are lines to be drawn on it.
+# The palette of Okabe and Ito, made for all kinds of color vision; lightened, for there are lines to be drawn on it.
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _OTHERS = "#999999"
 _ARROW = "#A50026"
@@ -58,7 +58,7 @@ def plot_boundary_slice(
 ) -> tuple[Figure, Axes]:
     r"""Draw the decision regions of a model in a plane through an input and its boundary point.
 
-    Colours are the predicted classes, thin lines the levels of the margin of the target class, and the thick line is
+    Colors are the predicted classes, thin lines the levels of the margin of the target class, and the thick line is
     its boundary, where the margin is zero. The arrow is the unit normal at the boundary point, as far as it lies in the
     plane; at the nearest point of a smooth boundary it points at the input. The dashed line from the boundary point to
     the input is the path along which BoundaryIntegratedGradients integrates.
@@ -157,7 +157,7 @@ def _check_numbers(boundary: BoundaryPoints, example: int, extent: float | None,
 def _draw_regions(
     axis: Axes, scores: Tensor, classes: Tensor, scene: Scene, words: BoundaryWords, frame: Frame
 ) -> list[Any]:
-    """Colour the regions, draw the levels of the margin, and return what the legend says of them."""
+    """Color the regions, draw the levels of the margin, and return what the legend says of them."""
     winners = classes[scores.argmax(dim=0)]
     labels, sizes = torch.unique(winners, return_counts=True)
     by_size = labels[sizes.argsort(descending=True)].tolist()
@@ -166,10 +166,10 @@ def _draw_regions(
     places = torch.full_like(winners, len(_PALETTE))
     for place, label in enumerate(named):
         places[winners == label] = place
-    colours = ListedColormap([_light(colour) for colour in (*_PALETTE, _OTHERS)])
+    colors = ListedColormap([_light(color) for color in (*_PALETTE, _OTHERS)])
     axis.imshow(
         places.numpy(),
-        colours,
+        colors,
         vmin=-0.5,
         vmax=len(_PALETTE) + 0.5,
         extent=frame,
@@ -178,7 +178,7 @@ def _draw_regions(
     )
     _draw_margin(axis, scores, int((classes == scene.target).nonzero()), frame)
     names = [wrapped(words.name(label), _LABEL) for label in named]
-    handles: list[Any] = [Patch(facecolor=colours(place), label=name) for place, name in enumerate(names)]
+    handles: list[Any] = [Patch(facecolor=colors(place), label=name) for place, name in enumerate(names)]
     if n_others > 0:
         handles.append(Patch(facecolor=_light(_OTHERS), label=f"{n_others} other classes"))
     handles.append(Line2D([], [], color="black", linewidth=2, label="boundary"))
@@ -223,6 +223,6 @@ def _name_axes(axis: Axes, plane: Plane) -> None:
     axis.tick_params(labelsize=8)
 
 
-def _light(colour: str) -> str:
-    red, green, blue = (1 - _LIGHTNESS * (1 - part) for part in to_rgb(colour))
+def _light(color: str) -> str:
+    red, green, blue = (1 - _LIGHTNESS * (1 - part) for part in to_rgb(color))
     return to_hex((red, green, blue))

@@ -56,14 +56,14 @@ def compare_attributions(
     r"""Show images and their attributions by several methods: a row for each image, a column for each method.
 
     Maps are summed over channels and scaled as ``captum.attr.visualization.visualize_image_attr`` scales them. How
-    much the full colour stands for is written below each map. Where an attribution is NaN, as it is for examples
+    much the full color stands for is written below each map. Where an attribution is NaN, as it is for examples
     without a boundary point, words take the place of the map.
 
     Of several models, each image has one row for each, one below the other.
 
     Args:
 
-        inputs (Tensor): Images ``(N, C, H, W)``, grey or in colour.
+        inputs (Tensor): Images ``(N, C, H, W)``, gray or in color.
         attributions (Mapping): Attributions of these images, ``(N, C, H, W)`` or ``(N, H, W)``, by the names of the
             methods: ``{"IG": maps, "BIG": maps}``. For several models, such mappings by the names of the models, of the
             same methods in the same order: ``{"plain": {"BIG": maps}, "robust": {"BIG": maps}}``.
@@ -72,11 +72,11 @@ def compare_attributions(
         class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
             their numbers.
         bounds (tuple, optional): Values shown as black and white, in the form of a search's ``bounds``, such as
-            ``((0 - mean) / std, (1 - mean) / std)`` for normalised images. Default: None, ``(0, 1)``.
+            ``((0 - mean) / std, (1 - mean) / std)`` for normalized images. Default: None, ``(0, 1)``.
         sign (str, optional): Which attributions to show: ``"all"``, ``"positive"``, ``"negative"`` or
             ``"absolute_value"``. Default: ``"all"``
         outlier_perc (float, optional): Share of the total attribution, in per cent, that the values beyond the full
-            colour make up. Default: 2
+            color make up. Default: 2
         share_scale (bool, optional): Scale all maps alike, to compare their sizes too, in place of each by itself.
             Default: False
         cmap (str, optional): Matplotlib color map, such as ``"RdBu"``, whose ends color-blind readers can tell apart.
@@ -229,7 +229,7 @@ def _show_scaled(
 
 
 def _add_bar(figure: Figure, axes: AxesArray, cmap: str | Colormap, is_signed: bool, shared: float | None) -> None:
-    """Explain the colours: in numbers if all maps share them, else in terms of the number below each map."""
+    """Explain the colors: in numbers if all maps share them, else in terms of the number below each map."""
     full = shared or 1.0
     ticks = [-full, 0.0, full] if is_signed else [0.0, full]
     bar = figure.colorbar(

@@ -20,10 +20,10 @@ from captum_boundary.visualization._table_changes import Change, TableChanges
 
 __all__ = ["describe_feature_changes", "plot_feature_changes"]
 
-# Of the palette of Okabe and Ito, made for all kinds of colour vision.
+# Of the palette of Okabe and Ito, made for all kinds of color vision.
 # Characters of a line.
 _TITLE, _LABEL = 60, 24
-_COLOURS = {"higher": "#D55E00", "lower": "#0072B2", "another category": "#009E73"}
+_COLORS = {"higher": "#D55E00", "lower": "#0072B2", "another category": "#009E73"}
 
 
 def describe_feature_changes(
@@ -45,7 +45,7 @@ def describe_feature_changes(
             :class:`~captum_boundary.CategoricalBoundary`, or of any other search.
         feature_names (Sequence[str], optional): Names of all columns. Default: None, their numbers.
         categories (Sequence or Mapping, optional): Groups of one-hot columns that are told as one, in the form of
-            :class:`~captum_boundary.CategoricalBoundary`. Of columns ``colour_red`` in a group ``"colour"``, the
+            :class:`~captum_boundary.CategoricalBoundary`. Of columns ``color_red`` in a group ``"color"``, the
             category is called ``red``. Default: None, no groups.
         class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
             their numbers.
@@ -70,12 +70,12 @@ def describe_feature_changes(
         >>> from captum_boundary.visualization import describe_feature_changes
         >>> model = torch.nn.Linear(3, 1)
         >>> model.weight.data, model.bias.data = torch.tensor([[0.2, -1.0, 1.0]]), torch.tensor([0.1])
-        >>> categories = {"colour": [1, 2]}
+        >>> categories = {"color": [1, 2]}
         >>> inputs = torch.tensor([[1.0, 1.0, 0.0]])
         >>> boundary = CategoricalBoundary(NearestBoundary(model), categories).find(inputs)
-        >>> names = ["age", "colour_red", "colour_blue"]
+        >>> names = ["age", "color_red", "color_blue"]
         >>> describe_feature_changes(inputs, boundary, feature_names=names, categories=categories)
-        ['class 1 instead of class 0, if colour were blue instead of red.']
+        ['class 1 instead of class 0, if color were blue instead of red.']
     """
     check_count("n_features", n_features)
     changes = TableChanges(inputs, boundary, feature_names, categories, unscale)
@@ -183,7 +183,7 @@ def _draw_bars(axis: Axes, changes: list[Change]) -> None:
     ]
     amounts = [change.amount for change in changes]
     places = list(range(len(changes)))
-    axis.barh(places, amounts, color=[_COLOURS[kind] for kind in kinds], height=0.65)
+    axis.barh(places, amounts, color=[_COLORS[kind] for kind in kinds], height=0.65)
     style: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
     for place, change in enumerate(changes):  # on the right, where no name of a feature stands
         label = wrapped(f"{change.before} → {change.after}", _LABEL)
@@ -196,6 +196,6 @@ def _draw_bars(axis: Axes, changes: list[Change]) -> None:
         axis.spines[side].set_visible(False)
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)
-    handles = [Patch(color=colour, label=kind) for kind, colour in _COLOURS.items() if kind in kinds]
+    handles = [Patch(color=color, label=kind) for kind, color in _COLORS.items() if kind in kinds]
     if handles:
         axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8, frameon=False)

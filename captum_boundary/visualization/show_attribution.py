@@ -36,7 +36,7 @@ def show_attribution(
 
     Args:
 
-        inputs (Tensor): Images ``(N, C, H, W)``, grey or in color.
+        inputs (Tensor): Images ``(N, C, H, W)``, gray or in color.
         attributions (Tensor): Attributions of these images, ``(N, C, H, W)`` or ``(N, H, W)``; channels are summed.
         bounds (tuple, optional): Values shown as black and white, in the form of a search's ``bounds``, as
             :func:`bounds_of` returns them for normalized images. Default: None, ``(0, 1)``.

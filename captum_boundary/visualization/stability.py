@@ -20,7 +20,7 @@ from captum_boundary.visualization._panels import AxesArray, caption, grid, show
 __all__ = ["plot_stability"]
 
 _MARKS = ("neither", "in both", "before only", "after only")
-_COLOURS = ListedColormap([to_rgb(colour) for colour in ("0.93", "#000000", "#0072B2", "#E69F00")])
+_COLORS = ListedColormap([to_rgb(color) for color in ("0.93", "#000000", "#0072B2", "#E69F00")])
 
 
 def plot_stability(
@@ -34,20 +34,20 @@ def plot_stability(
 ) -> tuple[Figure, AxesArray]:
     r"""Show what an attack does to the attributions of images.
 
-    A row for each image: the image, the attacked image, the maps of both in the same colours, and where the ``k``
+    A row for each image: the image, the attacked image, the maps of both in the same colors, and where the ``k``
     largest values of the two maps lie. Below stand Kendall's rank correlation of the maps and the share of the ``k``
     largest values that remain, which is the top-k intersection, with those under a random perturbation.
 
     Args:
 
-        inputs (Tensor): Images ``(N, C, H, W)``, grey or in colour.
+        inputs (Tensor): Images ``(N, C, H, W)``, gray or in color.
         robustness (AttributionRobustness): What
             :func:`~captum_boundary.robust.evaluate_attribution_robustness` returned for these images.
         k (int, optional): Number of pixels that are the top. Default: None, the number that was evaluated. There is no
             random share for any other.
         bounds (tuple, optional): Values shown as black and white, in the form of a search's ``bounds``, such as
-            ``((0 - mean) / std, (1 - mean) / std)`` for normalised images. Default: None, ``(0, 1)``.
-        cmap (str, optional): Matplotlib colour map of the maps, which are magnitudes. Default: ``"viridis"``
+            ``((0 - mean) / std, (1 - mean) / std)`` for normalized images. Default: None, ``(0, 1)``.
+        cmap (str, optional): Matplotlib color map of the maps, which are magnitudes. Default: ``"viridis"``
         figure (Figure, optional): Empty figure (or subfigure) to draw in. Default: None, a new one of matplotlib's
             pyplot, 8 inches wide.
 
@@ -110,11 +110,11 @@ def plot_stability(
             panels[3],
             f"Kendall's τ {robustness.kendall_tau[row]:.2f}\nrandom: {robustness.control.kendall_tau[row]:.2f}",
         )
-        show_map(panels[4], marks[row], _COLOURS, -0.5, 3.5)
+        show_map(panels[4], marks[row], _COLORS, -0.5, 3.5)
         remain = f"{(marks[row] == 1).sum() / k:.0%} remain"
         control = f"\nrandom: {robustness.control.topk_intersection[row]:.0%}" if k == robustness.k else ""
         caption(panels[4], remain + control)
-    handles = [Patch(facecolor=_COLOURS(index), label=_MARKS[index]) for index in (1, 2, 3)]
+    handles = [Patch(facecolor=_COLORS(index), label=_MARKS[index]) for index in (1, 2, 3)]
     figure.legend(handles=handles, loc="outside lower right", ncols=3, fontsize=8, frameon=False)
     return figure, axes
 

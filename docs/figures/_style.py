@@ -5,9 +5,9 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "FILLS", "GREY", "INK", "ORANGE", "arrow", "figure"]
+__all__ = ["BLUE", "FILLS", "GRAY", "INK", "ORANGE", "arrow", "figure"]
 
-INK, GREY, BLUE, ORANGE = "#222222", "#777777", "#0b5fa5", "#c2410c"
+INK, GRAY, BLUE, ORANGE = "#222222", "#777777", "#0b5fa5", "#c2410c"
 FILLS = ("#dbeafe", "#fde8d7", "#e2f0d9")
 
 
@@ -20,7 +20,7 @@ def figure(width: float, height: float, n_panels: int = 1) -> tuple[Figure, list
     return canvas, panels
 
 
-def arrow(axes: Axes, start: list[float], end: list[float], colour: str, width: float = 1.8) -> None:
+def arrow(axes: Axes, start: list[float], end: list[float], color: str, width: float = 1.8) -> None:
     """An arrow in the units of the data."""
-    properties = {"arrowstyle": "-|>", "color": colour, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
+    properties = {"arrowstyle": "-|>", "color": color, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", xy=end, xytext=start, arrowprops={**properties, "mutation_scale": 12}, zorder=4)

@@ -66,8 +66,8 @@ def draw_panel(axes: Axes, model: nn.Module, inputs: Tensor, labels: Tensor, tit
     normals = BoundarySaliency(model, score="margin").attribute(inputs, boundary=boundary)
     shown = slice(0, 14)
     points = boundary.points[shown]
-    for starts, directions, colour in ((inputs[shown], gradients[shown], INK), (points, normals[shown], BLUE)):
+    for starts, directions, color in ((inputs[shown], gradients[shown], INK), (points, normals[shown], BLUE)):
         for start, step in zip(starts, 0.45 * nn.functional.normalize(directions), strict=True):
-            arrow(axes, start.tolist(), (start + step).tolist(), colour, width=1.6)
+            arrow(axes, start.tolist(), (start + step).tolist(), color, width=1.6)
     axes.plot(*inputs[shown].T, "o", color=INK, ms=4, zorder=5)
     axes.plot(*points.T, "o", color="white", mec=BLUE, ms=4, zorder=5)

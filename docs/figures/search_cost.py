@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from _style import BLUE, GREY, INK
+from _style import BLUE, GRAY, INK
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -26,7 +26,7 @@ def draw() -> Figure:
         name = name.replace("`", "")
         ours = name.startswith("NearestBoundary")
         place = int(evaluations), float(distance)
-        axes.plot(*place, "o", color=BLUE if ours else GREY, ms=8)
+        axes.plot(*place, "o", color=BLUE if ours else GRAY, ms=8)
         left, below = name.endswith(LEFT), name.endswith(BELOW)
         axes.annotate(
             name,

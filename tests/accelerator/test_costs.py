@@ -29,12 +29,12 @@ from captum_boundary import (
 )
 
 # A step is a forward pass of the model, with a backward pass or without.
-SEARCH = Cost(operations=60, synchronisations=2, copies=1)
-CURVE = Cost(operations=14, synchronisations=1, copies=1)
-ATTACK = Cost(operations=110, synchronisations=1, copies=1)
-TRAINING = Cost(operations=25, synchronisations=1, copies=2)
+SEARCH = Cost(operations=60, synchronizations=2, copies=1)
+CURVE = Cost(operations=14, synchronizations=1, copies=1)
+ATTACK = Cost(operations=110, synchronizations=1, copies=1)
+TRAINING = Cost(operations=25, synchronizations=1, copies=2)
 
-# Synchronisations of a whole call, however many steps it makes.
+# Synchronizations of a whole call, however many steps it makes.
 OF_A_CURVE = 6
 OF_AN_EVALUATION = 12
 OF_A_TRAINING_STEP = 12
@@ -75,8 +75,8 @@ def check_steps(counts: Counts, limit: Cost) -> None:
         assert each <= most, f"{each:.1f} {kind} a step, most of them here: {counts.lines[kind].most_common(8)}"
 
 
-def check_synchronisations(counts: Counts, limit: int) -> None:
-    assert counts.own.synchronisations <= limit, counts.lines["synchronisations"].most_common()
+def check_synchronizations(counts: Counts, limit: int) -> None:
+    assert counts.own.synchronizations <= limit, counts.lines["synchronizations"].most_common()
 
 
 SEARCHES: dict[str, Callable[[nn.Module], Any]] = {
@@ -111,7 +111,7 @@ def test_curves(measure: Callable[..., Tensor], pretended: str) -> None:
     with counting() as counts:
         measure(model, inputs, torch.randn_like(inputs), n_steps=64)
     check_steps(counts, CURVE)
-    check_synchronisations(counts, OF_A_CURVE)
+    check_synchronizations(counts, OF_A_CURVE)
 
 
 def test_attacks_of_attributions(pretended: str) -> None:
@@ -120,7 +120,7 @@ def test_attacks_of_attributions(pretended: str) -> None:
     with counting() as counts:
         evaluate_attribution_robustness(model, inputs, None, attack)
     check_steps(counts, ATTACK)
-    check_synchronisations(counts, OF_AN_EVALUATION)
+    check_synchronizations(counts, OF_AN_EVALUATION)
 
 
 @pytest.mark.parametrize("size", ["ig_norm", "ig_sum_norm", "sum", "norm_power"])
@@ -131,7 +131,7 @@ def test_robust_training(size: str, pretended: str) -> None:
     with counting() as counts:
         rar(inputs, target).backward()
     check_steps(counts, TRAINING)
-    check_synchronisations(counts, OF_A_TRAINING_STEP)
+    check_synchronizations(counts, OF_A_TRAINING_STEP)
 
 
 @pytest.mark.parametrize("explainer", [BoundarySaliency, BoundaryIntegratedGradients])
@@ -140,7 +140,7 @@ def test_attributions_of_given_points(explainer: Callable[..., Any], pretended: 
     boundary = NearestBoundary(model, norm=math.inf, budget=BUDGET).find(inputs)
     with counting() as counts:
         explainer(model).attribute(inputs, boundary=boundary)
-    check_synchronisations(counts, OF_AN_ATTRIBUTION)
+    check_synchronizations(counts, OF_AN_ATTRIBUTION)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_measures_of_agreement(name: str, pretended: str) -> None:
     first, second = torch.randn(2, 6, 1, 8, 8, device=pretended)
     with counting() as counts:
         getattr(metrics, name)(first, second)
-    check_synchronisations(counts, OF_A_MEASURE)
+    check_synchronizations(counts, OF_A_MEASURE)
 
 
 @pytest.mark.parametrize("name", ["localization", "energy_game", "positive_percentage", "concentration"])
@@ -158,4 +158,4 @@ def test_measures_of_localization(name: str, pretended: str) -> None:
     maps, masks = torch.randn(6, 8, 8, device=pretended), torch.eye(8, device=pretended).expand(6, 8, 8)
     with counting() as counts:
         getattr(metrics, name)(maps, masks)
-    check_synchronisations(counts, OF_A_MEASURE)
+    check_synchronizations(counts, OF_A_MEASURE)

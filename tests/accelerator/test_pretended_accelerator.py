@@ -86,10 +86,10 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Any], int, int]] = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations(name: str, x: Tensor, rows: Tensor) -> None:
-    operation, n_operations, n_synchronisations = OPERATIONS[name]
+    operation, n_operations, n_synchronizations = OPERATIONS[name]
     with counting() as counts:
         result = operation(x, rows)
-    assert counts.own == Cost(n_operations, n_synchronisations, copies=0)
+    assert counts.own == Cost(n_operations, n_synchronizations, copies=0)
     assert sum(counts.names.values()) == n_operations
     check_same(result, operation(X, ROWS), x.device)
 
@@ -119,7 +119,7 @@ def test_copies(copy_: Callable[[str], Tensor], pretended: str) -> None:
     with counting() as counts:
         result = copy_(pretended)
     assert str(result.device) == pretended
-    assert (counts.own.copies, counts.own.synchronisations) == (1, 0)
+    assert (counts.own.copies, counts.own.synchronizations) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class Batch:
     drops: Tensor  # (R, N)
 
 
-def prepare(model: nn.Module, images: Tensor, target: Tensor, boxes: Tensor | None, mean_colour: Tensor) -> Batch:
+def prepare(model: nn.Module, images: Tensor, target: Tensor, boxes: Tensor | None, mean_color: Tensor) -> Batch:
     counter = Counter()
     begin = time.perf_counter()
     boundary = search(CountedModel(model, counter)).find(images, target)
@@ -70,7 +70,7 @@ def prepare(model: nn.Module, images: Tensor, target: Tensor, boxes: Tensor | No
         search_forwards=counter.forwards / len(images),
         search_seconds=seconds / len(images),
         patches=patches,
-        drops=score_drops(model, images, target, patches, mean_colour),
+        drops=score_drops(model, images, target, patches, mean_color),
     )
 
 
@@ -83,11 +83,11 @@ def random_patches(n_images: int, side: int) -> Tensor:
     return rows[..., :, None] & columns[..., None, :]
 
 
-def score_drops(model: nn.Module, images: Tensor, target: Tensor, patches: Tensor, mean_colour: Tensor) -> Tensor:
-    """What the target's output loses when each patch is painted over with the mean colour."""
+def score_drops(model: nn.Module, images: Tensor, target: Tensor, patches: Tensor, mean_color: Tensor) -> Tensor:
+    """What the target's output loses when each patch is painted over with the mean color."""
     with torch.no_grad():
         whole = model(images).gather(1, target[:, None]).squeeze(1)
-        painted = (model(torch.where(patch[:, None], mean_colour, images)) for patch in patches)
+        painted = (model(torch.where(patch[:, None], mean_color, images)) for patch in patches)
         return torch.stack([whole - scores.gather(1, target[:, None]).squeeze(1) for scores in painted])
 
 
@@ -106,7 +106,7 @@ def evaluate(
     explainer: Explainer,
     model: nn.Module,
     batches: list[Batch],
-    mean_colour: Tensor,
+    mean_color: Tensor,
     settings: Settings,
     on_batch: Callable[[], None],
 ) -> dict[str, Values]:
@@ -114,7 +114,7 @@ def evaluate(
     columns: dict[str, Values] = {}
     n_left = settings.sensitivity_images
     for batch in batches:
-        measured = _evaluate_batch(explainer, model, batch, mean_colour, settings)
+        measured = _evaluate_batch(explainer, model, batch, mean_color, settings)
         sensitivity = torch.full((len(batch.images),), torch.nan)
         if n_left > 0:
             sensitivity[:n_left] = _sensitivity(explainer, model, batch, n_left, settings)
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def _evaluate_batch(
-    explainer: Explainer, model: nn.Module, batch: Batch, mean_colour: Tensor, settings: Settings
+    explainer: Explainer, model: nn.Module, batch: Batch, mean_color: Tensor, settings: Settings
 ) -> dict[str, Tensor]:
     images, target = batch.images, batch.target
     counter = Counter()
@@ -141,7 +141,7 @@ def _evaluate_batch(
     curve = {"target": target, "n_steps": settings.n_curve_steps}
     measured = {} if batch.boxes is None else {name: call(maps, batch.boxes) for name, call in ON_OBJECT.items()}
     inserted = insertion(model, images, maps, **curve)
-    deleted = deletion(model, images, maps, baselines=mean_colour, **curve)
+    deleted = deletion(model, images, maps, baselines=mean_color, **curve)
     return {
         **measured,
         "insertion": inserted,

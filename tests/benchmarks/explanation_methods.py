@@ -69,7 +69,7 @@ def search(model: nn.Module) -> NearestBoundary:
     return NearestBoundary(model, bounds=(0, 1), internal_batch_size=AT_ONCE)
 
 
-def explainers(mean_colour: Tensor, backgrounds: Tensor, n_gradients: int) -> dict[str, Explainer]:
+def explainers(mean_color: Tensor, backgrounds: Tensor, n_gradients: int) -> dict[str, Explainer]:
     """Every method by its name in the tables.
 
     ``backgrounds`` are the references of Expected Gradients, and ``n_gradients`` what is spent by methods that take any
@@ -85,7 +85,7 @@ def explainers(mean_colour: Tensor, backgrounds: Tensor, n_gradients: int) -> di
         return gaussian_blur(images, side // 4 * 2 + 1, side / 10)
 
     def mean(images: Tensor) -> Tensor:
-        return mean_colour.expand_as(images)
+        return mean_color.expand_as(images)
 
     def integrated(baseline: Callable[[Tensor], Tensor]) -> Explainer:
         return _plain(
@@ -112,7 +112,7 @@ def explainers(mean_colour: Tensor, backgrounds: Tensor, n_gradients: int) -> di
     return {
         REFERENCE: integrated(black),
         "IG, blurred": integrated(blurred),
-        "IG, mean colour": integrated(mean),
+        "IG, mean color": integrated(mean),
         "Expected Gradients": _plain(partial(_expected_gradients, backgrounds, n_gradients)),
         "Guided IG": _plain(partial(guided_integrated_gradients, n_steps=n_gradients)),
         "IDG": _plain(partial(integrated_decision_gradients, n_steps=n_gradients)),

@@ -8,7 +8,7 @@ attribution paper (https://arxiv.org/abs/2103.11257). All boundary methods share
 whose cost is counted in the row of each. Columns:
 
 * Loc, EG, PP, Con: localization on the object's box (ImageNet only), higher is better.
-* insertion (into a blurred image, higher is better) and deletion (to the mean colour, lower is better), as in RISE, and
+* insertion (into a blurred image, higher is better) and deletion (to the mean color, lower is better), as in RISE, and
   the first less the second.
 * infidelity: share of the squared drops of the score, when random squares are painted over, that the sums of
   attributions in them do not predict; 1 is that of an empty map.
@@ -67,8 +67,8 @@ def run(
     model, images, labels, boxes = load(data)
     with torch.no_grad():
         is_correct = torch.cat([model(part).argmax(dim=1) for part in images.split(50)]) == labels
-    mean_colour = zoo.Normalization().mean
-    methods = explainers(mean_colour, backgrounds=images[~is_correct][:N_BACKGROUNDS], n_gradients=n_gradients)
+    mean_color = zoo.Normalization().mean
+    methods = explainers(mean_color, backgrounds=images[~is_correct][:N_BACKGROUNDS], n_gradients=n_gradients)
     unknown = set(names or ()) - set(methods)
     if unknown:
         sys.exit(f"--only takes {'; '.join(methods)}, but not {'; '.join(unknown)}")
@@ -95,12 +95,12 @@ def run(
         batches = []
         for part in parts:
             its_boxes = None if boxes is None else boxes[part]
-            batches.append(prepare(model, images[part], labels[part], its_boxes, mean_colour))
+            batches.append(prepare(model, images[part], labels[part], its_boxes, mean_color))
             bar.update()
         result["boundaries found"] = sum(int(batch.boundary.found.sum()) for batch in batches)
         for name in missing:
             bar.set_description(name)
-            row = measured(methods[name], model, batches, mean_colour, settings, bar.update)
+            row = measured(methods[name], model, batches, mean_color, settings, bar.update)
             rows = result["per image"] | {name: row}
             result["per image"] = {name: rows[name] for name in methods if name in rows}
             save(section, result | summary(rows, leader), path)
@@ -114,13 +114,13 @@ def measured(
     method: Explainer,
     model: nn.Module,
     batches: list[Batch],
-    mean_colour: Tensor,
+    mean_color: Tensor,
     settings: Settings,
     on_batch: Callable[[], Any],
 ) -> dict[str, Values]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Setting forward, backward hooks and attributes on non-linear")
-        return evaluate(method, model, batches, mean_colour, settings, on_batch)
+        return evaluate(method, model, batches, mean_color, settings, on_batch)
 
 
 def finished_rows(section: str, result: Mapping[str, Any], path: Path) -> dict[str, dict[str, Values]]:

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/ground_truth.py [--quick]
 
-Small networks are trained on images in which one glyph, in a random place and colour, makes the class, among others
+Small networks are trained on images in which one glyph, in a random place and color, makes the class, among others
 that are drawn alike for all classes. Every method explains the predicted class of test images. Columns:
 
 * top: share of the 49 highest pixels of the map that lie on the 49 of the glyph's square; by chance 0.09.

@@ -29,7 +29,7 @@ BUDGET = 10
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Of the network after its normalisation: a ResNet-20's stages, or fire modules."""
+    """Of the network after its normalization: a ResNet-20's stages, or fire modules."""
     features = getattr(model[1], "features", None)
     if features is not None:
         return {f"features.{index}": features[index] for index in (3, 7, 12)}

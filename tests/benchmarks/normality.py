@@ -16,7 +16,7 @@ as far as the network classifies them correctly:
   same for the gradient of the difference of both classes' scores.
 * gradient kept: cosine of the score's gradients at the image and at an l2 distance of 0.5 towards the boundary point,
   the same distance for all networks.
-* neighbours: mean cosine between the normals of the boundaries with the three strongest other classes.
+* neighbors: mean cosine between the normals of the boundaries with the three strongest other classes.
 * |SM - BSM|, |IG - BIG|: l2 distance of ordinary and boundary attributions; at unit length: after both were brought to
   l2 norm 1, so that the size of a network's gradients does not count.
 * EG, PP, Con: localization of each attribution on the object, which is taken to be all pixels that are not black.

@@ -27,7 +27,7 @@ from captum_boundary.metrics import (
 BATCH = 100
 BOUNDS = (0.0, 1.0)
 N_STEPS = 50  # of integrated gradients
-N_NEIGHBOURS, NEIGHBOUR_BUDGET = 3, 10  # boundaries with other classes, and gradients for each
+N_NEIGHBORS, NEIGHBOR_BUDGET = 3, 10  # boundaries with other classes, and gradients for each
 STEP = 0.5  # l2
 ON_OBJECT = {"EG": energy_game, "PP": positive_percentage, "Con": concentration}
 
@@ -83,7 +83,7 @@ def measure(network: nn.Module, images: Tensor, labels: Tensor, budget: int) -> 
         "alignment": normal_alignment(network, images, labels, boundary),
         "alignment of margins": normal_alignment(network, images, labels, boundary, score="margin"),
         "gradient kept": gradient_kept(network, images, labels, boundary.points),
-        "neighbours": neighbour_alignment(network, images, labels),
+        "neighbors": neighbor_alignment(network, images, labels),
         **{f"|{name}|": values.flatten(1).norm(dim=1) for name, values in maps.items()},
         "|SM - BSM|": attribution_gap(maps["SM"], maps["BSM"]),
         "|IG - BIG|": attribution_gap(maps["IG"], maps["BIG"]),
@@ -111,20 +111,20 @@ def gradient_kept(network: nn.Module, images: Tensor, labels: Tensor, points: Te
     return cosine_similarity(*(gradient.detach() for gradient in gradients))
 
 
-def neighbour_alignment(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def neighbor_alignment(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Mean cosine ``(N,)`` of the normals where the image comes nearest to the boundaries with its strongest rivals.
 
     Each pair of classes has a boundary of its own here, as if there were no others.
     """
     with torch.no_grad():
         scores = network(images).scatter(1, labels[:, None], -torch.inf)
-    n_neighbours = min(N_NEIGHBOURS, scores.shape[1] - 1)
-    rivals = scores.topk(n_neighbours, dim=1).indices
+    n_neighbors = min(N_NEIGHBORS, scores.shape[1] - 1)
+    rivals = scores.topk(n_neighbors, dim=1).indices
     of_pair = PairOfClasses(network)
     normals = []
     for rival in rivals.unbind(dim=1):
         pair = torch.stack([labels, rival], dim=1)
-        boundary = NearestBoundary(of_pair, bounds=BOUNDS, budget=NEIGHBOUR_BUDGET).find(images, 0, pair)
+        boundary = NearestBoundary(of_pair, bounds=BOUNDS, budget=NEIGHBOR_BUDGET).find(images, 0, pair)
         normal = BoundarySaliency(of_pair, score="margin").attribute(
             images, additional_forward_args=pair, boundary=boundary
         )

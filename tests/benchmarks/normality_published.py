@@ -5,7 +5,7 @@
 The measures are those of normality.py. In each group the networks have one architecture, and ``standard`` ones are
 trained here as usual, since the sources have none: on the whole of MNIST and Fashion-MNIST, but on 2,000 images of
 CIFAR-10 only, which makes them weak. Two groups have a standard network that was published too, but whose shape is not
-quite that of the robust ones: ``unpadded`` differs by one small linear layer, ``residual`` by depth and normalisation.
+quite that of the robust ones: ``unpadded`` differs by one small linear layer, ``residual`` by depth and normalization.
 Robust accuracies are all at the least epsilon of the group; those at each network's own are printed by
 published_networks.py. A run that was stopped goes on where it was when started again.
 """

@@ -27,7 +27,7 @@ def planted_images(n_images: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """RGB images ``(N, 3, SIDE, SIDE)`` in [0, 1], classes ``(N,)`` and masks ``(N, SIDE, SIDE)`` of the planted cause.
 
     An image is a cloudy background with one glyph of its class and some that are the same for all classes, in other
-    places, all in random pure colours.
+    places, all in random pure colors.
     """
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(n_images, 3, 5, 5, generator=generator)
@@ -43,8 +43,8 @@ def planted_images(n_images: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         for index, (glyph, place) in enumerate(zip(glyphs, places.tolist(), strict=True)):
             top, left = (GLYPH + 1) * (place // cells), (GLYPH + 1) * (place % cells)
             where = (row, slice(None), slice(top, top + GLYPH), slice(left, left + GLYPH))
-            colour = torch.rand(3, 1, 1, generator=generator).round()
-            images[where] = torch.where(glyph.bool(), 0.3 * images[where] + 0.7 * colour, images[where])
+            color = torch.rand(3, 1, 1, generator=generator).round()
+            images[where] = torch.where(glyph.bool(), 0.3 * images[where] + 0.7 * color, images[where])
             if index == 0:
                 masks[row, where[2], where[3]] = 1
     return images.clamp(0, 1), classes, masks

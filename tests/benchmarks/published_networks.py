@@ -2,7 +2,7 @@
 
     python tests/benchmarks/published_networks.py [--networks FOLDER]
 
-prints each network's accuracy beside the one that its source states, which a wrong normalisation would spoil.
+prints each network's accuracy beside the one that its source states, which a wrong normalization would spoil.
 
 The weights lie in clones of public repositories, each in a folder of its name. That folder is ``robust`` in the one
 that the environment variable CAPTUM_BOUNDARY_DATA names, unless ``--networks`` says otherwise::
@@ -12,7 +12,7 @@ that the environment variable CAPTUM_BOUNDARY_DATA names, unless ``--networks`` 
     git clone --depth 1 https://github.com/locuslab/convex_adversarial
     git clone --depth 1 https://github.com/vtjeng/MIPVerify_data
 
-All networks take images in [0, 1] and return logits; the normalisation is their first layer. Of a cascade of networks,
+All networks take images in [0, 1] and return logits; the normalization is their first layer. Of a cascade of networks,
 the first one is taken alone.
 """
 
@@ -55,7 +55,7 @@ class Published:
 
 
 class ResNet(nn.Module):
-    """A small residual network without batch normalisation; each stage has two blocks and halves the image."""
+    """A small residual network without batch normalization; each stage has two blocks and halves the image."""
 
     def __init__(self, n_first: int, n_filters: int, n_stages: int) -> None:
         super().__init__()
@@ -98,41 +98,41 @@ def unpadded(*n_units: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(n_units[-1], 10))
 
 
-_GREY, _COLOUR = small((1, 28, 28)), small((3, 32, 32))
-_CENTRED = (0.4914, 0.4822, 0.4465)
+_GRAY, _COLOR = small((1, 28, 28)), small((3, 32, 32))
+_CENTERED = (0.4914, 0.4822, 0.4465)
 _UNIFORM = partial(Normalization, (0.485, 0.456, 0.406), (0.225, 0.225, 0.225))
-_OF_IMAGES = partial(Normalization, _CENTRED, (0.2023, 0.1994, 0.2010))
-_OF_PIXELS = partial(Normalization, _CENTRED, (0.2471, 0.2435, 0.2616))
+_OF_IMAGES = partial(Normalization, _CENTERED, (0.2023, 0.1994, 0.2010))
+_OF_PIXELS = partial(Normalization, _CENTERED, (0.2471, 0.2435, 0.2616))
 _CROWN, _WONG, _TJENG = "Verified-Intelligence/alpha-beta-CROWN", "locuslab/convex_adversarial", "vtjeng/MIPVerify_data"
 _MODELS = "complete_verifier/models"
 _MIP = "weights/mnist/WK17a/linf0.1/master_seed_1_epochs_100.pth"
 
 # Where a source states no accuracy, the table has None.
 PUBLISHED: Mapping[str, Published] = {
-    "provable 0.1": Published("mnist", "provable", 0.1, _WONG, "models/mnist.pth", _GREY, accuracy=98.2),
-    "provable 0.1, seed 1": Published("mnist", "provable", 0.1, _TJENG, _MIP, _GREY),
-    "adversarial 0.3": Published("mnist", "adversarial", 0.3, _CROWN, f"{_MODELS}/sdp/mnist_cnn_a_adv.model", _GREY),
-    "provable 0.3": Published("mnist", "provable", 0.3, _WONG, "models_scaled/mnist_small_0_3.pth", _GREY),
+    "provable 0.1": Published("mnist", "provable", 0.1, _WONG, "models/mnist.pth", _GRAY, accuracy=98.2),
+    "provable 0.1, seed 1": Published("mnist", "provable", 0.1, _TJENG, _MIP, _GRAY),
+    "adversarial 0.3": Published("mnist", "adversarial", 0.3, _CROWN, f"{_MODELS}/sdp/mnist_cnn_a_adv.model", _GRAY),
+    "provable 0.3": Published("mnist", "provable", 0.3, _WONG, "models_scaled/mnist_small_0_3.pth", _GRAY),
     "fashion, provable 0.1": Published(
-        "fashion_mnist", "provable", 0.1, _WONG, "models/fashion_mnist.pth", _GREY, accuracy=78.3
+        "fashion_mnist", "provable", 0.1, _WONG, "models/fashion_mnist.pth", _GRAY, accuracy=78.3
     ),
     "CNN-A-Mix": Published(
-        "cifar10", "mixed", 2 / 255, _CROWN, f"{_MODELS}/sdp/cifar_cnn_a_mix.model", _COLOUR, _OF_PIXELS
+        "cifar10", "mixed", 2 / 255, _CROWN, f"{_MODELS}/sdp/cifar_cnn_a_mix.model", _COLOR, _OF_PIXELS
     ),
     "CNN-A-Mix-4": Published(
-        "cifar10", "mixed", 2 / 255, _CROWN, f"{_MODELS}/sdp/cifar_cnn_a_mix4.model", _COLOUR, _OF_PIXELS
+        "cifar10", "mixed", 2 / 255, _CROWN, f"{_MODELS}/sdp/cifar_cnn_a_mix4.model", _COLOR, _OF_PIXELS
     ),
     "CNN-A-Adv": Published(
-        "cifar10", "adversarial", 2 / 255, _CROWN, f"{_MODELS}/sdp/cifar_cnn_a_adv.model", _COLOUR, _OF_PIXELS
+        "cifar10", "adversarial", 2 / 255, _CROWN, f"{_MODELS}/sdp/cifar_cnn_a_adv.model", _COLOR, _OF_PIXELS
     ),
     "CNN-A-Adv-4": Published(
-        "cifar10", "adversarial", 2 / 255, _CROWN, f"{_MODELS}/sdp/cifar_cnn_a_adv4.model", _COLOUR, _OF_PIXELS
+        "cifar10", "adversarial", 2 / 255, _CROWN, f"{_MODELS}/sdp/cifar_cnn_a_adv4.model", _COLOR, _OF_PIXELS
     ),
     "provable 2/255": Published(
-        "cifar10", "provable", 2 / 255, _CROWN, f"{_MODELS}/oval/cifar_wide.pth", _COLOUR, _UNIFORM
+        "cifar10", "provable", 2 / 255, _CROWN, f"{_MODELS}/oval/cifar_wide.pth", _COLOR, _UNIFORM
     ),
     "provable 8/255": Published(
-        "cifar10", "provable", 8 / 255, _WONG, "models_scaled/cifar_small_8px.pth", _COLOUR, _UNIFORM
+        "cifar10", "provable", 8 / 255, _WONG, "models_scaled/cifar_small_8px.pth", _COLOR, _UNIFORM
     ),
     "provable l2 36/255": Published(
         "cifar10",
@@ -140,7 +140,7 @@ PUBLISHED: Mapping[str, Published] = {
         36 / 255,
         _WONG,
         "models_scaled_l2/cifar_small_36px.pth",
-        _COLOUR,
+        _COLOR,
         _UNIFORM,
         norm="l2",
     ),

@@ -10,7 +10,7 @@ the boundary) is compared with that at the boundary, whose direction is the norm
 * cosine, d before: the same at an l2 distance of d from the boundary, where the image is at least as far.
 * on the object: cosine at the image over the pixels that are not black; off the object: the share of a squared norm
   that lies on black pixels (MNIST and Fashion-MNIST alone).
-* score, centred score: cosine at the image for the class's score in place of the margin, and for what is left of it
+* score, centered score: cosine at the image for the class's score in place of the margin, and for what is left of it
   after the mean of all scores was taken away, which changes no decision and no probability. PP of BIG is the share of
   the map of that score which is positive.
 * smoothed: cosine at the image for the network smoothed by Gaussian noise, and that network's own boundary.
@@ -22,7 +22,7 @@ image is less than half as long as that at the boundary, and at an equal distanc
 black*: a robust network does not react to small changes of black pixels, through which the way to its boundary leads;
 then at least half of what its cosine lacks to the standard one is there again on the object. *Shared by all classes*:
 the gradient of a score has a part that all scores share and no boundary knows of; then at least half of what the
-score's cosine lacks to the standard one is there again for centred scores.
+score's cosine lacks to the standard one is there again for centered scores.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def measure(model: nn.Module, images: Tensor, labels: Tensor, dataset: str, budg
     columns = {"distance": boundary.distance}
     if dataset in BLACK_GROUND:
         columns |= on_and_off(margin_gradient(model, images, boundary), normal, images > 0)
-    for name, scores in (("score", model), ("centred score", Centred(model))):
+    for name, scores in (("score", model), ("centered score", Centered(model))):
         columns[name] = normal_alignment(scores, images, labels, boundary)
         big = BoundaryIntegratedGradients(scores).attribute(images, labels, boundary=boundary)
         columns[f"PP of BIG, {name}"] = positive_percentage(big, torch.ones_like(images[:, 0], dtype=torch.bool))
@@ -138,7 +138,7 @@ def measure(model: nn.Module, images: Tensor, labels: Tensor, dataset: str, budg
     return columns
 
 
-class Centred(nn.Module):
+class Centered(nn.Module):
     """Scores less their mean over all classes."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -182,8 +182,8 @@ def predictions(found: Mapping[str, Any], to_standard: Mapping[str, Any], distan
     claims = []
     for name, columns in to_standard.items():
         if sign(columns["score"]) == -1:
-            text = f"{name}: shared by all classes: of what the score's cosine lacks, at most half is lacking centred"
-            claims.append(share_left(text, columns, "centred score", "score"))
+            text = f"{name}: shared by all classes: of what the score's cosine lacks, at most half is lacking centered"
+            claims.append(share_left(text, columns, "centered score", "score"))
         if sign(columns[AT_IMAGE]) != -1:
             continue
         for distance in distances:

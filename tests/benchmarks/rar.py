@@ -3,7 +3,7 @@
     python tests/benchmarks/rar.py --dataset mnist --objective all --scale cpu
 
 Objectives: ``natural`` (cross-entropy), ``madry`` (adversarial training), ``input_gradient`` (input-gradient
-regularisation), ``ig_norm`` and ``ig_sum_norm``. At ``--scale cpu`` small networks train for ten minutes at most an
+regularization), ``ig_norm`` and ``ig_sum_norm``. At ``--scale cpu`` small networks train for ten minutes at most an
 objective on two cores; ``--scale paper`` has the published networks, steps and attacks, and wants a GPU. ``--quick`` is
 a run of everything in about a minute.
 
@@ -142,7 +142,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--softplus-beta", type=float, help="IG objectives see ReLUs as softplus of this sharpness (default: as ReLUs)"
     )
-    parser.add_argument("--weight", type=float, help="of the regulariser (default: the paper's)")
+    parser.add_argument("--weight", type=float, help="of the regularizer (default: the paper's)")
     parser.add_argument("--quick", action="store_true", help="a run of everything in about a minute")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: cuda where there is one)")

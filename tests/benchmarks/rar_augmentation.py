@@ -24,11 +24,11 @@ def distort(images: Tensor, generator: torch.Generator) -> Tensor:
     ]
     homography = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
     height, width = images.shape[-2:]
-    y, x = torch.meshgrid(_centres(height, images), _centres(width, images), indexing="ij")
+    y, x = torch.meshgrid(_centers(height, images), _centers(width, images), indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)], dim=-1).flatten(0, 1) @ homography.mT
     grid = (points[..., :2] / points[..., 2:]).view(len(images), height, width, 2)
     return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def _centres(n_pixels: int, like: Tensor) -> Tensor:
+def _centers(n_pixels: int, like: Tensor) -> Tensor:
     return (torch.arange(n_pixels).to(like) * 2 + 1) / n_pixels - 1

@@ -56,7 +56,7 @@ class SmallNet(nn.Sequential):
 
 
 class ResidualNet(nn.Sequential):
-    """A residual network without batch normalisation, which standardises every image by itself."""
+    """A residual network without batch normalization, which standardizes every image by itself."""
 
     def __init__(self, n_classes: int, activation: Activation) -> None:
         n_before = 16
@@ -91,10 +91,10 @@ class Standardization(nn.Module):
     """Images of mean 0 and variance 1, each by itself; uniform ones are left at 0."""
 
     def forward(self, images: Tensor) -> Tensor:
-        centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
+        centered = images - images.mean(dim=(1, 2, 3), keepdim=True)
         least = images[0].numel() ** -0.5 / 255
-        variance = centred.square().mean(dim=(1, 2, 3), keepdim=True)
-        return centred / variance.clamp_min(least**2).sqrt()
+        variance = centered.square().mean(dim=(1, 2, 3), keepdim=True)
+        return centered / variance.clamp_min(least**2).sqrt()
 
 
 def _convolution(n_inputs: int, n_outputs: int, stride: int = 1) -> nn.Conv2d:

@@ -69,11 +69,11 @@ def _top(values: Tensor, k: int) -> Tensor:
 
 
 def _tinted(values: Tensor, tints: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """A map ``(H, W)`` as ink on paper, in colour where a tint's mask is set."""
+    """A map ``(H, W)`` as ink on paper, in color where a tint's mask is set."""
     strength = (values / values.max()).clamp(0, 1)[..., None].sqrt()
     ink = torch.zeros(*values.shape, 3)
-    for mask, colour in tints:
-        ink[mask] = colour
+    for mask, color in tints:
+        ink[mask] = color
         strength = torch.where(mask[..., None], strength.clamp_min(0.4), strength)
     return 1 - strength * (1 - ink)
 

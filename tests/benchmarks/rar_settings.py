@@ -121,7 +121,7 @@ def evaluation(dataset: str, scale: str, quick: bool) -> Evaluation:
 def _loss(name: str, size: str) -> dict[str, Any]:
     if size != "norm_power":
         return paper_settings(name, size)
-    # Not in the paper's experiments. One step makes it input-gradient regularisation.
+    # Not in the paper's experiments. One step makes it input-gradient regularization.
     return {**paper_settings(name, "ig_norm"), "n_steps": 1, "method": "riemann_left"}
 
 

@@ -122,7 +122,7 @@ def all_at_once(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def difference(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Largest relative difference of the two regularisers at the same perturbed images."""
+    """Largest relative difference of the two regularizers at the same perturbed images."""
     loss = RARLoss(network, "ig_norm", bounds=(0, 1), **SETTINGS)
     perturbed = loss.perturb(images, labels)
     ours = loss.regularizer(images, perturbed, labels)
@@ -189,7 +189,7 @@ def check(
         ratio = row[f"{PLAIN} / {OURS}"]
         claims.append(Claim(f"{name}: times as fast as the plain loop, at least {least}", ratio, ratio >= least))
         apart = row["difference"]
-        claims.append(Claim(f"{name}: same regulariser to 1e-5", apart, apart <= 1e-5))
+        claims.append(Claim(f"{name}: same regularizer to 1e-5", apart, apart <= 1e-5))
         for other in (AT_ONCE, OURS):
             cost = row[f"{CHUNKED} / {other}"]
             claims.append(Claim(f"{name}: time with {CHUNKED} / {other}, at most 1.3", cost, cost <= 1.3))

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 AT_ONCE = 10
 AMPLIFICATION = 200
 BEYOND_FULL_COLOR = 10  # per cent of each map's total
-N_COLOURS = 256
+N_COLORS = 256
 
 
 def main() -> None:
@@ -77,17 +77,17 @@ def draw(images: Tensor, boundary: BoundaryPoints, maps: dict[str, Tensor]) -> F
     )
     axes[0, 1].title.set_text(f"change × {AMPLIFICATION}")  # noqa: RUF001
     for panel, change in zip(axes[:, 1], boundary.points - images, strict=True):
-        grey = (0.5 + AMPLIFICATION * change).clamp(0, 1)
-        panel.images[0].set_data(grey.permute(1, 2, 0).numpy())
+        gray = (0.5 + AMPLIFICATION * change).clamp(0, 1)
+        panel.images[0].set_data(gray.permute(1, 2, 0).numpy())
     return figure
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Save with few colours: maps of a real network look like noise, which does not compress."""
+    """Save with few colors: maps of a real network look like noise, which does not compress."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", pad_inches=0.05)
     picture = Image.open(buffer).convert("RGB")
-    palette = picture.quantize(N_COLOURS, method=Image.Quantize.MAXCOVERAGE, kmeans=5)
+    palette = picture.quantize(N_COLORS, method=Image.Quantize.MAXCOVERAGE, kmeans=5)
     picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 

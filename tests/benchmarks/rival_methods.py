@@ -55,7 +55,7 @@ def _integrate_to_false_classes(
 def boundary_path_attribution(
     model: nn.Module, images: Tensor, target: Tensor, n_steps: int = 10, step: float = 0.01
 ) -> Tensor:
-    """MFABA of Zhu et al. (AAAI 2024), in its "sharp" form: steps along the normalised gradient of the loss.
+    """MFABA of Zhu et al. (AAAI 2024), in its "sharp" form: steps along the normalized gradient of the loss.
 
     The attribution is the sum of gradient times step, until the label changes. A step is as long, in the l2 norm, as
     one that changes every pixel by ``step``.

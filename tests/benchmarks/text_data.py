@@ -33,7 +33,7 @@ N_TEST = 1000
 
 @dataclass(frozen=True)
 class Reviews:
-    """Token ids ``(N, L)``, padded with zeros, and labels ``(N,)``: 1 for favourable reviews."""
+    """Token ids ``(N, L)``, padded with zeros, and labels ``(N,)``: 1 for favorable reviews."""
 
     words: list[str]
     train: tuple[Tensor, Tensor]

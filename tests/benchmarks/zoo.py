@@ -1,6 +1,6 @@
 """Real networks and images, read from the folder that the environment variable CAPTUM_BOUNDARY_DATA names.
 
-All networks take RGB images ``(N, 3, H, W)`` in [0, 1] and return logits; the normalisation is their first layer.
+All networks take RGB images ``(N, 3, H, W)`` in [0, 1] and return logits; the normalization is their first layer.
 
 The folder holds state dictionaries (``torch.load(..., weights_only=True)``) and image files (``np.load``):
 
@@ -85,7 +85,7 @@ def _pretrained(network: nn.Module, weights: str) -> nn.Module:
 
 
 class Normalization(nn.Module):
-    """Standardises the channels of images in [0, 1], of RGB images as torchvision's models expect them."""
+    """Standardizes the channels of images in [0, 1], of RGB images as torchvision's models expect them."""
 
     def __init__(
         self, mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[float] = (0.229, 0.224, 0.225)

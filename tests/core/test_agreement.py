@@ -103,13 +103,13 @@ def test_the_cosine_of_tiny_and_huge_maps_does_not_vanish(scale):
     assert cosine_similarity(maps, torch.tensor([[4.0, 3.0]])).item() == pytest.approx(0.96)
 
 
-def test_the_centre_of_mass_pixel_by_pixel():
+def test_the_center_of_mass_pixel_by_pixel():
     maps = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for centre, pixels in zip(center_of_mass(maps).tolist(), maps.abs().numpy(), strict=True):
+    for center, pixels in zip(center_of_mass(maps).tolist(), maps.abs().numpy(), strict=True):
         total = sum(pixels.flat)
         for axis in range(2):
             expected = sum(index[axis] * mass for index, mass in np.ndenumerate(pixels)) / total
-            assert centre[axis] == pytest.approx(expected)
+            assert center[axis] == pytest.approx(expected)
 
 
 def test_the_shift_is_measured_in_pixels():

@@ -112,7 +112,7 @@ def test_few_outliers_take_no_color_from_the_others():
 
 
 @pytest.mark.parametrize("bounds", [None, ((0 - 0.5) / 0.2, (1 - 0.5) / 0.2)])
-def test_normalised_images_are_shown_between_their_extremes(bounds):
+def test_normalized_images_are_shown_between_their_extremes(bounds):
     image = (torch.tensor([[[0.0, 0.5], [1.0, 0.25]]]) - 0.5) / 0.2
     pixels = np.asarray(Image.open(io.BytesIO(picture(image, None, bounds, 10))))
     assert pixels[:, :2, 0].tolist() == [[0, 128], [255, 64]]
@@ -244,24 +244,24 @@ def test_every_step_of_the_keyboard_can_be_seen(page):
 def test_text_is_readable_in_light_and_dark(browser, out, scheme):
     page = browser.new_page(color_scheme=scheme)
     page.goto((out / "gallery" / "index.html").as_uri())
-    colour = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
-    ground = luminance(colour[1])
+    color = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    ground = luminance(color[1])
     assert (ground < 0.05) == (scheme == "dark")
     contrasts = page.evaluate("""() => [...document.querySelectorAll('a, dt, dd, small, strong, th, p, kbd')]
         .filter(element => element.checkVisibility()).map(element => {
             let ground = element;
             while (getComputedStyle(ground).backgroundColor === 'rgba(0, 0, 0, 0)') ground = ground.parentElement;
             return [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor];
-        }).filter(pair => pair.every(colour => colour.startsWith('rgb')))""")
+        }).filter(pair => pair.every(color => color.startsWith('rgb')))""")
     assert len(contrasts) > 50
-    for pair in [colour, *contrasts]:
+    for pair in [color, *contrasts]:
         first, second = sorted(map(luminance, pair))
         assert (second + 0.05) / (first + 0.05) >= 4.5, pair  # WCAG AA
     page.close()
 
 
-def luminance(colour: str) -> float:
-    channels = [int(part) / 255 for part in colour.strip("rgba()").split(",")[:3]]
+def luminance(color: str) -> float:
+    channels = [int(part) / 255 for part in color.strip("rgba()").split(",")[:3]]
     red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 

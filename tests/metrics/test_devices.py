@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from synchronisations import synchronisations
+from synchronizations import synchronizations
 from torch import Tensor, nn
 
 from captum_boundary import BoundaryValueError, metrics
@@ -30,7 +30,7 @@ def network() -> nn.Module:
 def test_curves_wait_a_few_times_however_many_steps_they_have(network, measure, score, target) -> None:
     def waits(n_steps: int, per_eval: int = 1) -> int:
         options = {"score": score, "n_steps": n_steps, "perturbations_per_eval": per_eval}
-        return synchronisations(lambda: measure(network, IMAGES, MAPS, target, **options))
+        return synchronizations(lambda: measure(network, IMAGES, MAPS, target, **options))
 
     assert waits(3) == waits(30) == waits(30, 7) <= 5
 
@@ -78,7 +78,7 @@ LOCALIZATION = {
     ids=[*STABILITY, *LOCALIZATION],
 )
 def test_measures_wait_for_the_checks_of_their_arguments_alone(call, limit) -> None:
-    assert synchronisations(call) <= limit
+    assert synchronizations(call) <= limit
 
 
 def with_network(network: nn.Module) -> dict[str, Callable[[], Tensor]]:

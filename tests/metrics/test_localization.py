@@ -36,7 +36,7 @@ def test_positive_percentage_by_hand():
 
 
 def test_concentration_by_hand():
-    # Masses 1 and 3 at the ends of a row of five pixels: the centre is in column 3.
+    # Masses 1 and 3 at the ends of a row of five pixels: the center is in column 3.
     maps = torch.tensor([[[1.0, 0.0, 0.0, 0.0, -3.0]]])
     diagonal = math.sqrt(26)
     left, right = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[4, 0, 5, 1]])
@@ -44,7 +44,7 @@ def test_concentration_by_hand():
     assert concentration(maps, right).item() == pytest.approx(3 / 4 / 1 * diagonal)
 
 
-def test_a_pixel_at_the_centre_of_mass_is_half_a_pixel_away():
+def test_a_pixel_at_the_center_of_mass_is_half_a_pixel_away():
     maps = torch.zeros(1, 5, 5)
     maps[0, 2, 3] = 2.0
     assert concentration(maps, torch.ones(1, 5, 5)).item() == pytest.approx(2 * math.sqrt(50))
@@ -53,7 +53,7 @@ def test_a_pixel_at_the_centre_of_mass_is_half_a_pixel_away():
 def slow_measures(z: np.ndarray, on_object: np.ndarray) -> list[float]:
     """The four formulas for one map ``(H, W)``, pixel by pixel."""
     height, width = z.shape
-    centre = center_of_mass(np.abs(z))
+    center = center_of_mass(np.abs(z))
     both = either = positive_on = positive = absolute_on = absolute = nearness = 0.0
     for i in range(height):
         for j in range(width):
@@ -64,7 +64,7 @@ def slow_measures(z: np.ndarray, on_object: np.ndarray) -> list[float]:
             if on_object[i, j]:
                 positive_on += max(z[i, j], 0)
                 absolute_on += abs(z[i, j])
-                distance = max(math.dist((i, j), centre), 0.5) / math.sqrt(height**2 + width**2)
+                distance = max(math.dist((i, j), center), 0.5) / math.sqrt(height**2 + width**2)
                 nearness += abs(z[i, j]) / distance
     return [both / either, positive_on / positive, positive_on / absolute_on, nearness / absolute]
 

@@ -122,7 +122,7 @@ def test_all_channels_count_for_the_cosine():
     torch.testing.assert_close(cosine_similarity(first, second), expected)
 
 
-def test_maps_without_channels_have_a_centre():
+def test_maps_without_channels_have_a_center():
     first, second = images(5, shape=(3, 4, 5))
     assert torch.equal(center_shift(first, second), center_shift(first[:, None], second[:, None]))
 
@@ -197,7 +197,7 @@ def test_bad_pairs_are_refused(measure, first, second, error, message):
         measure(first, second)
 
 
-def test_a_centre_needs_an_image():
+def test_a_center_needs_an_image():
     with pytest.raises(BoundaryValueError, match=r"\(N, C, H, W\) or \(N, H, W\), but their shape is \(1, 5\)"):
         center_shift(FIRST, SECOND)
     with pytest.raises(BoundaryTypeError, match="first must be a Tensor, but it is tuple"):

@@ -95,7 +95,7 @@ def test_the_target_of_a_linear_model_gains_all_it_can():
     torch.testing.assert_close(attack(linear_model(weight), "target").perturb(inputs), best)
 
 
-def test_the_centre_of_a_linear_model_moves_as_far_as_it_can():
+def test_the_center_of_a_linear_model_moves_as_far_as_it_can():
     weight, inputs = random_linear(9, (1, 1, 9))
     perturbed = attack(linear_model(weight), "mass_center", attack_steps=20).perturb(inputs)
     position = torch.arange(9.0, dtype=torch.float64)
@@ -103,7 +103,7 @@ def test_the_centre_of_a_linear_model_moves_as_far_as_it_can():
     def center(images):
         return (scaled((images.flatten(1) * weight).abs()) * position).sum(dim=1)
 
-    # The pixels beyond the new centre gain what they can, those before it lose what they can.
+    # The pixels beyond the new center gain what they can, those before it lose what they can.
     start = center(inputs)
     towards = torch.where(start < 4, 1.0, -1.0)
     furthest = torch.zeros_like(start)
@@ -529,7 +529,7 @@ def test_numbers_are_inputs_of_one_feature(method):
     assert torch.equal(model(perturbed).argmax(dim=1), model(x).argmax(dim=1))
 
 
-def test_a_centre_needs_images():
+def test_a_center_needs_images():
     model = nn.Linear(4, 3)
     with pytest.raises(BoundaryValueError, match="needs one input of images"):
         attack(model, "mass_center").perturb(torch.rand(2, 4))

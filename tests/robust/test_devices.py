@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from synchronisations import synchronisations
+from synchronizations import synchronizations
 from torch import Tensor, nn
 
 from captum_boundary.robust import AttributionAttack, RARLoss, evaluate_attribution_robustness
@@ -36,14 +36,14 @@ def attack(network: nn.Module, method: str = "topk", **options: object) -> Attri
 @pytest.mark.parametrize("method", METHODS[:3])
 def test_the_attack_waits_a_few_times_however_many_steps_it_makes(network, images, method, measure) -> None:
     def waits(**options: object) -> int:
-        return synchronisations(lambda: attack(network, method, measure=measure, **options).perturb(images))
+        return synchronizations(lambda: attack(network, method, measure=measure, **options).perturb(images))
 
     assert waits(attack_steps=2) == waits(attack_steps=12) <= 12
     assert waits(internal_batch_size=1) == waits()
 
 
 def test_the_evaluation_waits_a_few_times(network, images) -> None:
-    assert synchronisations(lambda: evaluate_attribution_robustness(network, images, None, attack(network))) <= 13
+    assert synchronizations(lambda: evaluate_attribution_robustness(network, images, None, attack(network))) <= 13
 
 
 @pytest.mark.parametrize("size", ["ig_norm", "ig_sum_norm", "sum"])
@@ -52,7 +52,7 @@ def test_training_waits_a_few_times_however_many_steps_it_makes(network, images,
 
     def waits(**options: object) -> int:
         rar = RARLoss(network, size, epsilon=0.1, bounds=(0, 1), **options, warmup=0)
-        return synchronisations(lambda: rar(images, y).backward())
+        return synchronizations(lambda: rar(images, y).backward())
 
     assert waits(attack_steps=2) == waits(attack_steps=9) <= 12
     assert waits(n_steps=5) == waits(n_steps=20) == waits(n_steps=20, internal_batch_size=7)

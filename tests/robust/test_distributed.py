@@ -129,7 +129,7 @@ def test_the_loss_may_sit_inside_of_the_wrapper(outcomes) -> None:
             torch.testing.assert_close(outcome["inside"][name], parameter.grad, rtol=1e-6, atol=1e-9)
 
 
-def test_gradients_are_synchronised_once_a_step(tmp_path: Path) -> None:
+def test_gradients_are_synchronized_once_a_step(tmp_path: Path) -> None:
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("This PyTorch has no gloo.")
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)

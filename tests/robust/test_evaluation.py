@@ -89,7 +89,7 @@ def test_k_is_the_attacks_unless_given(network, images):
     assert torch.equal(by_default.topk_intersection, an_eighth.topk_intersection)
 
 
-def test_only_images_have_a_centre():
+def test_only_images_have_a_center():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     robustness = evaluate_attribution_robustness(model, torch.rand(3, 6, dtype=torch.float64), None, attack(model))
     assert robustness.center_shift.isnan().all()
@@ -161,7 +161,7 @@ def test_bad_arguments_are_refused(network, images):
 
 @pytest.fixture(scope="module")
 def digits():
-    """A trained network and the digits that it recognises; their background is black, and so is the baseline."""
+    """A trained network and the digits that it recognizes; their background is black, and so is the baseline."""
     pytest.importorskip("sklearn")
     from captum_boundary._demo.digits import load, train
 
@@ -189,7 +189,7 @@ def test_the_order_is_lost_more_often_than_by_noise(digits):
     assert (robustness.kendall_tau < robustness.control.kendall_tau).all()
 
 
-def test_the_centre_moves_further_than_by_noise(digits):
+def test_the_center_moves_further_than_by_noise(digits):
     model, images, labels = digits
     attacker = AttributionAttack(model, "mass_center", epsilon=0.2, bounds=(0, 1), attack_steps=10, n_steps=20)
     robustness = evaluate_attribution_robustness(model, images, labels, attacker)

@@ -32,7 +32,7 @@ def assert_inside(points: Tensor, x: Tensor, epsilon: float, norm: float, bounds
 
 
 def images(n_examples: int, dtype: torch.dtype, bounds: tuple[float, float] | None) -> Tensor:
-    """Many of them, up to their bounds, with colours of all magnitudes."""
+    """Many of them, up to their bounds, with colors of all magnitudes."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(n_examples, 24, generator=generator, dtype=torch.float64)
     x = x * 10 ** (-4 * torch.rand(n_examples, 1, generator=generator, dtype=torch.float64))
@@ -78,7 +78,7 @@ def test_the_attack_stays_in_ball_and_bounds(dtype, method, bounds, epsilon) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_penalised_form_stays_in_the_bounds(dtype) -> None:
+def test_the_penalized_form_stays_in_the_bounds(dtype) -> None:
     x = images(300, dtype, (0.0, 0.7))
     rar = RARLoss(network(dtype), epsilon=0.1, penalty=0.01, bounds=(0.0, 0.7), n_steps=2, warmup=0)
     points = rar.perturb(x, torch.arange(300) % 3)

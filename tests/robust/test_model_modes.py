@@ -36,7 +36,7 @@ def sequences() -> tuple[Tensor, Tensor]:
     return torch.rand(6, 4, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-def test_dropout_between_recurrent_layers_is_no_part_of_regulariser_and_attack(recurrent, sequences) -> None:
+def test_dropout_between_recurrent_layers_is_no_part_of_regularizer_and_attack(recurrent, sequences) -> None:
     x, y = sequences
     state = torch.get_rng_state()
     outcomes = []

@@ -102,7 +102,7 @@ def test_sum_finds_what_plain_projected_gradient_ascent_finds(norm) -> None:
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])
-def test_norm_power_with_one_step_is_input_gradient_regularisation(power) -> None:
+def test_norm_power_with_one_step_is_input_gradient_regularization(power) -> None:
     model, (x, y) = softplus_network(), batch()
     rar = RARLoss(model, "norm_power", epsilon=0.2, weight=3.0, n_steps=1, power=power, warmup=0)
     loss = rar(x, y)
@@ -207,7 +207,7 @@ def test_the_attack_starts_where_the_loss_rises(norm, attack_step_size) -> None:
         torch.testing.assert_close((rar.perturb(x, y) - x).sign(), -weight.sign().expand(3, -1))
 
 
-def test_the_penalised_form_ends_where_its_optimum_is() -> None:
+def test_the_penalized_form_ends_where_its_optimum_is() -> None:
     weight = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)
     model = OneLayer(weight[0])
     x, y = torch.zeros(2, 3, dtype=torch.float64), torch.ones(2)
@@ -467,7 +467,7 @@ def test_one_logit_is_two_classes(shape) -> None:
 
 
 class Noisy(nn.Module):
-    """Batch normalisation and dropout, as they are met in training."""
+    """Batch normalization and dropout, as they are met in training."""
 
     def __init__(self) -> None:
         super().__init__()

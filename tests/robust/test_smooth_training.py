@@ -1,4 +1,4 @@
-"""The regulariser of a network of ReLUs, taken as one of softplus: closed forms, exact gradients, the same network."""
+"""The regularizer of a network of ReLUs, taken as one of softplus: closed forms, exact gradients, the same network."""
 
 from __future__ import annotations
 

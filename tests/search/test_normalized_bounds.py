@@ -55,7 +55,7 @@ def test_all_forms(arguments: tuple[Any, ...]) -> None:
     torch.testing.assert_close(upper, (1 - mean) / std)
 
 
-def test_grey_images_and_double_precision() -> None:
+def test_gray_images_and_double_precision() -> None:
     lower, upper = bounds_of([0.5], [0.25])
     assert lower.flatten().tolist() == [-2.0]
     assert upper.flatten().tolist() == [2.0]

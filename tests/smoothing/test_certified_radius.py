@@ -1,4 +1,4 @@
-"""The certificate of randomised smoothing, where the distance to the boundary is known or bracketed."""
+"""The certificate of randomized smoothing, where the distance to the boundary is known or bracketed."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Cost:
     """What was asked of the device."""
 
     operations: int = 0  # kernels, views not being any
-    synchronisations: int = 0  # the host waits for the device
+    synchronizations: int = 0  # the host waits for the device
     copies: int = 0  # from the host to the device
 
 
@@ -42,7 +42,7 @@ class Counts:
     backward_calls: int = 0
     names: Counter[str] = field(default_factory=Counter)  # of own operations
     lines: dict[str, Counter[str]] = field(  # of the package, for each kind of its own cost
-        default_factory=lambda: {kind: Counter() for kind in ("operations", "synchronisations", "copies")}
+        default_factory=lambda: {kind: Counter() for kind in ("operations", "synchronizations", "copies")}
     )
 
 

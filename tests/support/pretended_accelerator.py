@@ -126,7 +126,7 @@ def _map(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     if not isinstance(target, PretendedTensor):
-        cost = Cost(synchronisations=1)
+        cost = Cost(synchronizations=1)
     elif not isinstance(source, PretendedTensor):
         cost = Cost(copies=1)
     else:
@@ -154,17 +154,17 @@ def _cost(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if name in _FREE or _is_view(func):
         return Cost()
     if name == "_local_scalar_dense":
-        return Cost(synchronisations=1)
+        return Cost(synchronizations=1)
     if name in _INDEXING:
         return _cost_of_indexing(*args[1:3])
     if name in _WAITING or (name == "repeat_interleave" and kwargs.get("output_size") is None):
-        return Cost(operations=1, synchronisations=1)
+        return Cost(operations=1, synchronizations=1)
     return Cost(operations=1)
 
 
 def _cost_of_leaving(name: str) -> Cost:
     """The host waits for values; not for zeros_like and its kin, which need the shape alone."""
-    return Cost(synchronisations=int(name == "_to_copy"))
+    return Cost(synchronizations=int(name == "_to_copy"))
 
 
 def _cost_of_indexing(indices: list[Tensor | None], values: Tensor | None = None) -> Cost:
@@ -176,7 +176,7 @@ def _cost_of_indexing(indices: list[Tensor | None], values: Tensor | None = None
         index for index in given if index.dtype in (torch.bool, torch.uint8) and isinstance(index, PretendedTensor)
     ]
     n_masks = 0 if is_filled else len(masks)
-    return Cost(operations=1 + n_masks, synchronisations=n_masks, copies=copies)
+    return Cost(operations=1 + n_masks, synchronizations=n_masks, copies=copies)
 
 
 @lru_cache(None)

@@ -182,7 +182,7 @@ case("FoolboxBoundary", searched, "PGD", search=pgd)
 
 
 TABLE = torch.tensor([[0.5, 1.0, 0.0, 0.0, 1.0], [-0.3, 0.0, 1.0, 0.0, 0.0], [0.1, 0.0, 0.0, 1.0, 1.0]])
-CATEGORIES = {"colour": [1, 2, 3], "sold": [4]}
+CATEGORIES = {"color": [1, 2, 3], "sold": [4]}
 
 
 def table_model(device: str) -> nn.Module:

@@ -82,15 +82,15 @@ def test_classes_and_distance():
         assert axes[row, 1].get_xlabel() == expected
 
 
-def test_normalised_images_differ_in_shares_of_their_range():
+def test_normalized_images_differ_in_shares_of_their_range():
     images = 0.3 + 0.4 * rand(1, 3, 4, 4)
     boundary = NearestBoundary(linear(48)).find(images)
     mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1).double(), 0.25
-    normalised = type(boundary)(
+    normalized = type(boundary)(
         **{**vars(boundary), "points": (boundary.points - mean) / std, "distance": boundary.distance / std}
     )
     _, plain = show_boundary_point(images, boundary)
-    _, same = show_boundary_point((images - mean) / std, normalised, bounds=((0 - mean) / std, (1 - mean) / std))
+    _, same = show_boundary_point((images - mean) / std, normalized, bounds=((0 - mean) / std, (1 - mean) / std))
     for first, second in zip(plain.flat, same.flat, strict=True):
         np.testing.assert_allclose(pixels(first), pixels(second), atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Slices of decision regions: colours, lines, arrow and path against the model at the same points."""
+"""Slices of decision regions: colors, lines, arrow and path against the model at the same points."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def frame(axis) -> np.ndarray:
     return np.array(axis.images[0].get_extent())
 
 
-def colour_at(axis, x: float, y: float) -> tuple:
+def color_at(axis, x: float, y: float) -> tuple:
     """Of the pixel over which ``(x, y)`` lies."""
     image = axis.images[0]
     left, right, bottom, top = frame(axis)
@@ -84,7 +84,7 @@ def test_in_two_dimensions_the_picture_is_the_input_space():
     shown = legend(axis)
     for x, y in np.stack([left, bottom] + np.array(CORNERS) * 4):
         label = int(model(torch.tensor([x, y])).argmax())
-        assert colour_at(axis, x, y) == shown[f"class {label}"]
+        assert color_at(axis, x, y) == shown[f"class {label}"]
     np.testing.assert_allclose(line(axis, "input"), inputs[1:2].numpy())
     np.testing.assert_allclose(line(axis, "boundary point"), boundary.points[1:2].numpy())
     path = torch.stack([boundary.points[1], inputs[1]]).numpy()
@@ -132,7 +132,7 @@ def test_in_many_dimensions_the_plane_holds_input_point_and_direction(shape):
     shown = legend(axis)
     for x, y in np.stack([left, bottom] + np.array(CORNERS) * 6):
         point = inputs[1] + (torch.tensor([x, y]) @ axes).view(shape)
-        assert colour_at(axis, x, y) == shown[f"class {int(model(point[None]).argmax())}"]
+        assert color_at(axis, x, y) == shown[f"class {int(model(point[None]).argmax())}"]
     tail, head = arrow(axis)
     weight = model[1].weight.detach()
     normal = nn.functional.normalize(weight[boundary.target[1]] - weight[boundary.adversarial[1]], dim=0)
@@ -193,7 +193,7 @@ def test_title_and_names():
     assert {target, adversarial} <= set(legend(axis))
 
 
-def test_classes_beyond_the_palette_share_a_grey():
+def test_classes_beyond_the_palette_share_a_gray():
     angles = torch.arange(12) * torch.pi / 6
     model = nn.Linear(2, 12).double()
     model.weight.data = torch.stack([angles.cos(), angles.sin()], dim=1).double()
@@ -204,13 +204,13 @@ def test_classes_beyond_the_palette_share_a_grey():
     shown = legend(axis)
     assert "5 other classes" in shown
     middle = (inputs[0] + boundary.points[0]) / 2
-    colours = [
-        (label, colour_at(axis, *(middle + 0.9 * torch.tensor([angle.cos(), angle.sin()])).tolist()))
+    colors = [
+        (label, color_at(axis, *(middle + 0.9 * torch.tensor([angle.cos(), angle.sin()])).tolist()))
         for label, angle in enumerate(angles)
     ]
-    grey = [label for label, colour in colours if colour == shown["5 other classes"]]
-    assert len(grey) == 5
-    assert all(colour == shown[f"class {label}"] for label, colour in colours if label not in grey)
+    gray = [label for label, color in colors if color == shown["5 other classes"]]
+    assert len(gray) == 5
+    assert all(color == shown[f"class {label}"] for label, color in colors if label not in gray)
 
 
 def test_no_more_points_than_allowed_pass_at_once_and_none_too_many():

@@ -1,4 +1,4 @@
-"""Comparison of maps: what is shown is what was given, in colours that mean what they say."""
+"""Comparison of maps: what is shown is what was given, in colors that mean what they say."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def test_images_points_and_maps_are_shown_as_they_are(channels, n_images):
             np.testing.assert_allclose(pixels(axis), maps[row].sum(dim=0).numpy(), atol=1e-6)
 
 
-def test_grey_is_grey_in_pictures_and_zero_is_white_in_maps():
+def test_gray_is_gray_in_pictures_and_zero_is_white_in_maps():
     images = torch.full((1, 1, 2, 2), 0.5)
     _, axes = compare_attributions(images, {"A": torch.tensor([[[-1.0, 0.0], [0.5, 1.0]]])})
-    grey = axes[0, 0].images[0].to_rgba(pixels(axes[0, 0]))[..., :3]
-    assert np.ptp(grey, axis=-1).max() == 0
-    assert grey == pytest.approx(0.5, abs=0.01)
+    gray = axes[0, 0].images[0].to_rgba(pixels(axes[0, 0]))[..., :3]
+    assert np.ptp(gray, axis=-1).max() == 0
+    assert gray == pytest.approx(0.5, abs=0.01)
     shown = axes[0, 1].images[0]
     negative, zero, _, positive = shown.to_rgba(pixels(axes[0, 1])).reshape(4, 4)[:, :3]
     assert negative.tolist() == [1.0, 0.0, 0.0]  # Captum's colors: red and green
@@ -93,7 +93,7 @@ def test_maps_look_like_those_of_captum(sign, outlier_perc):
         np.testing.assert_array_equal(ours.to_rgba(ours.get_array()), theirs.to_rgba(theirs.get_array()))
 
 
-def test_the_number_below_a_map_is_what_its_full_colour_stands_for():
+def test_the_number_below_a_map_is_what_its_full_color_stands_for():
     images = rand(2, 1, 3, 3)
     maps = torch.zeros(2, 3, 3)
     maps[0, 0, 0], maps[0, 1, 1] = -0.25, 0.125
@@ -170,11 +170,11 @@ def test_nothing_found_at_all():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_normalised_images_look_like_themselves(dtype):
+def test_normalized_images_look_like_themselves(dtype):
     images = rand(2, 3, 4, 4).to(dtype)
     bounds = ((0 - MEAN) / STD, (1 - MEAN) / STD)
-    normalised = ((images.double() - MEAN) / STD).to(dtype)
-    _, axes = compare_attributions(normalised, {"A": normalised}, bounds=bounds)
+    normalized = ((images.double() - MEAN) / STD).to(dtype)
+    _, axes = compare_attributions(normalized, {"A": normalized}, bounds=bounds)
     tolerance = 1e-6 if dtype == torch.float64 else 0.02
     np.testing.assert_allclose(pixels(axes[0, 0]), images[0].permute(1, 2, 0).double().numpy(), atol=tolerance)
     _, axes = compare_attributions(255 * images.double(), {"A": images}, bounds=(0, 255))
@@ -227,7 +227,7 @@ IMAGES = rand(2, 3, 4, 4)
         (BoundaryTypeError, "one Tensor of images, but it is a tuple of 1", (IMAGES,), {"A": IMAGES}, {}),
         (BoundaryTypeError, "floating point", IMAGES.int(), {"A": IMAGES}, {}),
         (BoundaryValueError, r"images \(N, C, H, W\).*shape is \(2, 3\)", rand(2, 3), {"A": IMAGES}, {}),
-        (BoundaryValueError, r"one channel \(grey\) or three", rand(2, 4, 4, 4), {"A": IMAGES}, {}),
+        (BoundaryValueError, r"one channel \(gray\) or three", rand(2, 4, 4, 4), {"A": IMAGES}, {}),
         (
             BoundaryValueError,
             r"\[0, 1\] to be shown, but they hold values from .* to .*Give bounds",

@@ -16,8 +16,8 @@ from captum_boundary import (
 )
 from captum_boundary.visualization import describe_feature_changes, plot_feature_changes
 
-NAMES = ["age", "income", "colour_red", "colour_blue", "colour=green", "sold"]
-CATEGORIES = {"colour": [2, 3, 4], "sold": [5]}
+NAMES = ["age", "income", "color_red", "color_blue", "color=green", "sold"]
+CATEGORIES = {"color": [2, 3, 4], "sold": [5]}
 INPUTS = torch.tensor([[0.5, -1.0, 1.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0, 1.0, 1.0]])
 
 
@@ -40,7 +40,7 @@ POINTS = torch.tensor([[0.5, 0.25, 0.0, 1.0, 0.0, 0.0], [-2.5, 2.0, 0.0, 0.0, 1.
 def test_sentences_say_what_changed():
     sentences = describe_feature_changes(INPUTS, points_at(POINTS), feature_names=NAMES, categories=CATEGORIES)
     assert sentences == [
-        "class 1 instead of class 0, if income were 0.25 instead of -1 and colour were blue instead of red.",
+        "class 1 instead of class 0, if income were 0.25 instead of -1 and color were blue instead of red.",
         "class 0 instead of class 1, if age were -2.5 instead of 0 and sold were no instead of yes.",
     ]
 
@@ -55,7 +55,7 @@ def test_sentences_are_in_the_units_and_names_of_the_user():
         class_names=["refused", "granted"],
         unscale=lambda table: table * std + mean,
     )
-    assert sentences[0].startswith("granted instead of refused, if income were 55,000 instead of 30,000 and colour")
+    assert sentences[0].startswith("granted instead of refused, if income were 55,000 instead of 30,000 and color")
     assert sentences[1].startswith("refused instead of granted, if age were 15 instead of 40 and sold")
 
 
@@ -77,8 +77,8 @@ def test_groups_without_names_and_points_between_categories():
     points[0, 2:5] = torch.tensor([0.0, 0.0, 1.0])
     points[1, 2:5] = torch.tensor([0.25, 0.0, 0.75])
     sentences = describe_feature_changes(INPUTS, points_at(points), feature_names=NAMES, categories=[[2, 3, 4], [5]])
-    assert sentences[0] == "class 1 instead of class 0, if it were colour=green instead of colour_red."
-    assert sentences[1] == "class 0 instead of class 1, if it were (0.25, 0, 0.75) instead of colour=green."
+    assert sentences[0] == "class 1 instead of class 0, if it were color=green instead of color_red."
+    assert sentences[1] == "class 0 instead of class 1, if it were (0.25, 0, 0.75) instead of color=green."
 
 
 def test_rows_without_a_point_say_so():
@@ -103,15 +103,15 @@ def test_bars_are_the_changes_the_largest_at_the_top():
     figure, axis = plot_feature_changes(INPUTS, boundary, feature_names=NAMES, categories=CATEGORIES)
     assert figure is axis.figure
     assert [bar.get_width() for bar in axis.patches] == pytest.approx([1.25, 1.0])
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["income", "colour"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["income", "color"]
     assert [text.get_text() for text in axis.texts] == ["-1 → 0.25", "red → blue"]
     assert axis.yaxis_inverted()
     assert axis.get_title() == f"class 1 instead of class 0, distance {float(boundary.distance[0]):.3g}"
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["higher", "another category"]
     _, axis = plot_feature_changes(INPUTS, boundary, example=-1, feature_names=NAMES, categories=CATEGORIES)
     assert [bar.get_width() for bar in axis.patches] == pytest.approx([-2.5, 1.0])
-    colours = {bar.get_facecolor() for bar in axis.patches}
-    assert len(colours) == 2
+    colors = {bar.get_facecolor() for bar in axis.patches}
+    assert len(colors) == 2
 
 
 def test_bars_that_are_left_out_are_counted():
@@ -132,7 +132,7 @@ def test_changes_of_a_search_are_told_as_they_are():
         shown = dict(zip((label.get_text() for label in axis.get_yticklabels()), axis.patches, strict=True))
         assert ("income" in shown) == (change[1].abs() > 1e-5)
         assert "age" not in shown
-        assert ("colour" in shown) == bool(change[2:5].any())
+        assert ("color" in shown) == bool(change[2:5].any())
         assert ("sold" in shown) == bool(change[5])
 
 

@@ -117,7 +117,7 @@ def test_maps_that_are_zero_and_subfigures():
     left.figure.draw_without_rendering()
 
 
-def test_normalised_images(attacked):
+def test_normalized_images(attacked):
     images, robustness = attacked
     moved = dataclasses.replace(robustness, perturbed=(robustness.perturbed - 0.5) / 0.25)
     _, axes = plot_stability((images - 0.5) / 0.25, moved, bounds=(-2, 2))

@@ -1,4 +1,4 @@
-"""Several boundary points of every example: those of its neighbouring classes, or those that random directions lead to.
+"""Several boundary points of every example: those of its neighboring classes, or those that random directions lead to.
 
 Every pair of an example and one of its boundaries is a row of one flat batch, which a search treats like any other.
 """
@@ -19,7 +19,7 @@ from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.nearest.class_race import linearized_distance
 
-__all__ = ["Neighbours", "nearest_boundary", "neighbouring_classes", "neighbours_in_random_directions"]
+__all__ = ["Neighbors", "nearest_boundary", "neighboring_classes", "neighbors_in_random_directions"]
 
 # Classes whose linearized distances are compared, the highest scores first, for every class that is searched.
 _SCREENED = 3
@@ -28,7 +28,7 @@ _SCREENED = 3
 _START_DISTANCE = 4.0
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """Boundary points of P pairs of an example and one of its boundaries.
 
     Attributes:
@@ -47,15 +47,15 @@ class Neighbours(NamedTuple):
     normals: Tensor
 
 
-def nearest_boundary(search: BoundarySearch, problem: Problem) -> Neighbours:
+def nearest_boundary(search: BoundarySearch, problem: Problem) -> Neighbors:
     """The nearest boundary of every example, whichever class is on its other side."""
-    return _neighbours(search, problem, problem.oracle.all_rows, problem.oracle.target, one_each=True)
+    return _neighbors(search, problem, problem.oracle.all_rows, problem.oracle.target, one_each=True)
 
 
-def neighbouring_classes(search: BoundarySearch, problem: Problem, n_classes: int) -> Neighbours:
+def neighboring_classes(search: BoundarySearch, problem: Problem, n_classes: int) -> Neighbors:
     """The nearest points of the regions of other classes, from inputs inside the region of their target.
 
-    Inputs outside of it have one neighbour, the region of the target itself.
+    Inputs outside of it have one neighbor, the region of the target itself.
     """
     oracle = problem.oracle
     is_inside = oracle.sign > 0
@@ -64,10 +64,10 @@ def neighbouring_classes(search: BoundarySearch, problem: Problem, n_classes: in
     classes[~is_inside, 0] = oracle.target[~is_inside]
     is_pair = classes >= 0
     rows = is_pair.nonzero()[:, 0]
-    return _neighbours(search, problem, rows, classes[is_pair])
+    return _neighbors(search, problem, rows, classes[is_pair])
 
 
-def neighbours_in_random_directions(search: BoundarySearch, problem: Problem, n: int) -> Neighbours:
+def neighbors_in_random_directions(search: BoundarySearch, problem: Problem, n: int) -> Neighbors:
     """Points of the boundary of the target's region, near to the input, found from ``n`` points around it."""
     oracle, x = problem.oracle, problem.x
     generator = torch.Generator("cpu").manual_seed(seed_of(search.generator))
@@ -78,10 +78,10 @@ def neighbours_in_random_directions(search: BoundarySearch, problem: Problem, n:
     reach = _START_DISTANCE * distance
     rows = oracle.all_rows.repeat_interleave(n, output_size=n * len(x))
     starts = problem.box.of(rows).clamp(x[rows] + (reach[:, None, None] * lines).flatten(0, 1))
-    return _neighbours(search, problem, rows, oracle.target[rows], starts=starts)
+    return _neighbors(search, problem, rows, oracle.target[rows], starts=starts)
 
 
-def _neighbours(search: BoundarySearch, problem: Problem, rows: Tensor, classes: Tensor, **options: Any) -> Neighbours:
+def _neighbors(search: BoundarySearch, problem: Problem, rows: Tensor, classes: Tensor, **options: Any) -> Neighbors:
     """Search the boundaries of pairs of an example and a class, and take their normals."""
     oracle = problem.oracle
     boundary = search._find_pairs(problem, rows, classes, **options)
@@ -95,7 +95,7 @@ def _neighbours(search: BoundarySearch, problem: Problem, rows: Tensor, classes:
     neighbor, adversarial = torch.where(is_other, sides.flip(0), sides).masked_fill(~boundary.found, -1)
     oracle.n_forward.index_add_(0, rows, boundary.n_forward + pairs.oracle.n_forward)
     oracle.n_gradient.index_add_(0, rows, boundary.n_gradient + pairs.oracle.n_gradient)
-    return Neighbours(rows, boundary, adversarial, neighbor, normals)
+    return Neighbors(rows, boundary, adversarial, neighbor, normals)
 
 
 def _nearest_classes(problem: Problem, n: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["synchronisations"]
+__all__ = ["synchronizations"]
 
 _WAITING = {
     "_local_scalar_dense",
@@ -34,7 +34,7 @@ class _Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def synchronisations(call: Callable[[], object]) -> int:
+def synchronizations(call: Callable[[], object]) -> int:
     """Operations of the call that need to know the values of tensors, or how many there are."""
     with _Counter() as counter:
         call()
