@@ -18,6 +18,7 @@ from captum_boundary.errors import (
     BoundaryError,
     BoundaryNotFoundError,
     BoundaryNotFoundWarning,
+    BoundaryPrecisionWarning,
     BoundaryTypeError,
     BoundaryValueError,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "BoundaryNotFoundError",
     "BoundaryNotFoundWarning",
     "BoundaryPoints",
+    "BoundaryPrecisionWarning",
     "BoundarySaliency",
     "BoundarySearch",
     "BoundaryTypeError",

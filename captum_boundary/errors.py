@@ -6,6 +6,7 @@ __all__ = [
     "BoundaryError",
     "BoundaryNotFoundError",
     "BoundaryNotFoundWarning",
+    "BoundaryPrecisionWarning",
     "BoundaryTypeError",
     "BoundaryValueError",
 ]
@@ -29,3 +30,7 @@ class BoundaryNotFoundError(BoundaryError, RuntimeError):
 
 class BoundaryNotFoundWarning(UserWarning):
     r"""No decision boundary was found for the examples named in the message."""
+
+
+class BoundaryPrecisionWarning(UserWarning):
+    r"""Scores in half precision are too coarse for the boundary points and distances named in the message."""

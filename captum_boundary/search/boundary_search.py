@@ -32,9 +32,11 @@ from captum_boundary._core.geometry import Box
 from captum_boundary._core.mask import Mask, MaskedModel, box_within, movable_values
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
+from captum_boundary._core.user_warnings import warn_user
 from captum_boundary.errors import (
     BoundaryNotFoundError,
     BoundaryNotFoundWarning,
+    BoundaryPrecisionWarning,
     BoundaryTypeError,
     BoundaryValueError,
 )
@@ -46,6 +48,8 @@ from captum_boundary.search.search_problem import Proposal, SearchProblem, Solut
 
 __all__ = ["BoundaryPoints", "BoundarySearch"]
 
+# Of an input's margin: how far beyond the boundary a point of a model in half precision may lie without a warning.
+_LARGE_OVERSHOOT = 0.05
 _BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"
 
 
@@ -147,7 +151,9 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         Returns:
 
             - **boundary** (*BoundaryPoints*): The points and all that is known about them. Examples without a boundary
-              point have ``found=False`` and are named in a :class:`BoundaryNotFoundWarning`.
+              point have ``found=False`` and are named in a :class:`BoundaryNotFoundWarning`. In half precision, points
+              that lie beyond the boundary by more than 5 % of their input's margin are named in a
+              :class:`BoundaryPrecisionWarning`.
 
         Raises:
 
@@ -247,6 +253,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
     ) -> BoundaryPoints:
         with self._opened(inputs, target, additional_forward_args, mask) as problem:
             boundary = self._searched(problem, is_tuple(inputs))
+            _warn_of_coarse_scores(problem.oracle, boundary)
             return boundary if boundary.bounds is not None else replace(boundary, bounds=self.bounds)
 
     @contextmanager
@@ -364,6 +371,22 @@ def _status_of(status: Tensor, found: Tensor, is_beyond: Tensor, was_beyond: Ten
     missing = torch.where(is_beyond, BoundaryStatus.TOO_FAR, missing)
     # The line of a search that had given up may cross the boundary a little further on.
     return torch.where(found, status.clamp_min(BoundaryStatus.FOUND), missing)
+
+
+def _warn_of_coarse_scores(oracle: MarginOracle, boundary: BoundaryPoints) -> None:
+    """Name the rows whose points lie clearly beyond the boundary, since scores in half precision jump there."""
+    if oracle.resolution <= torch.finfo(torch.float32).eps:
+        return
+    share = boundary.margin.abs() / oracle.start_depth.abs()
+    coarse = boundary.found & (share > _LARGE_OVERSHOOT)
+    if coarse.any():
+        warn_user(
+            f"The model's numbers have a relative resolution of {oracle.resolution:.2g}: the boundary points of "
+            f"{int(coarse.sum())} of {len(coarse)} examples, row(s) {shown(coarse)}, lie beyond the boundary by up to "
+            f"{float(share[coarse].max()):.0%} of their input's margin, and their distances are too large by about as "
+            "much. Search with the model and the inputs in float32: copy.deepcopy(model).float().",
+            BoundaryPrecisionWarning,
+        )
 
 
 def _not_found_message(missing: Tensor, max_distance: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import math
@@ -18,6 +19,7 @@ from captum_boundary import (
     BoundaryNotFoundError,
     BoundaryNotFoundWarning,
     BoundaryPoints,
+    BoundaryPrecisionWarning,
     BoundarySearch,
     BoundaryTypeError,
     BoundaryValueError,
@@ -285,6 +287,32 @@ def test_float32_margins_lie_in_the_promised_band():
     ratio = boundary.margin.abs() / (scores[:, -1] - scores[:, -2])
     assert (ratio >= 1e-5).all()
     assert (ratio <= 1e-3).all()
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_points_that_half_precision_leaves_beyond_the_boundary_are_named(is_autocast):
+    """bfloat16 has 8 bits: small margins are known to a few of their parts."""
+    model = nn.Sequential(nn.Linear(6, 32), nn.GELU(), nn.Linear(32, 5))
+    inputs = torch.randn(30, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = nearest(model).find(inputs)
+    half = model if is_autocast else copy.deepcopy(model).bfloat16()
+    inputs = inputs if is_autocast else inputs.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+        with pytest.warns(
+            BoundaryPrecisionWarning, match=r"relative resolution of 0\.0078.*row\(s\).*float32"
+        ) as caught:
+            boundary = nearest(half).find(inputs)
+        scores = half(inputs).detach().float().sort(dim=1).values
+    share = boundary.margin.abs().float() / (scores[:, -1] - scores[:, -2])
+    named = (share > 0.05).nonzero().flatten().tolist()
+    assert 0 < len(named) < 30
+    assert f"{len(named)} of 30 examples" in str(caught[0].message)
+    assert f"{float(share.max()):.0%}" in str(caught[0].message)
+    error = (boundary.distance.float() / exact.distance - 1).abs()
+    assert error[named].mean() > error[[row for row in range(30) if row not in named]].mean()
+    assert "tests" in caught[0].filename
 
 
 # Target ---------------------------------------------------------------------------------------------------------------
