@@ -61,8 +61,8 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
 
     Args:
 
-        model (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for
-            a binary model. Logits are best. Of ``DataParallel`` and compiled models, that inside is attacked.
+        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
+            ``(N, 1)`` for a binary model. Logits are best. Of ``DataParallel`` and compiled models, that inside is attacked.
         method (str, optional): ``"topk"``, ``"mass_center"``, ``"target"`` or ``"random"``. Default: ``"topk"``
         epsilon (float): The largest change of a feature, 0 or more, in the units of the inputs.
         bounds (tuple, optional): Limits that no perturbed input leaves: a pair ``(lower, upper)`` of numbers or of
@@ -117,7 +117,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        forward_func: Callable[..., Any],
         method: str = "topk",
         *,
         epsilon: float,
@@ -135,8 +135,8 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         show_progress: bool = False,
         internal_batch_size: int | None = None,
     ) -> None:
-        if not callable(model):
-            raise BoundaryTypeError(f"model must be callable, but it is {type(model).__name__}.")
+        if not callable(forward_func):
+            raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
         _check_name("method", method, METHODS)
         _check_name("attribution", attribution, ("ig", "gradient"))
         check_not_negative("epsilon", epsilon)
@@ -156,7 +156,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         if measure is not None and not callable(measure):
             _check_name("measure", measure, ("kendall", "topk"))
         check_generator(generator)
-        self.model = model
+        self.forward_func = forward_func
         self.method = method
         self.epsilon = float(epsilon)
         self.bounds = bounds
@@ -203,7 +203,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
                 out of range, outputs of the wrong shape, a ``k`` larger than the map, and inputs that are no images
                 where the method needs them.
         """
-        with torch.inference_mode(False), torch.no_grad(), native_recurrence(self.model), checkpoints_named():
+        with torch.inference_mode(False), torch.no_grad(), native_recurrence(self.forward_func), checkpoints_named():
             maps = self._maps(check_inputs(inputs), target, additional_forward_args)
             points = self._perturbed(maps, self._box(maps))
             maps.check_finite()
@@ -212,7 +212,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
     def _maps(self, inputs: tuple[Tensor, ...], target: TargetType, additional_forward_args: object) -> AttributionMaps:
         """The model as this attack sees it, and the maps of these inputs."""
         return AttributionMaps(
-            self.model,
+            self.forward_func,
             inputs,
             target,
             additional_forward_args,

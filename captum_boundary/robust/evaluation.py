@@ -82,7 +82,7 @@ class AttributionRobustness(MapAgreement):
 
 
 def evaluate_attribution_robustness(
-    model: Callable[..., Any],
+    forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
     target: TargetType,
     attack: AttributionAttack,
@@ -110,7 +110,7 @@ def evaluate_attribution_robustness(
 
     Args:
 
-        model (Callable): The model that the attack is made for.
+        forward_func (Callable): The model that the attack is made for.
         inputs (Tensor or tuple[Tensor, ...]): Inputs, as for :meth:`AttributionAttack.perturb`.
         target (int, tuple, Tensor, list or None): Class whose attribution is meant; None for the predicted class.
         attack (AttributionAttack): The attack, which shows its progress if it was made so.
@@ -164,13 +164,13 @@ def evaluate_attribution_robustness(
     """
     if not isinstance(attack, AttributionAttack):
         raise BoundaryTypeError(f"attack must be an AttributionAttack, but it is {type(attack).__name__}.")
-    if model != attack.model:
+    if forward_func != attack.forward_func:
         raise BoundaryValueError(
             "The attack is made for another model, and keeps the labels of that one alone: build it with "
             "AttributionAttack(model, ...) for the model that is evaluated."
         )
     check_count("k", k, optional=True)
-    with torch.inference_mode(False), torch.no_grad(), native_recurrence(model), checkpoints_named():
+    with torch.inference_mode(False), torch.no_grad(), native_recurrence(forward_func), checkpoints_named():
         maps = attack._maps(check_inputs(inputs), target, additional_forward_args)
         k = top_count(attack.k if k is None else k, math.prod(maps.map_shape))
         box = attack._box(maps)

@@ -134,12 +134,12 @@ def certified_radius(
     source = NoiseSource(seed_of(generator) ^ _OWN_STREAM)
     with (
         geometry(),
-        watch_repeatability(smoothed.model) as repeatability,
+        watch_repeatability(smoothed.forward_func) as repeatability,
         tqdm(total=n_selection + n_samples, desc="Certified radius", unit="vote", disable=not show_progress) as bar,
     ):
         voters = _Voters(smoothed, tensors, additional_forward_args, decision, on_votes=bar.update)
         if repeatability.in_training_mode:
-            plain = Model(smoothed.model, len(tensors[0]), additional_forward_args)
+            plain = Model(smoothed.forward_func, len(tensors[0]), additional_forward_args)
             plain.score_noise(tensors, plain.first_scores(tensors), repeatability)
         target = voters.count(n_selection, source).argmax(dim=1)
         for_target = voters.count(n_samples, source).gather(1, target[:, None]).squeeze(1).numpy()
@@ -169,7 +169,7 @@ class _Voters:
         self._smoothed = smoothed
         self._inputs = inputs
         self._arguments = format_additional_forward_args(additional_forward_args) or ()
-        self._score_function = ScoreFunction(smoothed.model)
+        self._score_function = ScoreFunction(smoothed.forward_func)
         self._draws = decision == "probabilities"
         self._on_votes = on_votes
 

@@ -31,7 +31,7 @@ _STDEVS = (0.02, 0.03, 0.04, 0.06, 0.08, 0.11, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
 
 
 def largest_stdev(
-    model: Callable[..., Any],
+    forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
     target: TargetType = None,
     additional_forward_args: object = None,
@@ -55,12 +55,12 @@ def largest_stdev(
 
     Args:
 
-        model (Callable): A model or any function that returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a
-            binary model.
+        forward_func (Callable): A model or any function that returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)``
+            for a binary model.
         inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point, N examples. All inputs of a tuple take the noise.
         target (int, tuple, Tensor or list, optional): Class that must win, in any of Captum's forms for 2-D outputs; 0
-            or None for a model with one output. Default: None, the class that ``model`` predicts for each example.
-        additional_forward_args (Any, optional): Further arguments of ``model``. Tensors with N entries follow their
+            or None for a model with one output. Default: None, the class that ``forward_func`` predicts for each example.
+        additional_forward_args (Any, optional): Further arguments of ``forward_func``. Tensors with N entries follow their
             examples. Default: None
         stdevs (Sequence[float], optional): Standard deviations to try, in the units of the inputs. Default: twelve from
             0.02 to 0.8, which suit inputs in [0, 1]
@@ -104,8 +104,8 @@ def largest_stdev(
     arguments = format_additional_forward_args(additional_forward_args)
     check_generator(generator)
     same_noise = _same_noise(generator)
-    with geometry(), watch_repeatability(model) as repeatability:
-        plain = Model(model, len(tensors[0]), arguments)
+    with geometry(), watch_repeatability(forward_func) as repeatability:
+        plain = Model(forward_func, len(tensors[0]), arguments)
         scores = plain.first_scores(tensors)
         plain.score_noise(tensors, scores, repeatability)
         wanted = resolve_target(target, scores, plain.is_binary)
@@ -113,7 +113,7 @@ def largest_stdev(
         largest = torch.zeros(len(wanted), device=tensors[0].device, dtype=tensors[0].dtype)
         for stdev in tqdm(tried, desc="Largest stdev", unit="stdev", disable=not show_progress):
             smoothed = SmoothedModel(
-                model,
+                forward_func,
                 (stdev,) * len(tensors),
                 n_samples,
                 average=average,

@@ -48,8 +48,8 @@ class SmoothedModel(nn.Module):
 
     Args:
 
-        model (Callable): A model or any function that returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a
-            binary model.
+        forward_func (Callable): A model or any function that returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)``
+            for a binary model.
         stdev (float or tuple[float, ...]): Standard deviation of the noise, in the units of the inputs. A tuple says
             that the model has as many inputs, each with its own; 0 is for one that takes no noise. Arguments after
             the inputs never do. See :func:`largest_stdev`.
@@ -90,7 +90,7 @@ class SmoothedModel(nn.Module):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        forward_func: Callable[..., Any],
         stdev: float | tuple[float, ...],
         n_samples: int = 16,
         *,
@@ -99,19 +99,19 @@ class SmoothedModel(nn.Module):
         internal_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if not callable(model):
-            raise BoundaryTypeError(f"model must be callable, but it is {type(model).__name__}.")
+        if not callable(forward_func):
+            raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
         check_pairs(n_samples)
         check_count("internal_batch_size", internal_batch_size, optional=True)
         if average not in AVERAGES:
             raise BoundaryValueError(f"average must be {' or '.join(map(repr, AVERAGES))}, but it is {average!r}.")
         check_generator(generator)
-        self.model = model
+        self.forward_func = forward_func
         self.stdev = stdev
         self.n_samples = n_samples
         self.average = average
         self.internal_batch_size = internal_batch_size
-        self.training = getattr(model, "training", False)
+        self.training = getattr(forward_func, "training", False)
         self._stdevs = checked_stdevs(stdev)
         self._seed = seed_of(generator)
         self._last_noise: tuple[Any, tuple[Tensor, ...]] | None = None
@@ -164,7 +164,7 @@ class SmoothedModel(nn.Module):
     ) -> Tensor:
         """Scores ``(n, n_copies, ...)`` of some noisy copies of n examples."""
         noisy, following = noisy_copies(inputs, noise, others, examples, copies)
-        return by_copies(self.model(*noisy, *following), copies.stop - copies.start, examples.stop - examples.start)
+        return by_copies(self.forward_func(*noisy, *following), copies.stop - copies.start, examples.stop - examples.start)
 
     def _inputs_of(self, arguments: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         n_inputs = len(self._stdevs)

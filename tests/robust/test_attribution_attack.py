@@ -438,7 +438,7 @@ def test_progress_is_shown_on_demand(network, images, capsys):
 # What is refused ------------------------------------------------------------------------------------------------------
 
 BAD_ARGUMENTS = {
-    "model": ({"model": 1}, BoundaryTypeError, "model must be callable, but it is int"),
+    "forward_func": ({"forward_func": 1}, BoundaryTypeError, "forward_func must be callable, but it is int"),
     "method": ({"method": "top"}, BoundaryValueError, "method must be one of 'topk', .*'random', but it is 'top'"),
     "attribution": ({"attribution": "lrp"}, BoundaryValueError, "attribution must be one of 'ig', 'gradient'"),
     "measure": ({"measure": "cosine"}, BoundaryValueError, "measure must be one of 'kendall', 'topk'"),

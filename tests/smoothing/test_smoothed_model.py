@@ -237,7 +237,7 @@ def test_copies_decide_alike_and_carry_no_noise():
         assert twin._last_noise is None
         assert torch.equal(twin(x), scores)
     assert [name for name, _ in smoothed.named_parameters()] == [
-        f"model.{name}" for name, _ in smoothed.model.named_parameters()
+        f"forward_func.{name}" for name, _ in smoothed.forward_func.named_parameters()
     ]
     assert "stdev=0.4, n_samples=16, average='scores'" in repr(smoothed)
 
@@ -280,7 +280,7 @@ def test_layers_see_the_copies_of_an_example_after_each_other():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"model": 3}, BoundaryTypeError, "model must be callable, but it is int"),
+        ({"forward_func": 3}, BoundaryTypeError, "forward_func must be callable, but it is int"),
         ({"stdev": -0.1}, BoundaryValueError, "stdev must be positive and finite .* it is -0.1"),
         ({"stdev": 0}, BoundaryValueError, "stdev must be positive"),
         ({"stdev": ()}, BoundaryValueError, "stdev must be positive"),
