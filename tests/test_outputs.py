@@ -92,7 +92,7 @@ def assert_same(call: Callable[[Model], Any], models: tuple[Model, Model]) -> No
 SEARCHES = {
     "nearest": NearestBoundary,
     "descent": lambda model: PGDBoundary(model, epsilons=(1.0, 4.0, 16.0)),
-    "closest": lambda model: ClosestBoundary([NearestBoundary(model, budget=10), PGDBoundary(model, n_steps=5)]),
+    "closest": lambda model: ClosestBoundary([NearestBoundary(model, budget=10), PGDBoundary(model, attack_steps=5)]),
 }
 
 

@@ -62,7 +62,8 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
     Args:
 
         forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
-            ``(N, 1)`` for a binary model. Logits are best. Of ``DataParallel`` and compiled models, that inside is attacked.
+            ``(N, 1)`` for a binary model. Logits are best. Of ``DataParallel`` and compiled models, that inside is
+            attacked.
         method (str, optional): ``"topk"``, ``"mass_center"``, ``"target"`` or ``"random"``. Default: ``"topk"``
         epsilon (float): The largest change of a feature, 0 or more, in the units of the inputs.
         bounds (tuple, optional): Limits that no perturbed input leaves: a pair ``(lower, upper)`` of numbers or of

@@ -42,9 +42,9 @@ class PGDBoundary(BoundarySearch):
             ``(N, 1)`` for a binary model.
         epsilons (Sequence[float], optional): Radii of the balls, increasing, in the norm of the search and the units of
             the inputs. Default: (36/255, 64/255, 0.3, 0.5, 0.7, 0.9, 1.1), for images in [0, 1]
-        n_steps (int, optional): Steps within each ball, each of one gradient. Default: 40
-        step_size (float, optional): Length of a step, in the same units as ``epsilons`` and not relative to them.
-            Default: None, twice the radius divided by ``n_steps``
+        attack_steps (int, optional): Steps within each ball, each of one gradient. Default: 40
+        attack_step_size (float, optional): Length of a step, in the same units as ``epsilons`` and not relative to
+            them. Default: None, twice the radius divided by ``attack_steps``
         random_start (bool, optional): Start each ball at a random point, which lies in the same direction from every
             example. Default: True
         bounds (tuple, optional): Limits that no point leaves, as in :class:`BoundarySearch`. Default: None
@@ -79,8 +79,8 @@ class PGDBoundary(BoundarySearch):
         forward_func: Callable[..., Any],
         *,
         epsilons: Sequence[float] = (36 / 255, 64 / 255, 0.3, 0.5, 0.7, 0.9, 1.1),
-        n_steps: int = 40,
-        step_size: float | None = None,
+        attack_steps: int = 40,
+        attack_step_size: float | None = None,
         random_start: bool = True,
         bounds: Bounds = None,
         norm: float = 2,
@@ -100,12 +100,16 @@ class PGDBoundary(BoundarySearch):
             show_progress=show_progress,
             internal_batch_size=internal_batch_size,
         )
-        check_count("n_steps", n_steps)
-        if step_size is not None and (not isinstance(step_size, numbers.Real) or not 0 < step_size < math.inf):
-            raise BoundaryValueError(f"step_size must be positive and finite, or None, but it is {step_size!r}.")
+        check_count("attack_steps", attack_steps)
+        if attack_step_size is not None and (
+            not isinstance(attack_step_size, numbers.Real) or not 0 < attack_step_size < math.inf
+        ):
+            raise BoundaryValueError(
+                f"attack_step_size must be positive and finite, or None, but it is {attack_step_size!r}."
+            )
         self.epsilons = increasing_radii(epsilons)
-        self.n_steps = int(n_steps)
-        self.step_size = plain_number(step_size)
+        self.attack_steps = int(attack_steps)
+        self.attack_step_size = plain_number(attack_step_size)
         self.random_start = random_start
 
     _description = "PGD boundary"
@@ -140,15 +144,15 @@ class PGDBoundary(BoundarySearch):
         """The last iterates beyond the boundary within one ball, else the inputs, and for which rows there is one."""
         x = problem.x
         radii = x.new_full((len(x),), radius)
-        step_size = 2 * radius / self.n_steps if self.step_size is None else self.step_size
+        step_size = 2 * radius / self.attack_steps if self.attack_step_size is None else self.attack_step_size
         ends, crossed = x, torch.zeros_like(radii, dtype=torch.bool)
         points = problem.clamp(x + radius * start)
-        for step in range(self.n_steps):
+        for step in range(self.attack_steps):
             beyond, slope = _log_odds(problem, points)
             ends, crossed = torch.where(beyond[:, None], points, ends), crossed | beyond
             points = points - step_size * _steepest(slope, points, problem)
             points = problem.clamp(x + project_onto_ball(points - x, radii, self.norm))
-            problem.progress((ball * self.n_steps + step + 1) / (len(self.epsilons) * self.n_steps))
+            problem.progress((ball * self.attack_steps + step + 1) / (len(self.epsilons) * self.attack_steps))
         beyond = problem.signed_margin(points) < 0
         return torch.where(beyond[:, None], points, ends), crossed | beyond
 

@@ -59,9 +59,10 @@ def largest_stdev(
             for a binary model.
         inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point, N examples. All inputs of a tuple take the noise.
         target (int, tuple, Tensor or list, optional): Class that must win, in any of Captum's forms for 2-D outputs; 0
-            or None for a model with one output. Default: None, the class that ``forward_func`` predicts for each example.
-        additional_forward_args (Any, optional): Further arguments of ``forward_func``. Tensors with N entries follow their
-            examples. Default: None
+            or None for a model with one output. Default: None, the class that ``forward_func`` predicts for each
+            example.
+        additional_forward_args (Any, optional): Further arguments of ``forward_func``. Tensors with N entries follow
+            their examples. Default: None
         stdevs (Sequence[float], optional): Standard deviations to try, in the units of the inputs. Default: twelve from
             0.02 to 0.8, which suit inputs in [0, 1]
         n_samples (int, optional): As in :class:`SmoothedModel`, as all that follows. Default: 16

@@ -164,7 +164,9 @@ class SmoothedModel(nn.Module):
     ) -> Tensor:
         """Scores ``(n, n_copies, ...)`` of some noisy copies of n examples."""
         noisy, following = noisy_copies(inputs, noise, others, examples, copies)
-        return by_copies(self.forward_func(*noisy, *following), copies.stop - copies.start, examples.stop - examples.start)
+        return by_copies(
+            self.forward_func(*noisy, *following), copies.stop - copies.start, examples.stop - examples.start
+        )
 
     def _inputs_of(self, arguments: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         n_inputs = len(self._stdevs)

@@ -84,7 +84,7 @@ SEARCHES: dict[str, Callable[[nn.Module], Any]] = {
     for norm in (2, math.inf, 1)
     for bounds in (None, (0.0, 1.0))
 }
-SEARCHES["PGD"] = partial(PGDBoundary, epsilons=(0.1, 0.5, 2.0), n_steps=10)
+SEARCHES["PGD"] = partial(PGDBoundary, epsilons=(0.1, 0.5, 2.0), attack_steps=10)
 
 
 @pytest.mark.parametrize("problem", [images, large_images, plane])

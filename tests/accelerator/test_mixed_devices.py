@@ -113,7 +113,7 @@ def test_results_lie_where_the_inputs_do(
     "call",
     [
         lambda model, images, generator: search(model, generator=generator).find(images).distance,
-        lambda model, images, generator: PGDBoundary(model, n_steps=5, generator=generator).find(images).distance,
+        lambda model, images, generator: PGDBoundary(model, attack_steps=5, generator=generator).find(images).distance,
         lambda model, images, generator: attack(model, method="random", generator=generator).perturb(images),
         lambda model, images, generator: RARLoss(model, epsilon=0.1, n_steps=3, generator=generator)(
             images, TARGET.to(images.device)

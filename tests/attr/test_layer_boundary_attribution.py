@@ -336,7 +336,7 @@ def test_settings_of_the_search_are_those_of_the_layer(model, images):
         moved = boundary.points - ModelFromLayer(model, model.third).at(images)[0]
         norms.append(torch.linalg.vector_norm(moved.flatten(1), ord=norm, dim=1))
         close(norms[-1], boundary.distance)
-    search = ClosestBoundary([quick(model), PGDBoundary(model, epsilons=(0.5, 1, 2), n_steps=5)])
+    search = ClosestBoundary([quick(model), PGDBoundary(model, epsilons=(0.5, 1, 2), attack_steps=5)])
     both = LayerBoundaryAttribution(model, model.third, search=search).attribute(images, return_boundary=True)[1]
     assert (both.distance <= norms[0] * (1 + 1e-9)).all()
     assert search.forward_func is model

@@ -23,10 +23,10 @@ METHODS = ("topk", "mass_center", "target", "random")
 EPSILON = 0.2
 
 
-def attack(model, method="topk", **options):
+def attack(forward_func, method="topk", **options):
     if method == "target" and "target_map" not in options:
         options["target_map"] = torch.eye(4)
-    return AttributionAttack(model, method, **{"epsilon": EPSILON, "n_steps": 8, "attack_steps": 8, **options})
+    return AttributionAttack(forward_func, method, **{"epsilon": EPSILON, "n_steps": 8, "attack_steps": 8, **options})
 
 
 @pytest.fixture(autouse=True)
@@ -462,7 +462,7 @@ BAD_ARGUMENTS = {
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
 def test_bad_arguments_are_refused(network, arguments, error, message):
     with pytest.raises(error, match=message):
-        attack(**{"model": network, **arguments})
+        attack(**{"forward_func": network, **arguments})
 
 
 BAD_CALLS = {

@@ -38,7 +38,7 @@ def nearest(model, **options):
 
 
 def pgd(model, **options):
-    return PGDBoundary(model, epsilons=RADII, n_steps=10, **options)
+    return PGDBoundary(model, epsilons=RADII, attack_steps=10, **options)
 
 
 def ddn(model, **options):
@@ -838,8 +838,13 @@ def test_settings_of_numpy_are_numbers(linear):
     pairs = [
         (NearestBoundary(linear, budget=np.int64(7)), NearestBoundary(linear, budget=7)),
         (
-            PGDBoundary(linear, epsilons=[np.float32(2), np.int64(9)], n_steps=np.int32(5), step_size=np.float32(0.5)),
-            PGDBoundary(linear, epsilons=[2, 9], n_steps=5, step_size=0.5),
+            PGDBoundary(
+                linear,
+                epsilons=[np.float32(2), np.int64(9)],
+                attack_steps=np.int32(5),
+                attack_step_size=np.float32(0.5),
+            ),
+            PGDBoundary(linear, epsilons=[2, 9], attack_steps=5, attack_step_size=0.5),
         ),
     ]
     for numpys, own in pairs:

@@ -82,7 +82,7 @@ def test_all_evaluations_of_all_searches_are_counted():
             x.register_hook(gradients.append)
         return corner(x)
 
-    searches = [NearestBoundary(counted, budget=6), PGDBoundary(counted, epsilons=(1.0, 4.0), n_steps=5)]
+    searches = [NearestBoundary(counted, budget=6), PGDBoundary(counted, epsilons=(1.0, 4.0), attack_steps=5)]
     boundary = ClosestBoundary(searches).find(INPUTS)
     assert int(boundary.n_forward.sum()) == sum(passed)
     assert int(boundary.n_gradient.sum()) == sum(map(len, gradients))

@@ -30,7 +30,7 @@ def nearest(model, **options):
 
 
 def pgd(model, **options):
-    return PGDBoundary(model, epsilons=RADII, n_steps=20, random_start=False, **options)
+    return PGDBoundary(model, epsilons=RADII, attack_steps=20, random_start=False, **options)
 
 
 def closest(model, **options):

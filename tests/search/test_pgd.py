@@ -64,7 +64,9 @@ def test_several_classes_of_a_linear_model_are_never_too_near(linear, norm):
 def test_steps_are_absolute_lengths():
     model = Path(edge=100.0)
     with pytest.warns(BoundaryNotFoundWarning):
-        PGDBoundary(model, epsilons=(0.3,), n_steps=4, step_size=0.05, random_start=False).find(torch.zeros(1, 2))
+        PGDBoundary(model, epsilons=(0.3,), attack_steps=4, attack_step_size=0.05, random_start=False).find(
+            torch.zeros(1, 2)
+        )
     path = [points[0, 0].item() for points in model.points]
     assert path == pytest.approx([0.0, 0.05, 0.1, 0.15])
 
@@ -72,7 +74,7 @@ def test_steps_are_absolute_lengths():
 def test_default_steps_cross_the_ball_twice():
     model = Path(edge=100.0)
     with pytest.warns(BoundaryNotFoundWarning):
-        PGDBoundary(model, epsilons=(0.1, 0.8), n_steps=8, random_start=False).find(torch.zeros(1, 2))
+        PGDBoundary(model, epsilons=(0.1, 0.8), attack_steps=8, random_start=False).find(torch.zeros(1, 2))
     path = [points[0, 0].item() for points in model.points]
     assert path[:8] == pytest.approx([0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1])
     assert path[8:] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8])
@@ -87,7 +89,7 @@ def test_iterates_stay_in_ball_and_bounds(linear, norm):
         return linear(x)
 
     inputs = torch.full((1, 5), 0.9, dtype=torch.float64)
-    search = PGDBoundary(model, epsilons=(0.3,), n_steps=6, step_size=0.2, norm=norm, bounds=(0, 1))
+    search = PGDBoundary(model, epsilons=(0.3,), attack_steps=6, attack_step_size=0.2, norm=norm, bounds=(0, 1))
     search._find(inputs, None, None)
     points = torch.cat(visited)
     assert (points >= 0).all()
@@ -101,7 +103,7 @@ def test_iterates_stay_in_ball_and_bounds(linear, norm):
 def test_the_step_of_each_norm(norm, step):
     model = Path(edge=100.0, slope=(-3.0, -4.0, 0.0))
     with pytest.warns(BoundaryNotFoundWarning):
-        PGDBoundary(model, epsilons=(1.0,), n_steps=2, step_size=0.5, norm=norm, random_start=False).find(
+        PGDBoundary(model, epsilons=(1.0,), attack_steps=2, attack_step_size=0.5, norm=norm, random_start=False).find(
             torch.zeros(1, 3)
         )
     torch.testing.assert_close(model.points[1], 0.5 * torch.tensor([step]))
@@ -123,7 +125,7 @@ def test_the_first_radius_that_succeeds_ends_the_search():
     def by_row(x, edge):
         return edge - x[:, 0]
 
-    search = PGDBoundary(by_row, epsilons=(0.1, 0.3, 1.0), n_steps=7)
+    search = PGDBoundary(by_row, epsilons=(0.1, 0.3, 1.0), attack_steps=7)
     with pytest.warns(BoundaryNotFoundWarning, match=r"1 of 4 examples, row\(s\) 3"):
         boundary = search.find(torch.zeros(4, 2), additional_forward_args=model.edge)
     assert boundary.n_gradient.tolist() == [7, 14, 21, 21]
@@ -137,7 +139,7 @@ def test_forward_passes_are_counted():
         calls += len(x)
         return x
 
-    boundary = PGDBoundary(model, epsilons=(2.0,), n_steps=5).find(torch.ones(1, 1))
+    boundary = PGDBoundary(model, epsilons=(2.0,), attack_steps=5).find(torch.ones(1, 1))
     assert boundary.n_forward.tolist() == [calls]
     assert boundary.n_gradient.tolist() == [5]
 
@@ -152,13 +154,13 @@ def test_a_confident_model_still_has_a_slope():
 def test_random_starts_come_from_the_generator(linear):
     def points(seed=None, **options):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return PGDBoundary(linear, epsilons=(4.0,), n_steps=5, generator=generator, **options).perturb(EXAMPLES)
+        return PGDBoundary(linear, epsilons=(4.0,), attack_steps=5, generator=generator, **options).perturb(EXAMPLES)
 
     assert torch.equal(points(3), points(3))
     assert not torch.equal(points(3), points(4))
     assert not torch.equal(points(3), points(random_start=False))
     generator = torch.Generator().manual_seed(3)
-    search = PGDBoundary(linear, epsilons=(4.0,), n_steps=5, generator=generator)
+    search = PGDBoundary(linear, epsilons=(4.0,), attack_steps=5, generator=generator)
     assert not torch.equal(search.perturb(EXAMPLES), search.perturb(EXAMPLES))
 
 
@@ -166,7 +168,7 @@ def test_random_starts_come_from_the_generator(linear):
 def test_one_random_start_serves_all_examples(norm):
     model = Path(edge=50.0)
     with pytest.warns(BoundaryNotFoundWarning):
-        PGDBoundary(model, epsilons=(0.5,), n_steps=1, norm=norm).find(EXAMPLES)
+        PGDBoundary(model, epsilons=(0.5,), attack_steps=1, norm=norm).find(EXAMPLES)
     assert len(model.points) == 1
     start = model.points[0] - EXAMPLES
     assert (torch.linalg.vector_norm(start, ord=norm, dim=1) <= 0.5).all()
@@ -185,9 +187,9 @@ BAD_OPTIONS = {
     "one number": ({"epsilons": 0.5}, BoundaryTypeError, "a sequence of numbers, but it is float"),
     "text": ({"epsilons": "12"}, BoundaryTypeError, "a sequence of numbers, but it is str"),
     "list of text": ({"epsilons": ["1"]}, BoundaryTypeError, r"a sequence of numbers, but it is \['1'\]"),
-    "n_steps": ({"n_steps": 0}, BoundaryValueError, "n_steps must be a positive integer, but it is 0"),
-    "step_size": ({"step_size": 0.0}, BoundaryValueError, r"step_size must be positive and finite.* 0\.0"),
-    "infinite step_size": ({"step_size": math.inf}, BoundaryValueError, "step_size must be positive and finite"),
+    "attack_steps": ({"attack_steps": 0}, BoundaryValueError, "attack_steps must be a positive integer, but it is 0"),
+    "attack_step_size": ({"attack_step_size": 0.0}, BoundaryValueError, r"must be positive and finite.* 0\.0"),
+    "infinite step": ({"attack_step_size": math.inf}, BoundaryValueError, "attack_step_size must be positive and"),
 }
 
 

@@ -120,4 +120,4 @@ def test_tuples_arguments_and_generators_are_passed_on():
 )
 def test_impossible_arguments_are_refused(options, error, message):
     with pytest.raises(error, match=message):
-        largest_stdev(**{"model": cosine, "inputs": torch.zeros(2, 1), **options})
+        largest_stdev(**{"forward_func": cosine, "inputs": torch.zeros(2, 1), **options})

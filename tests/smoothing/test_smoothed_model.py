@@ -297,7 +297,7 @@ def test_layers_see_the_copies_of_an_example_after_each_other():
 )
 def test_impossible_settings_are_refused(options, error, message):
     with pytest.raises(error, match=message):
-        SmoothedModel(**{"model": network(), "stdev": STDEV, **options})
+        SmoothedModel(**{"forward_func": network(), "stdev": STDEV, **options})
 
 
 @pytest.mark.parametrize(

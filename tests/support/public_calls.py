@@ -152,7 +152,7 @@ def searched_doubles(device: str) -> Tensor:
 
 def searched_twice(device: str) -> BoundaryPoints:
     model = classifier(device)
-    searches = NearestBoundary(model, norm=math.inf, budget=5), PGDBoundary(model, norm=math.inf, n_steps=5)
+    searches = NearestBoundary(model, norm=math.inf, budget=5), PGDBoundary(model, norm=math.inf, attack_steps=5)
     return ClosestBoundary(searches).find(IMAGES.to(device))
 
 
@@ -171,7 +171,7 @@ case("NearestBoundary", searched_function, "one output", function=one_output)
 case("NearestBoundary", searched_function, "no slope", function=steps)
 case("NearestBoundary", searched_tuple, "several inputs")
 case("NearestBoundary", searched_doubles, "double precision")
-descent = partial(PGDBoundary, epsilons=(0.1, 0.5, 2.0), n_steps=5)
+descent = partial(PGDBoundary, epsilons=(0.1, 0.5, 2.0), attack_steps=5)
 case("PGDBoundary", searched, search=descent)
 case("PGDBoundary", searched, "linf", search=descent, norm=math.inf, bounds=BOUNDS)
 case("PGDBoundary", searched, "l1", search=descent, norm=1)
