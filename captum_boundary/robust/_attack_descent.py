@@ -141,15 +141,15 @@ class _ShiftOfCenter(Objective):
         return -normalize(torch.where(has_moved, move, to_far_corner)) @ self._positions.T
 
 
-def objective_of(method: str, maps: AttributionMaps, clean: Tensor, k: int, target_map: Any) -> Objective:
+def objective_of(name: str, maps: AttributionMaps, clean: Tensor, k: int, target_map: Any) -> Objective:
     """The objective of an attack on the map ``clean`` ``(N, P)``."""
-    if method == "topk":
+    if name == "topk":
         return _MassOnFeatures(top_features(clean, k).to(clean))
-    if method == "target":
+    if name == "target":
         return _MassOnFeatures(-_format_target_map(target_map, maps).to(clean))
     if not maps.is_image:
         raise BoundaryValueError(
-            'method="mass_center" needs one input of images, (N, C, H, W), since only maps of pixels have a center.'
+            'objective="mass_center" needs one input of images, (N, C, H, W), since only maps of pixels have a center.'
         )
     return _ShiftOfCenter(clean, maps.map_shape)
 
@@ -157,7 +157,7 @@ def objective_of(method: str, maps: AttributionMaps, clean: Tensor, k: int, targ
 def _format_target_map(target_map: Any, maps: AttributionMaps) -> Tensor:
     if not isinstance(target_map, Tensor):
         raise BoundaryTypeError(
-            f'target_map must be a Tensor with method="target", but it is {type(target_map).__name__}.'
+            f'target_map must be a Tensor with objective="target", but it is {type(target_map).__name__}.'
         )
     shape = (len(maps.x), *maps.map_shape)
     if target_map.shape not in (shape[1:], (1, *shape[1:]), shape):

@@ -37,32 +37,32 @@ _ACCELERATOR_BYTES = 512 * 2**20
 class Quadrature(NamedTuple):
     """Nodes and weights on [0, 1], by Captum's names."""
 
-    method: str
+    name: str
     nodes: tuple[float, ...]
     weights: tuple[float, ...]
 
     @classmethod
-    def of(cls, method: str, n_steps: int) -> Quadrature:
+    def of(cls, name: str, n_steps: int) -> Quadrature:
         uniform = (1 / n_steps,) * n_steps
         steps = np.arange(n_steps)
-        if method == "riemann_right":
-            return cls(method, tuple((steps + 1) / n_steps), uniform)
-        if method == "riemann_left":
-            return cls(method, tuple(steps / n_steps), uniform)
-        if method == "riemann_middle":
-            return cls(method, tuple((steps + 0.5) / n_steps), uniform)
-        if method == "riemann_trapezoid":
+        if name == "riemann_right":
+            return cls(name, tuple((steps + 1) / n_steps), uniform)
+        if name == "riemann_left":
+            return cls(name, tuple(steps / n_steps), uniform)
+        if name == "riemann_middle":
+            return cls(name, tuple((steps + 0.5) / n_steps), uniform)
+        if name == "riemann_trapezoid":
             if n_steps < 2:
                 raise BoundaryValueError("riemann_trapezoid has a node at each end of the path: n_steps must be >= 2.")
             weights = np.full(n_steps, 1 / (n_steps - 1))
             weights[[0, -1]] /= 2
-            return cls(method, tuple(np.linspace(0, 1, n_steps)), tuple(weights))
-        if method == "gausslegendre":
+            return cls(name, tuple(np.linspace(0, 1, n_steps)), tuple(weights))
+        if name == "gausslegendre":
             nodes, weights = np.polynomial.legendre.leggauss(n_steps)
-            return cls(method, tuple((nodes + 1) / 2), tuple(weights / 2))
+            return cls(name, tuple((nodes + 1) / 2), tuple(weights / 2))
         raise BoundaryValueError(
-            "method must be 'riemann_right', 'riemann_left', 'riemann_middle', 'riemann_trapezoid' or "
-            f"'gausslegendre', but it is {method!r}."
+            "quadrature must be 'riemann_right', 'riemann_left', 'riemann_middle', 'riemann_trapezoid' or "
+            f"'gausslegendre', but it is {name!r}."
         )
 
 
@@ -233,7 +233,7 @@ class _PathIntegral(NamedTuple):
         losses, outputs = loss.with_layer(self._points(end - self.start, edges))
         gradient = _gradient(losses, outputs, keep_graph)
         of_steps = (len(edges), len(loss), *outputs.shape[1:])
-        at = slice(1, None) if self.rule.method == "riemann_right" else slice(None, -1)
+        at = slice(1, None) if self.rule.name == "riemann_right" else slice(None, -1)
         return (gradient.view(of_steps)[at] * outputs.view(of_steps).diff(dim=0)).sum(dim=0)
 
     def _points(self, displacement: Tensor, nodes: Any) -> Tensor:

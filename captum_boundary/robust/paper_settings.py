@@ -38,7 +38,7 @@ def paper_settings(dataset: str, size: str = "ig_norm") -> dict[str, Any]:
     Returns:
 
         - **settings** (*dict*): ``epsilon``, ``weight``, ``bounds``, ``warmup`` (0: there is none), ``n_steps``,
-          ``method`` and the attack's ``attack_steps``, ``attack_step_size`` and ``attack_n_steps``.
+          ``quadrature`` and the attack's ``attack_steps``, ``attack_step_size`` and ``attack_n_steps``.
 
     Raises:
 
@@ -57,5 +57,5 @@ def paper_settings(dataset: str, size: str = "ig_norm") -> dict[str, Any]:
             raise BoundaryValueError(
                 f"{name} must be one of {', '.join(map(repr, known))}, which the paper has, but it is {value!r}."
             )
-    path = {"n_steps": 50, "method": "riemann_right"}
+    path = {"n_steps": 50, "quadrature": "riemann_right"}
     return {**_ATTACKS[dataset], "weight": _WEIGHTS[size][dataset], "bounds": (0.0, 1.0), "warmup": 0, **path}

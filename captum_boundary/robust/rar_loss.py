@@ -127,9 +127,9 @@ class RARLoss(nn.Module):
             the sake of ``GradScaler``.
         generator (torch.Generator, optional): Source of the random starts. Default: None, one of its own with a fixed
             seed, ``loss.generator``.
-        method (str, optional): Quadrature by Captum's names: "riemann_right", "riemann_left", "riemann_middle",
-            "riemann_trapezoid" or "gausslegendre"; with ``layer`` one of the first two. Default: None,
-            "gausslegendre", with ``layer`` "riemann_right", and for ``"norm_power"`` "riemann_left".
+        quadrature (str, optional): Rule of integration by Captum's names of methods: "riemann_right", "riemann_left",
+            "riemann_middle", "riemann_trapezoid" or "gausslegendre"; with ``layer`` one of the first two. Default:
+            None, "gausslegendre", with ``layer`` "riemann_right", and for ``"norm_power"`` "riemann_left".
         power (float, optional): The exponent q of ``"norm_power"``. Default: 2
         softplus_beta (float, optional): The sharpness :math:`\beta`, an inverse temperature: the largest difference to
             a ReLU is ``log(2) / softplus_beta``, for pre-activations of nearly zero. If it is too small, the
@@ -180,7 +180,7 @@ class RARLoss(nn.Module):
         terms: Sequence[StabilityTerm] = (),
         internal_batch_size: int | None = None,
         generator: torch.Generator | None = None,
-        method: str | None = None,
+        quadrature: str | None = None,
         power: float = 2.0,
         softplus_beta: float = 100.0,
     ) -> None:
@@ -205,11 +205,11 @@ class RARLoss(nn.Module):
         self.model = model
         self.size = size
         self._size = _Size.of(size, power)
-        method = method or self._size.method or ("gausslegendre" if layer is None else "riemann_right")
+        quadrature = quadrature or self._size.quadrature or ("gausslegendre" if layer is None else "riemann_right")
         if layer is not None:
-            _check_layer(model, layer, method)
+            _check_layer(model, layer, quadrature)
         self._layer = (layer,)  # in a tuple, since it belongs to the model already
-        rules = Quadrature.of(method, n_steps), Quadrature.of(method, min(attack_n_steps, n_steps))
+        rules = Quadrature.of(quadrature, n_steps), Quadrature.of(quadrature, min(attack_n_steps, n_steps))
         self._norm, self._attack_norm = (
             None if self._size.function is None else AttributionNorm(self._size.function, rule) for rule in rules
         )
@@ -467,7 +467,7 @@ class _Size(NamedTuple):
     function: Callable[[Tensor], Tensor] | None  # None for the plain sum, which completeness gives without a path
     weight: float  # of the regularizer in the paper's experiments, where it has one
     at_perturbed: bool  # whether the loss itself is taken at the perturbed inputs
-    method: str | None = None  # quadrature, where the size asks for one
+    quadrature: str | None = None  # where the size asks for one
 
     @classmethod
     def of(cls, size: str | Callable[[Tensor], Tensor], power: float) -> _Size:
@@ -477,7 +477,7 @@ class _Size(NamedTuple):
             "ig_sum_norm": cls(_l1, weight=0.1, at_perturbed=True),
             "sum": cls(None, weight=1.0, at_perturbed=True),
             # The first term of the left sum is the gradient at the input itself.
-            "norm_power": cls(partial(_l1_power, power=power), 1.0, at_perturbed=False, method="riemann_left"),
+            "norm_power": cls(partial(_l1_power, power=power), 1.0, at_perturbed=False, quadrature="riemann_left"),
         }
         if callable(size):
             return cls(size, weight=1.0, at_perturbed=False)
@@ -512,13 +512,13 @@ def _check_model(model: object) -> None:
         )
 
 
-def _check_layer(model: nn.Module, layer: Any, method: str) -> None:
+def _check_layer(model: nn.Module, layer: Any, quadrature: str) -> None:
     if not isinstance(layer, nn.Module) or all(module is not layer for module in model.modules()):
         raise BoundaryValueError("layer must be a module of the model, but it is none of model.modules().")
-    if method not in ("riemann_right", "riemann_left"):
+    if quadrature not in ("riemann_right", "riemann_left"):
         raise BoundaryValueError(
-            f"With layer, method must be 'riemann_right' or 'riemann_left', whose nodes divide the path evenly, but it "
-            f"is {method!r}."
+            "With layer, quadrature must be 'riemann_right' or 'riemann_left', whose nodes divide the path evenly, but "
+            f"it is {quadrature!r}."
         )
 
 

@@ -73,7 +73,7 @@ class AttributionCosine(StabilityTerm):
         n_steps (int, optional): Nodes on each of the two paths. Default: 3
         baselines (scalar, Tensor or tuple, optional): Where the paths begin: a number, or a Tensor of one example,
             ``(1, ...)``, or a tuple of them, one for each input. Default: None, zeros.
-        method (str, optional): Quadrature, by the names of :class:`RARLoss`. Default: "gausslegendre"
+        quadrature (str, optional): Rule of integration, by the names of :class:`RARLoss`. Default: "gausslegendre"
 
     Examples::
 
@@ -88,7 +88,7 @@ class AttributionCosine(StabilityTerm):
     _: KW_ONLY
     n_steps: int = 3
     baselines: Any = None
-    method: str = "gausslegendre"
+    quadrature: str = "gausslegendre"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +99,7 @@ class AttributionCosine(StabilityTerm):
                     "baselines must be numbers or Tensors of one example, (1, ...), since batches change, but one has "
                     f"shape {tuple(baseline.shape)}."
                 )
-        Quadrature.of(self.method, self.n_steps)
+        Quadrature.of(self.quadrature, self.n_steps)
 
     @property
     def _n_points(self) -> int:
@@ -107,7 +107,7 @@ class AttributionCosine(StabilityTerm):
 
     def values(self, batch: PerturbedBatch) -> Tensor:
         """Values of the term ``(N,)``, through which gradients reach the parameters."""
-        rule = Quadrature.of(self.method, self.n_steps)
+        rule = Quadrature.of(self.quadrature, self.n_steps)
         before, after = (
             _integrated_gradients(batch, points, self.baselines, rule) for points in (batch.x, batch.perturbed)
         )

@@ -95,7 +95,7 @@ def training(
         loss |= {"attack_steps": 5, "attack_step_size": loss["epsilon"] / 2}
         if objective in ("ig_norm", "ig_sum_norm"):
             # Few nodes, so that they have to be good ones: the right sum of 5 is twice the size of the integral.
-            loss |= {"n_steps": 5, "attack_n_steps": 2, "method": "gausslegendre"}
+            loss |= {"n_steps": 5, "attack_n_steps": 2, "quadrature": "gausslegendre"}
     schedule = _SCHEDULES[scale](dataset, objective)
     settings = Training(dataset, objective, scale, seed, **schedule, smooth=smooth, loss=loss)
     if quick:
@@ -122,7 +122,7 @@ def _loss(name: str, size: str) -> dict[str, Any]:
     if size != "norm_power":
         return paper_settings(name, size)
     # Not in the paper's experiments. One step makes it input-gradient regularization.
-    return {**paper_settings(name, "ig_norm"), "n_steps": 1, "method": "riemann_left"}
+    return {**paper_settings(name, "ig_norm"), "n_steps": 1, "quadrature": "riemann_left"}
 
 
 def _published(dataset: str, objective: str) -> dict[str, Any]:

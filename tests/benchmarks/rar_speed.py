@@ -35,7 +35,7 @@ SETTINGS = {
     "n_steps": N_STEPS,
     "attack_steps": ATTACK_STEPS,
     "attack_n_steps": ATTACK_N_STEPS,
-    "method": "riemann_right",
+    "quadrature": "riemann_right",
     "warmup": 0,
 }
 SMALL, PAPER = "small network, batch 64", "paper's network, batch 50"

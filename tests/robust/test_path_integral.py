@@ -46,7 +46,7 @@ def test_quadrature_integrates_constants_and_stays_in_the_unit_interval(method: 
 
 
 def test_quadrature_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(BoundaryValueError, match=r"method must be .* but it is 'simpson'"):
+    with pytest.raises(BoundaryValueError, match=r"quadrature must be .* but it is 'simpson'"):
         Quadrature.of("simpson", 5)
     with pytest.raises(BoundaryValueError, match="n_steps must be >= 2"):
         Quadrature.of("riemann_trapezoid", 1)

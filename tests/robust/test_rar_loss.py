@@ -60,7 +60,7 @@ def test_one_layer_models_have_the_soft_margin_loss(size, g, seed, epsilon) -> N
     def loss_func(margin: Tensor, y: Tensor) -> Tensor:
         return g(-y * margin)
 
-    rar = RARLoss(model, size, epsilon=epsilon, loss_func=loss_func, n_steps=60, method="gausslegendre", warmup=0)
+    rar = RARLoss(model, size, epsilon=epsilon, loss_func=loss_func, n_steps=60, quadrature="gausslegendre", warmup=0)
     maximizer = x - epsilon * y[:, None] * weight.sign()
     at_maximizer = loss_func(model(x), y) + rar.regularizer(x, maximizer, y)
     torch.testing.assert_close(at_maximizer.detach(), closed_form, rtol=1e-8, atol=1e-8)
@@ -236,7 +236,7 @@ def numerical_gradient(function, parameter: Tensor, direction: Tensor) -> float:
 @pytest.mark.parametrize("with_layer", [False, True])
 def test_parameter_gradients_at_fixed_points(size, internal_batch_size, with_layer) -> None:
     model, (x, y) = softplus_network(), batch()
-    layer, method = (model[1], "riemann_right") if with_layer else (None, None)
+    layer, quadrature = (model[1], "riemann_right") if with_layer else (None, None)
     rar = RARLoss(
         model,
         size,
@@ -244,7 +244,7 @@ def test_parameter_gradients_at_fixed_points(size, internal_batch_size, with_lay
         n_steps=9,
         internal_batch_size=internal_batch_size,
         layer=layer,
-        method=method,
+        quadrature=quadrature,
         warmup=0,
     )
     perturbed = rar.perturb(x, y)
@@ -759,7 +759,7 @@ def test_paper_settings_fit_the_loss() -> None:
         ({"internal_batch_size": 0}, BoundaryValueError, "internal_batch_size must be a positive integer"),
         ({"generator": 7}, BoundaryTypeError, "generator must be a torch.Generator, but it is int"),
         ({"layer": nn.Linear(2, 2)}, BoundaryValueError, "layer must be a module of the model"),
-        ({"method": "simpson"}, BoundaryValueError, "method must be 'riemann_right'"),
+        ({"quadrature": "simpson"}, BoundaryValueError, "quadrature must be 'riemann_right'"),
     ],
 )
 def test_options_that_make_no_sense(options, error, message) -> None:
@@ -769,8 +769,8 @@ def test_options_that_make_no_sense(options, error, message) -> None:
 
 def test_layers_need_rules_with_even_nodes() -> None:
     model = softplus_network()
-    with pytest.raises(BoundaryValueError, match=r"With layer, method must be .* but it is 'gausslegendre'"):
-        RARLoss(model, epsilon=0.1, layer=model[1], method="gausslegendre", warmup=0)
+    with pytest.raises(BoundaryValueError, match=r"With layer, quadrature must be .* but it is 'gausslegendre'"):
+        RARLoss(model, epsilon=0.1, layer=model[1], quadrature="gausslegendre", warmup=0)
 
 
 def test_models_must_be_modules() -> None:

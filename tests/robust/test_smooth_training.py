@@ -52,7 +52,12 @@ def test_one_hidden_layer_has_a_closed_form(beta) -> None:
     model, (x, y) = network(n_classes=1), batch()
     end = ends(x)
     rar = smooth_loss(
-        model, softplus_beta=beta, loss_func=output_itself, n_steps=100, method="gausslegendre", internal_batch_size=60
+        model,
+        softplus_beta=beta,
+        loss_func=output_itself,
+        n_steps=100,
+        quadrature="gausslegendre",
+        internal_batch_size=60,
     )
     sizes = rar.regularizer(x, end, y)
     closed_form = softplus_attribution(model, x, end, beta).abs().sum(dim=1)
@@ -82,7 +87,7 @@ def test_parameter_gradients_are_exact(size, internal_batch_size, with_layer) ->
         n_steps=9,
         internal_batch_size=internal_batch_size,
         layer=model[1] if with_layer else None,
-        method="riemann_right" if with_layer else None,
+        quadrature="riemann_right" if with_layer else None,
     )
     perturbed = rar.perturb(x, y)
 
@@ -112,7 +117,7 @@ def test_what_relu_hides_is_seen() -> None:
     slopes = {}
     for smooth in (None, "softplus"):
         rar = smooth_loss(
-            model, smooth=smooth, softplus_beta=20.0, loss_func=output_itself, n_steps=100, method="gausslegendre"
+            model, smooth=smooth, softplus_beta=20.0, loss_func=output_itself, n_steps=100, quadrature="gausslegendre"
         )
         size = rar.regularizer(x, end, y)
         assert size.item() == pytest.approx(0.6, abs=0.01)

@@ -24,7 +24,7 @@ from captum_boundary.robust import StabilityTerm
 
 TERMS = {
     "cosine": AttributionCosine(2.0, n_steps=4),
-    "cosine from a baseline": AttributionCosine(2.0, baselines=0.3, method="riemann_middle"),
+    "cosine from a baseline": AttributionCosine(2.0, baselines=0.3, quadrature="riemann_middle"),
     "cosine from a baseline of its own": AttributionCosine(2.0, baselines=torch.full((1, 8), 0.2)),
     "top": TopKMargin(0.3, k=2),
     "top of some pairs": TopKMargin(0.3, k=3, n_pairs=1, curvature=0.5),
@@ -60,7 +60,7 @@ def one_value(term: StabilityTerm, model: nn.Module, x: Tensor, perturbed: Tenso
 
     if isinstance(term, AttributionCosine):
         method = IntegratedGradients(model)
-        options = {"target": label, "baselines": term.baselines, "n_steps": term.n_steps, "method": term.method}
+        options = {"target": label, "baselines": term.baselines, "n_steps": term.n_steps, "method": term.quadrature}
         before, after = (method.attribute(point[None], **options)[0] for point in (x, perturbed))
         return float(1 - before @ after / before.norm() / after.norm())
     if isinstance(term, TopKMargin):
@@ -219,7 +219,7 @@ def test_without_a_weight_the_terms_are_alone() -> None:
         (lambda: AttributionCosine(-1.0), BoundaryValueError, "weight must be"),
         (lambda: AttributionCosine(math.nan), BoundaryValueError, "weight must be"),
         (lambda: AttributionCosine(n_steps=0), BoundaryValueError, "n_steps"),
-        (lambda: AttributionCosine(method="simpson"), BoundaryValueError, "method must be"),
+        (lambda: AttributionCosine(quadrature="simpson"), BoundaryValueError, "quadrature must be"),
         (lambda: AttributionCosine(baselines=torch.zeros(5, 8)), BoundaryValueError, "of one example"),
         (lambda: TopKMargin(k=0), BoundaryValueError, "k must be"),
         (lambda: TopKMargin(n_pairs=0), BoundaryValueError, "n_pairs"),
