@@ -69,9 +69,6 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
             values of each example, for each input.
         generator (torch.Generator, optional): Source of the noise, which gives one number at construction. Default:
             None, the same noise in all instances.
-        internal_batch_size (int, optional): Copies that pass through the model at once, at least one pair. Default:
-            None, as many as fit: those that keep 256 MiB for the backward pass on a CPU, or half of what is free on a
-            CUDA device.
 
     Raises:
 
@@ -99,16 +96,13 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         stdev: float | tuple[float, ...] | None = None,
         *,
         generator: torch.Generator | None = None,
-        internal_batch_size: int | None = None,
     ) -> None:
         if not callable(forward_func):
             raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
         super().__init__(forward_func)
         self._stdevs = None if stdev is None else checked_stdevs(stdev)
         check_generator(generator)
-        check_count("internal_batch_size", internal_batch_size, optional=True)
         self.stdev = stdev
-        self.internal_batch_size = internal_batch_size
         self._seed = seed_of(generator)
 
     @captum_method
@@ -117,9 +111,11 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         inputs: TensorOrTupleOfTensorsGeneric,
         target: TargetType = None,
         additional_forward_args: object = None,
+        *,
         n_samples: int = 24,
         energy: str = "total",
         width: float = 0.0,
+        internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Energy of every feature of every example.
@@ -142,6 +138,9 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
             width (float, optional): Standard deviation, in pixels, of a Gaussian window that averages energy over
                 neighboring positions of images ``(N, C, H, W)``. Features of a network are larger than a pixel, so that
                 the mean over neighbors has less noise; about a hundredth of the side of an image. Default: 0, none
+            internal_batch_size (int, optional): Copies that pass through the model at once, at least one pair. Default:
+                None, as many as fit: those that keep 256 MiB for the backward pass on a CPU, or half of what is free on
+                a CUDA device.
             show_progress (bool, optional): Show a progress bar, in copies of all examples. Default: False
 
         Returns:
@@ -157,15 +156,14 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         """
         tensors = check_inputs(inputs)
         self._check(tensors, n_samples, energy, width)
+        check_count("internal_batch_size", internal_batch_size, optional=True)
         with geometry():
             with watch_repeatability(self.forward_func) as repeatability:
-                oracle = MarginOracle(
-                    self.forward_func, tensors, target, additional_forward_args, self.internal_batch_size
-                )
+                oracle = MarginOracle(self.forward_func, tensors, target, additional_forward_args, internal_batch_size)
                 oracle.score_noise(repeatability)
                 total = len(oracle) * n_samples
                 with tqdm(total=total, desc="Boundary energy", unit="copy", disable=not show_progress) as bar:
-                    energies = self._energies(oracle, n_samples, energy, bar.update)
+                    energies = self._energies(oracle, n_samples, energy, internal_batch_size, bar.update)
             maps = unpack(
                 energies, tuple(tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors)
             )
@@ -181,14 +179,19 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         return False
 
     def _energies(
-        self, oracle: MarginOracle, n_samples: int, energy: str, on_copies: Callable[[int], object]
+        self,
+        oracle: MarginOracle,
+        n_samples: int,
+        energy: str,
+        internal_batch_size: int | None,
+        on_copies: Callable[[int], object],
     ) -> Tensor:
         """Energies ``(N, D)``."""
         stdevs = self._stdevs or (1.0,) * len(oracle.inputs)
         halves = oracle.pack(NoiseSource(self._seed).normal(n_samples // 2, oracle.inputs, stdevs))
         scale = _tenth_of_range(oracle) if self._stdevs is None else None
         few = oracle.all_rows[:2]
-        rows_at_once = self.internal_batch_size or points_at_once(
+        rows_at_once = internal_batch_size or points_at_once(
             len(oracle) * n_samples,
             tuple(tensor[:2] for tensor in oracle.inputs),
             self.forward_func,

@@ -18,7 +18,7 @@ from captum_boundary._core.captum_helpers import (
     format_output,
     is_tuple,
 )
-from captum_boundary._core.checks import check_inputs
+from captum_boundary._core.checks import check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import resolve_target
 from captum_boundary._core.model import Model
@@ -55,8 +55,6 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
             ``lambda x: x.permute(0, 3, 1, 2)``). It may choose and permute values, and not compute with them. Default:
             None, the output of the layer is such a grid.
         generator (torch.Generator, optional): Source of the noise, as for :class:`BoundaryEnergy`. Default: None
-        internal_batch_size (int, optional): Images and copies that pass through the model at once. Default: None, as
-            many as fit.
 
     Raises:
 
@@ -87,7 +85,6 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
         *,
         reshape_transform: ReshapeTransform | None = None,
         generator: torch.Generator | None = None,
-        internal_batch_size: int | None = None,
     ) -> None:
         super().__init__(forward_func)
         if not isinstance(layer, nn.Module):
@@ -99,11 +96,10 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
                 f"reshape_transform must be a function of the layer's output, but it is "
                 f"{type(reshape_transform).__name__}."
             )
-        self.energy = BoundaryEnergy(forward_func, stdev, generator=generator, internal_batch_size=internal_batch_size)
+        self.energy = BoundaryEnergy(forward_func, stdev, generator=generator)
         self.layer = layer
         self.stdev = stdev
         self.reshape_transform = reshape_transform
-        self.internal_batch_size = internal_batch_size
 
     @captum_method
     def attribute(
@@ -111,9 +107,11 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
         inputs: TensorOrTupleOfTensorsGeneric,
         target: TargetType = None,
         additional_forward_args: object = None,
+        *,
         n_samples: int = 24,
         energy: str = "common",
         width: float | None = None,
+        internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Boundary energy times Grad-CAM, for every pixel.
@@ -130,6 +128,8 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
             energy (str, optional): ``"common"`` or ``"total"``, as for :class:`BoundaryEnergy`. Default: ``"common"``
             width (float, optional): Standard deviation, in pixels, of the window in which energy is averaged. Default:
                 None, a 75th of the width of the image, and at least a pixel.
+            internal_batch_size (int, optional): Images and copies that pass through the model at once. Default: None,
+                as many as fit.
             show_progress (bool, optional): Show a progress bar, in copies of all images. Default: False
 
         Returns:
@@ -151,11 +151,19 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
                 f"inputs must be one Tensor of images (N, C, H, W), but their shapes are {shapes}. Give other inputs "
                 "of the model as additional_forward_args."
             )
+        check_count("internal_batch_size", internal_batch_size, optional=True)
         (images,) = tensors
-        cam, classes = self._grad_cam(images, target, additional_forward_args)
+        cam, classes = self._grad_cam(images, target, additional_forward_args, internal_batch_size)
         width = max(1.0, images.shape[3] / _WINDOWS_PER_WIDTH) if width is None else width
         energies = self.energy.attribute(
-            images, classes, additional_forward_args, n_samples, energy, width, show_progress
+            images,
+            classes,
+            additional_forward_args,
+            n_samples=n_samples,
+            energy=energy,
+            width=width,
+            internal_batch_size=internal_batch_size,
+            show_progress=show_progress,
         )
         return format_output(is_tuple(inputs), (energies * cam,))
 
@@ -167,7 +175,9 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
         r"""The maps do not add up to a difference of outputs: always False."""
         return False
 
-    def _grad_cam(self, images: Tensor, target: TargetType, additional_forward_args: object) -> tuple[Tensor, Tensor]:
+    def _grad_cam(
+        self, images: Tensor, target: TargetType, additional_forward_args: object, internal_batch_size: int | None
+    ) -> tuple[Tensor, Tensor]:
         """Grad-CAM ``(N, 1, H, W)``, not negative, and the classes ``(N,)`` that it explains."""
         n_images = len(images)
         model = Model(self.forward_func, n_images, additional_forward_args)
@@ -176,7 +186,7 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
             return self._scores_and_activations(model, images, rows)
 
         with geometry():
-            size = self.internal_batch_size or points_at_once(
+            size = internal_batch_size or points_at_once(
                 n_images, (images[:2],), self.forward_func, lambda: scores_of(slice(0, 2))
             )
             parts, classes = [], []

@@ -59,7 +59,7 @@ def test_energies_are_those_of_a_slow_replica(target):
     model, x = network(), points()
     targets = model(x).argmax(dim=1).tolist() if target is None else [target] * 5
     total, common = (
-        BoundaryEnergy(model, STDEV).attribute(x, target, None, 6, energy) for energy in ("total", "common")
+        BoundaryEnergy(model, STDEV).attribute(x, target, n_samples=6, energy=energy) for energy in ("total", "common")
     )
     for row, its_target in enumerate(targets):
         g = slow_gradients(model, x[row], its_target, 6)
@@ -90,7 +90,10 @@ def test_common_energy_is_the_squared_mean_without_bias():
     expected = g.mean(dim=0).square()
     generator = torch.Generator().manual_seed(0)
     few = torch.cat(
-        [BoundaryEnergy(model, STDEV, generator=generator).attribute(x, 0, None, 4, "common") for _ in range(1000)]
+        [
+            BoundaryEnergy(model, STDEV, generator=generator).attribute(x, 0, n_samples=4, energy="common")
+            for _ in range(1000)
+        ]
     )
     error = few.std(dim=0) / 1000**0.5
     assert ((few.mean(dim=0) - expected).abs() < 4 * error + 0.002 * expected).all()
@@ -117,17 +120,17 @@ def test_results_depend_neither_on_the_batch_nor_on_its_parts(energy, size):
         return model(inputs)
 
     whole = BoundaryEnergy(model, STDEV).attribute(x, n_samples=6, energy=energy)
-    parts = BoundaryEnergy(watched, STDEV, internal_batch_size=size).attribute(x[1:4], n_samples=6, energy=energy)
+    parts = BoundaryEnergy(watched, STDEV).attribute(x[1:4], n_samples=6, energy=energy, internal_batch_size=size)
     torch.testing.assert_close(parts, whole[1:4], rtol=1e-10, atol=1e-12)
     assert max(rows) <= max(size, 2)
 
 
 @pytest.mark.parametrize("energy", ["total", "common"])
 def test_progress_is_shown_in_copies_if_wanted(capsys, energy):
-    method = BoundaryEnergy(network(), STDEV, internal_batch_size=7)
-    method.attribute(points(), n_samples=6, energy=energy)
+    method, options = BoundaryEnergy(network(), STDEV), {"n_samples": 6, "energy": energy, "internal_batch_size": 7}
+    method.attribute(points(), **options)
     assert capsys.readouterr().err == ""
-    method.attribute(points(), n_samples=6, energy=energy, show_progress=True)
+    method.attribute(points(), **options, show_progress=True)
     assert "30/30" in capsys.readouterr().err
 
 
@@ -150,7 +153,7 @@ def test_tuples_arguments_and_dtypes():
     def model(x, y, scale):
         return torch.stack([x.sum(dim=1) * scale, y.float().sum(dim=1)], dim=1)
 
-    maps = BoundaryEnergy(model, (0.1, 0.0)).attribute((x, y), 0, scale, 4)
+    maps = BoundaryEnergy(model, (0.1, 0.0)).attribute((x, y), 0, scale, n_samples=4)
     assert [part.dtype for part in maps] == [torch.float32, torch.float32]
     torch.testing.assert_close(maps[0], scale.square()[:, None].expand(5, 4))
     assert (maps[1] == 0).all()
@@ -254,14 +257,14 @@ def pixelwise(weight):
 
 
 def test_averages_of_the_same_everywhere_are_the_same():
-    maps = BoundaryEnergy(pixelwise(torch.ones(2, 9, 9).double()), STDEV).attribute(images(), 0, None, 4, width=1.5)
+    maps = BoundaryEnergy(pixelwise(torch.ones(2, 9, 9).double()), STDEV).attribute(images(), 0, n_samples=4, width=1.5)
     torch.testing.assert_close(maps, torch.ones_like(maps))
 
 
 def test_one_pixel_becomes_a_gaussian():
     weight = torch.zeros(2, 21, 21).double()
     weight[0, 10, 10] = 1
-    maps = BoundaryEnergy(pixelwise(weight), STDEV).attribute(images(1, 21), 0, None, 4, width=1.5)
+    maps = BoundaryEnergy(pixelwise(weight), STDEV).attribute(images(1, 21), 0, n_samples=4, width=1.5)
     offsets = torch.arange(21).double() - 10
     bell = torch.exp(-0.5 * (offsets / 1.5).square()) * (offsets.abs() <= 5)
     bell = bell / bell.sum()
@@ -272,7 +275,7 @@ def test_one_pixel_becomes_a_gaussian():
 def test_windows_may_be_larger_than_images():
     weight = torch.zeros(2, 3, 3).double()
     weight[:, 1, 1] = 1
-    maps = BoundaryEnergy(pixelwise(weight), STDEV).attribute(images(1, 3), 0, None, 4, width=100.0)
+    maps = BoundaryEnergy(pixelwise(weight), STDEV).attribute(images(1, 3), 0, n_samples=4, width=100.0)
     torch.testing.assert_close(maps, torch.full_like(maps, 1 / 9), rtol=1e-3, atol=0)
 
 
@@ -288,6 +291,7 @@ def test_windows_may_be_larger_than_images():
         ({"inputs": (points(), points())}, BoundaryValueError, r"stdev is for 1 input\(s\), but there are 2"),
         ({"inputs": points().long()}, BoundaryTypeError, "floating point"),
         ({"target": 7}, BoundaryValueError, "target must be between 0 and 2"),
+        ({"internal_batch_size": -1}, BoundaryValueError, "internal_batch_size must be"),
     ],
 )
 def test_impossible_questions_are_refused(options, error, message):
@@ -302,7 +306,6 @@ def test_impossible_questions_are_refused(options, error, message):
         ({"stdev": 0.0}, BoundaryValueError, "stdev must be positive"),
         ({"stdev": "large"}, BoundaryTypeError, "stdev must be a number"),
         ({"generator": 1}, BoundaryTypeError, "generator must be"),
-        ({"internal_batch_size": -1}, BoundaryValueError, "internal_batch_size must be"),
     ],
 )
 def test_impossible_settings_are_refused(options, error, message):

@@ -167,7 +167,7 @@ def test_results_depend_neither_on_the_batch_nor_on_its_parts(size: int, images:
     model = cnn().double()
     images = images.double()
     whole = BoundaryGradCam(model, model[0]).attribute(images, [0, 1, 2], n_samples=4)
-    parts = BoundaryGradCam(model, model[0], internal_batch_size=size).attribute(images, [0, 1, 2], n_samples=4)
+    parts = BoundaryGradCam(model, model[0]).attribute(images, [0, 1, 2], n_samples=4, internal_batch_size=size)
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-15)
     one = BoundaryGradCam(model, model[0]).attribute((images[1:2],), torch.tensor([1]), n_samples=4)
     assert isinstance(one, tuple)
@@ -214,8 +214,8 @@ def test_half_precision_and_further_arguments(images: Tensor) -> None:
 
     arguments = (torch.tensor([1.0, 2.0, 3.0]), torch.ones(CLASSES))
     plain = BoundaryGradCam(body, body[0]).attribute(images, 1, n_samples=4)
-    method = BoundaryGradCam(scaled, body[0], internal_batch_size=2)
-    maps = method.attribute(images, 1, arguments, n_samples=4)
+    method = BoundaryGradCam(scaled, body[0])
+    maps = method.attribute(images, 1, arguments, n_samples=4, internal_batch_size=2)
     torch.testing.assert_close(maps, plain * arguments[0].pow(3).view(-1, 1, 1, 1), rtol=1e-3, atol=1e-9)
 
 

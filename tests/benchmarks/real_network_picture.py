@@ -51,12 +51,12 @@ def main() -> None:
 def explain(model: nn.Module, images: Tensor, search: NearestBoundary, boundary: BoundaryPoints) -> dict[str, Tensor]:
     target = boundary.target
     path = {"internal_batch_size": AT_ONCE}
-    where = BoundaryGradCam(model, model[1].features, internal_batch_size=AT_ONCE)
+    where = BoundaryGradCam(model, model[1].features)
     return {
         "Grad-CAM": grad_cam(model, images, target),
         "IG": IntegratedGradients(model).attribute(images, target=target, **path).detach(),
         "BIG": BoundaryIntegratedGradients(model, search).attribute(images, boundary=boundary, **path).detach(),
-        "BoundaryGradCam": where.attribute(images, target),
+        "BoundaryGradCam": where.attribute(images, target, **path),
     }
 
 

@@ -32,9 +32,14 @@ def boundary_energy(
     target: Tensor,
     noise: float = NOISE,
 ) -> Tensor:
-    method = BoundaryEnergy(model, noise, internal_batch_size=AT_ONCE)
-    width = window(images) if averaged else 0.0
-    return method.attribute(images, target, n_samples=n_gradients // 4 * 2, energy=energy, width=width)
+    return BoundaryEnergy(model, noise).attribute(
+        images,
+        target,
+        n_samples=n_gradients // 4 * 2,
+        energy=energy,
+        width=window(images) if averaged else 0.0,
+        internal_batch_size=AT_ONCE,
+    )
 
 
 def smoothgrad_energy(
