@@ -39,7 +39,11 @@ CALLS: dict[str, Callable[[Number, Number], Any]] = {
     "SmoothedModel": lambda real, whole: SmoothedModel(model(), stdev=real(SCALE), n_samples=whole(4))(INPUTS),
     "certified_radius": lambda real, whole: (
         certified_radius(
-            SmoothedModel(model(), stdev=real(SCALE)), INPUTS, whole(20), alpha=real(SCALE), n_selection=whole(10)
+            SmoothedModel(model(), stdev=real(SCALE)),
+            INPUTS,
+            n_samples=whole(20),
+            alpha=real(SCALE),
+            n_selection=whole(10),
         ).radius
     ),
     "largest_stdev": lambda real, whole: largest_stdev(model(), INPUTS, stdevs=[real(SCALE), real(2 * SCALE)]),

@@ -161,7 +161,7 @@ def test_normals(models):
 def test_metrics(models):
     boundary = NearestBoundary(models[0]).find(INPUTS)
     maps = INPUTS - boundary.points
-    assert_same(lambda model: metrics.normal_alignment(model, INPUTS, None, boundary), models)
+    assert_same(lambda model: metrics.normal_alignment(model, INPUTS, boundary), models)
     assert_same(lambda model: metrics.first_order_optimality(model, INPUTS, boundary), models)
     assert_same(lambda model: metrics.deletion(model, INPUTS, maps), models)
     assert_same(lambda model: metrics.insertion(model, INPUTS, maps, baselines=0.0), models)

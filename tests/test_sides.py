@@ -115,8 +115,8 @@ def test_inside_of_captum(model, sides):
 def test_metrics(model):
     boundary = NearestBoundary(model).find(INPUTS)
     maps = INPUTS - boundary.points
-    alignment = metrics.normal_alignment(model, INPUTS, boundary.target, boundary)
-    torch.testing.assert_close(alignment, metrics.normal_alignment(model, INPUTS, None, boundary))
+    alignment = metrics.normal_alignment(model, INPUTS, boundary, boundary.target)
+    torch.testing.assert_close(alignment, metrics.normal_alignment(model, INPUTS, boundary))
     for measure in (metrics.deletion, metrics.insertion):
         expected = measure(model, INPUTS, maps, None, baselines=0.0)
         torch.testing.assert_close(measure(model, INPUTS, maps, boundary.target, baselines=0.0), expected)

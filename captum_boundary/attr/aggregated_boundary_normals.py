@@ -80,6 +80,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         self,
         forward_func: Callable[..., Any],
         search: BoundarySearch | None = None,
+        *,
         multiply_by_inputs: bool = False,
     ) -> None:
         super().__init__(forward_func)
@@ -93,10 +94,10 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         inputs: TensorOrTupleOfTensorsGeneric,
         target: TargetType = None,
         additional_forward_args: object = None,
+        *,
         n_boundaries: int = 5,
         sampling: str = "classes",
         weighting: Weighting = "softmin",
-        *,
         boundary: BoundaryNormals | None = None,
         mask: Mask = None,
         return_boundary: bool = False,

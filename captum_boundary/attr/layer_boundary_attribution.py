@@ -148,7 +148,7 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
                 targets, layers that a model cannot be evaluated from, and a delta that the method does not have.
             BoundaryNotFoundError: If the search is strict and some example has no boundary point.
         """
-        from_layer = ModelFromLayer(self.forward_func, self.layer, attribute_to_layer_input)
+        from_layer = ModelFromLayer(self.forward_func, self.layer, attribute_to_layer_input=attribute_to_layer_input)
         activations, arguments = from_layer.at(inputs, additional_forward_args)
         if boundary is None:
             boundary = self.search.with_forward_func(from_layer).find(activations, target, arguments, mask=mask)

@@ -76,7 +76,7 @@ class ModelFromLayer(nn.Module):
     """
 
     def __init__(
-        self, forward_func: Callable[..., Any], layer: nn.Module, attribute_to_layer_input: bool = False
+        self, forward_func: Callable[..., Any], layer: nn.Module, *, attribute_to_layer_input: bool = False
     ) -> None:
         super().__init__()
         if not callable(forward_func):

@@ -13,7 +13,7 @@ __all__ = ["nearest_tokens"]
 
 
 def nearest_tokens(
-    points: Tensor, embedding_weight: Tensor, k: int = 1, *, metric: str = "cosine", mask: Tensor | None = None
+    points: Tensor, embedding_weight: Tensor, *, k: int = 1, metric: str = "cosine", mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     r"""The tokens whose embeddings are nearest to points, such as boundary points: an aid to reading them.
 

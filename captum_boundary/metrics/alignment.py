@@ -35,8 +35,8 @@ _DUAL = {2: 2, math.inf: 1, 1: math.inf}
 def normal_alignment(
     forward_func: Callable[..., Any],
     inputs: TensorOrTupleOfTensorsGeneric,
-    target: TargetType,
     boundary: BoundaryPoints,
+    target: TargetType = None,
     additional_forward_args: object = None,
     *,
     score: str = "output",
@@ -51,9 +51,9 @@ def normal_alignment(
         forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
             ``(N, 1)`` for a binary model.
         inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; N examples.
-        target (int, tuple, Tensor or list, optional): Class whose score is differentiated: that of the boundary. None
-            means just that.
         boundary (BoundaryPoints): Boundary points of these inputs.
+        target (int, tuple, Tensor or list, optional): Class whose score is differentiated, which must be that of the
+            boundary. Default: None, that of the boundary
         additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
             Tensors with N entries follow their examples. Default: None
         score (str, optional): ``"output"`` differentiates the output of the target class at the input, as a saliency
@@ -78,7 +78,7 @@ def normal_alignment(
         >>> model = torch.nn.Linear(3, 4)
         >>> inputs = torch.randn(5, 3)
         >>> boundary = NearestBoundary(model).find(inputs)
-        >>> cosine = normal_alignment(model, inputs, None, boundary, score="margin")
+        >>> cosine = normal_alignment(model, inputs, boundary, score="margin")
         >>> bool(torch.allclose(cosine, torch.ones(5), atol=1e-5))
         True
     """

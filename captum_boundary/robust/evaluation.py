@@ -86,9 +86,9 @@ def evaluate_attribution_robustness(
     inputs: TensorOrTupleOfTensorsGeneric,
     target: TargetType,
     attack: AttributionAttack,
-    k: int | None = None,
     additional_forward_args: object = None,
     *,
+    k: int | None = None,
     attribution: Any = None,
     perturbed: TensorOrTupleOfTensorsGeneric | None = None,
 ) -> AttributionRobustness:
@@ -114,9 +114,9 @@ def evaluate_attribution_robustness(
         inputs (Tensor or tuple[Tensor, ...]): Inputs, as for :meth:`AttributionAttack.perturb`.
         target (int, tuple, Tensor, list or None): Class whose attribution is meant; None for the predicted class.
         attack (AttributionAttack): The attack, which shows its progress if it was made so.
+        additional_forward_args (Any, optional): Further arguments of the model. Default: None
         k (int, optional): Number of features that are the top. Default: None, that of the attack, which is an eighth of
             the map unless told otherwise.
-        additional_forward_args (Any, optional): Further arguments of the model. Default: None
         attribution (Any, optional): Whose maps are compared: an attribution method of the model, such as
             ``BoundaryIntegratedGradients(model)`` or Captum's ``DeepLift(model)``, or a function that is called as
             their ``attribute(inputs, target=...)`` is, with ``additional_forward_args=...`` where there are any. It

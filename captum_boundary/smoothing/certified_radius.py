@@ -57,10 +57,10 @@ class CertifiedRadius:
 def certified_radius(
     smoothed: SmoothedModel,
     inputs: TensorOrTupleOfTensorsGeneric,
+    additional_forward_args: object = None,
+    *,
     n_samples: int = 1000,
     alpha: float = 0.001,
-    *,
-    additional_forward_args: object = None,
     decision: str = "votes",
     n_selection: int = 100,
     generator: torch.Generator | None = None,
@@ -96,12 +96,12 @@ def certified_radius(
             be no input without.
         inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point, N examples. The radius is in their units, over
             all of a tuple together.
+        additional_forward_args (Any, optional): Further arguments of the model. Tensors with N entries follow their
+            examples. Default: None
         n_samples (int, optional): Votes that are counted. However certain the model is, ``p`` is at most
             ``alpha ** (1 / n_samples)``, and the radius at most 2.46 standard deviations with the defaults.
             Default: 1000
         alpha (float, optional): Probability, between 0 and 1, that the guarantee is wrong. Default: 0.001
-        additional_forward_args (Any, optional): Further arguments of the model. Tensors with N entries follow their
-            examples. Default: None
         decision (str, optional): ``"votes"`` or ``"probabilities"``, see above. Default: ``"votes"``
         n_selection (int, optional): Votes that select the class. Default: 100
         generator (torch.Generator, optional): Source of the noise, asked for one number. Default: None, the same noise

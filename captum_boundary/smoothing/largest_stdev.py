@@ -116,7 +116,7 @@ def largest_stdev(
             smoothed = SmoothedModel(
                 forward_func,
                 (stdev,) * len(tensors),
-                n_samples,
+                n_samples=n_samples,
                 average=average,
                 generator=same_noise(),
                 internal_batch_size=internal_batch_size,

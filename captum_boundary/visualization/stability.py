@@ -26,8 +26,8 @@ _COLORS = ListedColormap([to_rgb(color) for color in ("0.93", "#000000", "#0072B
 def plot_stability(
     inputs: Tensor,
     robustness: AttributionRobustness,
-    k: int | None = None,
     *,
+    k: int | None = None,
     bounds: Bounds = None,
     cmap: str = "viridis",
     figure: Figure | None = None,

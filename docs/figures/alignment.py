@@ -55,7 +55,7 @@ def draw_panel(axes: Axes, model: nn.Module, inputs: Tensor, labels: Tensor, tit
     axes.scatter(*inputs.T, c=[(BLUE, ORANGE)[label] for label in labels], s=8, alpha=0.5)
 
     boundary = NearestBoundary(model).find(inputs)
-    cosine = normal_alignment(model, inputs, None, boundary, score="margin").mean()
+    cosine = normal_alignment(model, inputs, boundary, score="margin").mean()
     axes.set_title(f"{title}: mean cosine {cosine:.2f}")
 
     # The score at the inputs: that of each one's two classes at the boundary.

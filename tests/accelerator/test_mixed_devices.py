@@ -97,7 +97,7 @@ def attack(model: nn.Module, **options: Any) -> AttributionAttack:
         lambda model, images: RARLoss(model, epsilon=0.1, n_steps=3)(images, TARGET).detach(),
         lambda model, images: deletion(model, images, MAPS, TARGET),
         lambda model, images: insertion(model, images, MAPS, baselines=torch.zeros(1, 6, 6)),
-        lambda model, images: normal_alignment(model, images, TARGET, search(model).find(images, TARGET)),
+        lambda model, images: normal_alignment(model, images, search(model).find(images, TARGET), TARGET),
     ],
 )
 @pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")
@@ -152,7 +152,7 @@ def test_measures_of_maps_lie_where_the_first_map_does(measure: Callable[..., Te
     "call",
     [
         lambda model, images, boundary: BoundaryIntegratedGradients(model).attribute(images, boundary=boundary),
-        lambda model, images, boundary: normal_alignment(model, images, None, boundary),
+        lambda model, images, boundary: normal_alignment(model, images, boundary),
         lambda model, images, boundary: first_order_optimality(model, images, boundary, norm=math.inf),
     ],
 )

@@ -215,7 +215,7 @@ def test_all_evaluations_are_counted(network, inputs):
     for n_boundaries, sampling in ((1, "classes"), (2, "classes"), (4, "classes"), (3, "random")):
         calls.clear()
         method = AggregatedBoundaryNormals(counted)
-        boundaries = method.attribute(inputs, None, None, n_boundaries, sampling, return_boundary=True)[1]
+        boundaries = method.attribute(inputs, n_boundaries=n_boundaries, sampling=sampling, return_boundary=True)[1]
         assert boundaries.n_forward.sum() == sum(calls)
         assert (boundaries.n_gradient > 0).all()
 

@@ -27,7 +27,7 @@ def points(n=5):
 def noise(n_samples, inputs):
     """The noise of that many copies, which a smoothed model shares: vectors and their negatives in turn."""
     seen = []
-    SmoothedModel(lambda given: seen.append(given) or given.flatten(1), STDEV, n_samples)(inputs[:1])
+    SmoothedModel(lambda given: seen.append(given) or given.flatten(1), STDEV, n_samples=n_samples)(inputs[:1])
     return seen[0] - inputs[:1]
 
 

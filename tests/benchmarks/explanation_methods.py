@@ -185,7 +185,9 @@ def _saliency(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
 
 
 def _mean_normals(multiply_by_inputs: bool, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    return AggregatedBoundaryNormals(model, search(model), multiply_by_inputs).attribute(images, target)
+    return AggregatedBoundaryNormals(model, search(model), multiply_by_inputs=multiply_by_inputs).attribute(
+        images, target
+    )
 
 
 def _last_features(model: nn.Module) -> nn.Module:

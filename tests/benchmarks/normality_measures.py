@@ -80,8 +80,8 @@ def measure(network: nn.Module, images: Tensor, labels: Tensor, budget: int) -> 
     return {
         "distance": boundary.distance,
         "optimality": first_order_optimality(network, images, boundary, bounds=BOUNDS),
-        "alignment": normal_alignment(network, images, labels, boundary),
-        "alignment of margins": normal_alignment(network, images, labels, boundary, score="margin"),
+        "alignment": normal_alignment(network, images, boundary, labels),
+        "alignment of margins": normal_alignment(network, images, boundary, labels, score="margin"),
         "gradient kept": gradient_kept(network, images, labels, boundary.points),
         "neighbors": neighbor_alignment(network, images, labels),
         **{f"|{name}|": values.flatten(1).norm(dim=1) for name, values in maps.items()},

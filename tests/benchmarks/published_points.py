@@ -88,7 +88,7 @@ def compare(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, flo
 
 
 def cosine(network: nn.Module, images: Tensor, labels: Tensor, boundary: BoundaryPoints) -> float:
-    return normal_alignment(network, images, labels, boundary, score="margin").nanmean().item()
+    return normal_alignment(network, images, boundary, labels, score="margin").nanmean().item()
 
 
 def claims(rows: dict[str, dict[str, float]]) -> list[Claim]:

@@ -120,7 +120,7 @@ def measure(model: nn.Module, images: Tensor, labels: Tensor, dataset: str, budg
     if dataset in BLACK_GROUND:
         columns |= on_and_off(margin_gradient(model, images, boundary), normal, images > 0)
     for name, scores in (("score", model), ("centered score", Centered(model))):
-        columns[name] = normal_alignment(scores, images, labels, boundary)
+        columns[name] = normal_alignment(scores, images, boundary, labels)
         big = BoundaryIntegratedGradients(scores).attribute(images, labels, boundary=boundary)
         columns[f"PP of BIG, {name}"] = positive_percentage(big, torch.ones_like(images[:, 0], dtype=torch.bool))
     for share in SHARES:
@@ -173,7 +173,7 @@ def smoothed_alignment(smoothed: SmoothedModel, images: Tensor, labels: Tensor) 
     with torch.no_grad():
         rows = (smoothed(images).argmax(dim=1) == labels).nonzero().flatten()
     boundary = NearestBoundary(smoothed, bounds=BOUNDS, budget=SMOOTHED_BUDGET).find(images[rows], labels[rows])
-    alike = normal_alignment(smoothed, images[rows], labels[rows], boundary, score="margin")
+    alike = normal_alignment(smoothed, images[rows], boundary, labels[rows], score="margin")
     return alike.new_full((len(images),), torch.nan).index_copy_(0, rows, alike)
 
 

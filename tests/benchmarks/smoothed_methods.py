@@ -60,14 +60,14 @@ def with_own_noise(explain: Callable[..., Tensor], model: nn.Module, images: Ten
 
 def way_to_smoothed_boundary(n_gradients: int, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     """Squared: how far each pixel has to go."""
-    smoothed = SmoothedModel(model, NOISE, N_COPIES, internal_batch_size=AT_ONCE)
+    smoothed = SmoothedModel(model, NOISE, n_samples=N_COPIES, internal_batch_size=AT_ONCE)
     search = NearestBoundary(smoothed, bounds=(0, 1), budget=n_gradients // N_COPIES)
     return (images - search.perturb(images, target)).square()
 
 
 def smoothed_saliency(n_gradients: int, model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     """Squared gradient of the smoothed network at its boundary."""
-    smoothed = SmoothedModel(model, NOISE, N_COPIES, internal_batch_size=AT_ONCE)
+    smoothed = SmoothedModel(model, NOISE, n_samples=N_COPIES, internal_batch_size=AT_ONCE)
     search = NearestBoundary(smoothed, bounds=(0, 1), budget=max(1, n_gradients // N_COPIES - 1))
     return BoundarySaliency(smoothed, search=search).attribute(images, target).square()
 

@@ -115,7 +115,7 @@ def _normals(model: Texts, ids: Tensor) -> Tensor:
     activations, arguments = from_layer.at(ids, ids != PADDING)
     explainer = AggregatedBoundaryNormals(from_layer, multiply_by_inputs=True)
     mask = (ids != PADDING)[..., None]
-    return explainer.attribute(activations, None, arguments, 5, "random", mask=mask).sum(dim=-1)
+    return explainer.attribute(activations, None, arguments, n_boundaries=5, sampling="random", mask=mask).sum(dim=-1)
 
 
 def _presence(method: Any, model: Texts, ids: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ CASES = [
 def test_outputs_and_gradients_are_those_of_the_model(kind, name, at_input, inputs):
     model = built(kind)
     layer, shift = getattr(model, name), torch.randn(N, 8).double()
-    from_layer = ModelFromLayer(model, layer, at_input)
+    from_layer = ModelFromLayer(model, layer, attribute_to_layer_input=at_input)
     activations, arguments = from_layer.at(inputs, (shift, 0.7))
     close(from_layer(activations, *arguments), model(inputs, shift, 0.7))
     for rows in (torch.tensor([2]), torch.tensor([3, 0, 0, 1, 2, 3])):
@@ -174,7 +174,7 @@ def test_outputs_and_gradients_are_those_of_the_model(kind, name, at_input, inpu
 @pytest.mark.parametrize(("name", "before"), [("second", ["first"]), ("third", ["first", "second"])])
 @pytest.mark.parametrize("at_input", [False, True])
 def test_a_search_computes_nothing_that_lies_before_the_layer(name, before, at_input, model, inputs):
-    from_layer = ModelFromLayer(model, getattr(model, name), at_input)
+    from_layer = ModelFromLayer(model, getattr(model, name), attribute_to_layer_input=at_input)
     activations, arguments = from_layer.at(inputs)
     counted = {label: module for label, module in model.named_modules() if isinstance(module, Counted)}
     for module in counted.values():
@@ -214,7 +214,7 @@ class Nested(nn.Module):
 def test_only_what_the_rest_of_the_model_reads_is_kept(inputs):
     model = built(Nested)
     for layer, at_input, n_kept in ((model.one[0], False, 0), (model.two, False, 1), (model.three[2], True, 2)):
-        from_layer = ModelFromLayer(model, layer, at_input)
+        from_layer = ModelFromLayer(model, layer, attribute_to_layer_input=at_input)
         activations, arguments = from_layer.at(inputs)
         assert len(arguments) == 1 + n_kept
         close(from_layer(activations, *arguments), model(inputs))
@@ -273,7 +273,7 @@ def test_a_layer_of_positions_has_nothing_to_move():
 def test_tuples_keep_their_other_entries(inputs):
     model = built(OfPairs)
     for layer, at_input in ((model.pair, False), (model.merge, True)):
-        from_layer = ModelFromLayer(model, layer, at_input)
+        from_layer = ModelFromLayer(model, layer, attribute_to_layer_input=at_input)
         activations, arguments = from_layer.at(inputs)
         assert [tuple(part.shape) for part in activations] == [(N, 4), (N, 2)]
         close(from_layer(*activations, *arguments), model(inputs))
@@ -475,7 +475,7 @@ class Shared(nn.Module):
 @pytest.mark.parametrize("at_input", [False, True])
 def test_modules_that_are_called_again_after_the_layer_are_evaluated_there(at_input, inputs):
     model = built(Shared)
-    from_layer = ModelFromLayer(model, model.layer, at_input)
+    from_layer = ModelFromLayer(model, model.layer, attribute_to_layer_input=at_input)
     activations, arguments = from_layer.at(inputs)
     close(from_layer(activations, *arguments), model(inputs))
     model.both.n_rows = 0

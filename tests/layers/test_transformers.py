@@ -55,7 +55,7 @@ def test_the_model_from_a_layer_on(where, at_input, model):
         return model(ids, attention_mask=mask).logits
 
     layer = model.get_input_embeddings() if where == "embeddings" else blocks(model)[1]
-    from_layer = ModelFromLayer(logits, layer, at_input)
+    from_layer = ModelFromLayer(logits, layer, attribute_to_layer_input=at_input)
     activations, arguments = from_layer.at(IDS, REAL)
     assert activations.shape == (N, L, 16)
     torch.testing.assert_close(from_layer(activations, *arguments), logits(IDS, REAL))

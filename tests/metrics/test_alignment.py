@@ -73,12 +73,12 @@ def cosine(first: Tensor, second: Tensor) -> float:
 def test_linear_models_align():
     model, inputs = linear(), randn(N, D)
     boundary = NearestBoundary(model).find(inputs)
-    margin = normal_alignment(model, inputs, None, boundary, score="margin")
+    margin = normal_alignment(model, inputs, boundary, score="margin")
     torch.testing.assert_close(margin, torch.ones_like(margin))
     own = model.weight[boundary.target]
     normal = own - model.weight[boundary.adversarial]
     expected = torch.cosine_similarity(own, normal, dim=1).detach()
-    torch.testing.assert_close(normal_alignment(model, inputs, None, boundary), expected)
+    torch.testing.assert_close(normal_alignment(model, inputs, boundary), expected)
 
 
 @pytest.mark.parametrize("score", ["output", "margin"])
@@ -89,7 +89,7 @@ def test_linear_models_with_one_output_align_on_either_side(score, shape, target
     model = lambda x: (x @ weight).reshape(shape)  # noqa: E731
     boundary = NearestBoundary(model).find(inputs)
     assert set(boundary.target.tolist()) == {0, 1}
-    alignment = normal_alignment(model, inputs, target, boundary, score=score)
+    alignment = normal_alignment(model, inputs, boundary, target, score=score)
     torch.testing.assert_close(alignment, torch.ones_like(alignment))
 
 
@@ -98,7 +98,7 @@ def test_alignment_is_the_cosine_of_two_gradients(score):
     model, inputs = curved(), randn(N, D)
     target = model(inputs).argmin(dim=1)  # boundaries of other regions, approached from outside
     boundary = NearestBoundary(model).find(inputs, target)
-    actual = normal_alignment(model, inputs, target.tolist(), boundary, score=score)
+    actual = normal_alignment(model, inputs, boundary, target.tolist(), score=score)
     one_hot = torch.eye(C, dtype=torch.float64)
     for i in range(N):
         own, other = one_hot[boundary.target[i]], one_hot[boundary.adversarial[i]]
@@ -127,7 +127,7 @@ def test_gradients_whose_squares_leave_float32_have_directions(scale):
     model, inputs = linear().float(), randn(N, D).float()
     boundary = NearestBoundary(model).find(inputs)
     scaled = lambda x: model(x) * scale  # noqa: E731
-    aligned = normal_alignment(scaled, inputs, None, boundary, score="margin")
+    aligned = normal_alignment(scaled, inputs, boundary, score="margin")
     torch.testing.assert_close(aligned, torch.ones(N))
     optimality = first_order_optimality(scaled, inputs, boundary)
     torch.testing.assert_close(optimality, torch.ones(N), rtol=1e-3, atol=0)
@@ -218,8 +218,8 @@ def test_tuples_and_additional_arguments():
         return two_inputs(x[:, :4], x[:, 4:], *arguments)
 
     torch.testing.assert_close(
-        normal_alignment(two_inputs, inputs, None, boundary, arguments),
-        normal_alignment(flat_model, flat, None, flat_boundary),
+        normal_alignment(two_inputs, inputs, boundary, None, arguments),
+        normal_alignment(flat_model, flat, flat_boundary),
     )
     torch.testing.assert_close(
         first_order_optimality(two_inputs, inputs, boundary, arguments),
@@ -233,13 +233,11 @@ def test_what_is_not_known_is_nan():
     with pytest.warns(BoundaryNotFoundWarning):
         boundary = NearestBoundary(model, max_distance=0.6).find(inputs)
     assert boundary.found.tolist() == [True, True, False]
-    assert normal_alignment(model, inputs, None, boundary, score="margin").tolist() == pytest.approx(
+    assert normal_alignment(model, inputs, boundary, score="margin").tolist() == pytest.approx(
         [1, 1, math.nan], nan_ok=True
     )
     # the score of class 1, the target of the second input, has no gradient
-    assert normal_alignment(model, inputs, None, boundary).tolist() == pytest.approx(
-        [1, math.nan, math.nan], nan_ok=True
-    )
+    assert normal_alignment(model, inputs, boundary).tolist() == pytest.approx([1, math.nan, math.nan], nan_ok=True)
     assert first_order_optimality(model, inputs, boundary).tolist() == pytest.approx([1, 1, math.nan], nan_ok=True)
     flat = first_order_optimality(lambda x: 0 * model(x), inputs, boundary)
     assert flat.isnan().all()
@@ -251,11 +249,11 @@ def test_lower_precision_is_near(dtype):
     score = lambda x: model(x.float())  # noqa: E731
     boundary = NearestBoundary(score).find(inputs)
     for value in (
-        normal_alignment(score, inputs, None, boundary, score="margin"),
+        normal_alignment(score, inputs, boundary, score="margin"),
         first_order_optimality(score, inputs, boundary),
     ):
         assert value.dtype == torch.float32
-    alignment = normal_alignment(score, inputs, None, boundary, score="margin")
+    alignment = normal_alignment(score, inputs, boundary, score="margin")
     torch.testing.assert_close(alignment, torch.ones(N), rtol=0, atol=1e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
@@ -288,7 +286,7 @@ def test_everything_stays_as_it_was():
     boundary = NearestBoundary(model).find(inputs)
     before = inputs.detach().clone(), boundary.points.clone(), torch.get_rng_state()
     for value in (
-        normal_alignment(model, inputs, None, boundary),
+        normal_alignment(model, inputs, boundary),
         first_order_optimality(model, inputs, boundary),
         attribution_gap(inputs, boundary.points),
     ):
@@ -300,8 +298,8 @@ def test_everything_stays_as_it_was():
     assert model.training
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     with torch.inference_mode():
-        inside = normal_alignment(model, inputs.detach().clone(), None, boundary)
-    torch.testing.assert_close(inside, normal_alignment(model, inputs, None, boundary))
+        inside = normal_alignment(model, inputs.detach().clone(), boundary)
+    torch.testing.assert_close(inside, normal_alignment(model, inputs, boundary))
 
 
 INPUTS = randn(2, D)
@@ -333,13 +331,13 @@ def test_errors_say_what_is_wrong(changes, error, message):
 
 def test_errors_of_alignment():
     with pytest.raises(BoundaryValueError, match='score must be "output" or "margin", but it is \'logit\''):
-        normal_alignment(linear(), INPUTS, 1, BOUNDARY, score="logit")
+        normal_alignment(linear(), INPUTS, BOUNDARY, 1, score="logit")
     with pytest.raises(
         BoundaryValueError, match=r"asks for the classes \[0, 1\], but .* is that of the classes \[1, 1\]"
     ):
-        normal_alignment(linear(), INPUTS, [0, 1], BOUNDARY)
+        normal_alignment(linear(), INPUTS, BOUNDARY, [0, 1])
     with pytest.raises(BoundaryValueError, match="target must be between 0 and 3"):
-        normal_alignment(linear(), INPUTS, 4, BOUNDARY)
+        normal_alignment(linear(), INPUTS, BOUNDARY, 4)
 
 
 def test_errors_of_optimality():
@@ -377,4 +375,4 @@ def test_points_of_a_real_network_are_nearly_optimal(zoo):
     optimality = first_order_optimality(model, images, boundary, bounds=(0, 1))
     assert optimality.min() > 0.9
     assert (optimality >= first_order_optimality(model, images, boundary) - 1e-6).all()
-    assert (normal_alignment(model, images, labels, boundary, score="margin") > 0.4).all()
+    assert (normal_alignment(model, images, boundary, labels, score="margin") > 0.4).all()

@@ -87,7 +87,7 @@ def with_network(network: nn.Module) -> dict[str, Callable[[], Tensor]]:
         "deletion": lambda: metrics.deletion(network, IMAGES, MAPS, n_steps=9),
         "deletion of each channel": lambda: metrics.deletion(network, IMAGES, MAPS, baselines=IMAGES[0, :, :1, :1]),
         "insertion": lambda: metrics.insertion(network, IMAGES, MAPS, n_steps=9, perturbations_per_eval=4),
-        "normal_alignment": lambda: metrics.normal_alignment(network, IMAGES, None, boundary, score="margin"),
+        "normal_alignment": lambda: metrics.normal_alignment(network, IMAGES, boundary, score="margin"),
         "first_order_optimality": lambda: metrics.first_order_optimality(network, IMAGES, boundary),
     }
 

@@ -133,7 +133,7 @@ def test_several_inputs_and_further_arguments(method):
     image, table = (torch.rand(*shape, generator=generator).double() for shape in ((5, 3, 2, 2), (5, 4)))
     arguments = (1 + torch.rand(5, generator=generator).double(), -1)
     robustness = evaluate_attribution_robustness(
-        model, (image, table), None, attack(model), None, arguments, attribution=method(model)
+        model, (image, table), None, attack(model), arguments, attribution=method(model)
     )
     assert robustness.before.shape == (5, 8)  # pixels, and columns of the table
     assert [part.shape for part in robustness.perturbed] == [image.shape, table.shape]

@@ -51,7 +51,7 @@ TAKERS: dict[str, Callable[[nn.Module, Tensor, Any], Any]] = {
     "BSM": attribution(lambda model: BoundarySaliency(model)),
     "DeepLift": attribution(lambda model: BoundaryAttribution(model, DeepLift)),
     "margin": attribution(lambda model: BoundaryAttribution(model, Saliency, score="margin")),
-    "normal_alignment": lambda model, inputs, boundary: normal_alignment(model, inputs, None, boundary),
+    "normal_alignment": lambda model, inputs, boundary: normal_alignment(model, inputs, boundary),
     "first_order_optimality": lambda model, inputs, boundary: first_order_optimality(model, inputs, boundary),
     "show_boundary_point": lambda model, inputs, boundary: show_boundary_point(inputs, boundary),
     "compare_attributions": lambda model, inputs, boundary: compare_attributions(
@@ -115,7 +115,9 @@ def test_the_very_inputs_are_accepted_in_every_norm_and_precision(norm, dtype, m
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("multiply_by_inputs", [False, True])
 def test_normals_of_other_inputs_are_refused(other, multiply_by_inputs, model):
-    method = AggregatedBoundaryNormals(model, NearestBoundary(model, norm=math.inf, budget=10), multiply_by_inputs)
+    method = AggregatedBoundaryNormals(
+        model, NearestBoundary(model, norm=math.inf, budget=10), multiply_by_inputs=multiply_by_inputs
+    )
     _, boundary = method.attribute(IMAGES, n_boundaries=2, return_boundary=True)
     assert boundary.norm == math.inf
     method.attribute(IMAGES, boundary=boundary)

@@ -39,7 +39,9 @@ def violations(model, decision, radius, alpha, n_runs, distance):
     x = at_distance(distance)
     certified = torch.cat(
         [
-            certified_radius(smoothed, x, 200, alpha, decision=decision, generator=generator, n_selection=20).radius
+            certified_radius(
+                smoothed, x, n_samples=200, alpha=alpha, decision=decision, generator=generator, n_selection=20
+            ).radius
             for _ in range(n_runs)
         ]
     )
@@ -71,7 +73,7 @@ def test_the_test_of_coverage_would_notice():
 
 def test_many_votes_come_near_to_the_distance():
     x = torch.cat([at_distance(d) for d in (0.1, -0.3, 0.8)])
-    certificate = certified_radius(SmoothedModel(line, 0.5, 1000), x, 200_000, 0.001)
+    certificate = certified_radius(SmoothedModel(line, 0.5, n_samples=1000), x, n_samples=200_000, alpha=0.001)
     torch.testing.assert_close(certificate.radius, torch.tensor([0.1, 0.3, 0.8]).double(), rtol=0.06, atol=0)
     assert (certificate.radius < torch.tensor([0.1, 0.3, 0.8])).all()
     assert certificate.target.tolist() == [1, 0, 1]
@@ -89,7 +91,7 @@ def test_a_certain_model_has_the_largest_radius_that_votes_can_give():
 @pytest.mark.parametrize(("alpha", "n_samples"), [(0.001, 10), (0.5, 2), (0.25, 3), (0.9, 1)])
 def test_the_fewest_votes_that_are_accepted_can_certify(alpha, n_samples):
     certificate = certified_radius(
-        SmoothedModel(lambda x: x.sum(dim=1) * 0 + 1, 0.5), torch.zeros(1, 3), n_samples, alpha
+        SmoothedModel(lambda x: x.sum(dim=1) * 0 + 1, 0.5), torch.zeros(1, 3), n_samples=n_samples, alpha=alpha
     )
     assert certificate.radius.item() > 0
 
@@ -132,8 +134,8 @@ def test_no_certified_point_beyond_the_boundary_is_nearer(decision, n_networks):
             network[2].weight.mul_(10)
             network[2].bias.mul_(10)
         x = torch.randn(50, 2, generator=torch.Generator().manual_seed(n_cases)).double()
-        smoothed = SmoothedModel(network, 0.2, 64, average="probabilities")
-        certificate = certified_radius(smoothed, x, 1000, 1e-5, decision=decision)
+        smoothed = SmoothedModel(network, 0.2, n_samples=64, average="probabilities")
+        certificate = certified_radius(smoothed, x, n_samples=1000, alpha=1e-5, decision=decision)
         boundary = NearestBoundary(smoothed, budget=5, max_distance=3).find(x, certificate.target)
         ends = far_end(smoothed, x, certificate, boundary, decision, n_samples=1000, alpha=1e-5)
         assert (certificate.radius < ends).all()
@@ -147,16 +149,16 @@ def test_a_radius_is_below_the_distance_found_with_many_copies():
     """As many fixed copies are the classifier itself, up to what their number leaves open."""
     for network in networks(3):
         x = torch.randn(10, 2, generator=torch.Generator().manual_seed(1)).double()
-        smoothed = SmoothedModel(network, 0.2, 4000, average="probabilities")
-        certificate = certified_radius(smoothed, x, 4000, decision="probabilities")
+        smoothed = SmoothedModel(network, 0.2, n_samples=4000, average="probabilities")
+        certificate = certified_radius(smoothed, x, n_samples=4000, decision="probabilities")
         boundary = NearestBoundary(smoothed, budget=20).find(x, certificate.target)
         assert (certificate.radius <= boundary.distance * 1.02).all()
 
 
 def bracketed(model, images, stdev):
     """How many distances are known from both ends, when none of the lower ends is above the upper one."""
-    smoothed = SmoothedModel(model, stdev, 16, average="probabilities", internal_batch_size=64)
-    certificate = certified_radius(smoothed, images, 100, decision="probabilities")
+    smoothed = SmoothedModel(model, stdev, n_samples=16, average="probabilities", internal_batch_size=64)
+    certificate = certified_radius(smoothed, images, n_samples=100, decision="probabilities")
     boundary = NearestBoundary(smoothed, budget=5).find(images, certificate.target)
     ends = far_end(smoothed, images, certificate, boundary, "probabilities", n_samples=100, n_selection=20)
     assert (certificate.radius < ends).all()
@@ -190,10 +192,14 @@ def test_results_do_not_depend_on_the_batch_or_its_parts():
     network = next(networks(1))
     x = torch.randn(7, 2, generator=torch.Generator().manual_seed(0)).double()
     for decision in ("votes", "probabilities"):
-        whole = certified_radius(SmoothedModel(network, 0.3), x, 77, 0.1, decision=decision)
+        whole = certified_radius(SmoothedModel(network, 0.3), x, n_samples=77, alpha=0.1, decision=decision)
         for size in (1, 5, 16, 1000):
             parts = certified_radius(
-                SmoothedModel(network, 0.3, internal_batch_size=size), x[2:5], 77, 0.1, decision=decision
+                SmoothedModel(network, 0.3, internal_batch_size=size),
+                x[2:5],
+                n_samples=77,
+                alpha=0.1,
+                decision=decision,
             )
             for name in ("radius", "target", "abstained", "p_lower"):
                 assert torch.equal(getattr(parts, name), getattr(whole, name)[2:5])
@@ -202,7 +208,7 @@ def test_results_do_not_depend_on_the_batch_or_its_parts():
 def test_parts_bound_what_passes_through_the_model():
     rows = []
     model = SmoothedModel(lambda x: rows.append(len(x)) or x.sum(dim=1), 0.3, internal_batch_size=5)
-    certified_radius(model, torch.zeros(3, 2), 70)
+    certified_radius(model, torch.zeros(3, 2), n_samples=70)
     assert max(rows) <= 5
     assert sum(rows) == 3 * (70 + 100)
 
@@ -214,7 +220,9 @@ def test_tuples_and_arguments_follow_their_examples():
     def model(x, y, sign):
         return line(x + y) * sign
 
-    certificate = certified_radius(SmoothedModel(model, (0.5, 0.5)), (x, y), 50_000, additional_forward_args=sign)
+    certificate = certified_radius(
+        SmoothedModel(model, (0.5, 0.5)), (x, y), n_samples=50_000, additional_forward_args=sign
+    )
     expected = torch.tensor([0.8, 0.2]).double() / math.sqrt(2)
     assert certificate.target.tolist() == [1, 0]
     torch.testing.assert_close(certificate.radius, expected, rtol=0.1, atol=0)
@@ -234,28 +242,28 @@ def test_training_mode_is_warned_of_and_leaves_no_trace():
     model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.warns(UserWarning, match="training mode") as shown:
-        certified_radius(SmoothedModel(model, 0.3), torch.ones(3, 2), 70)
+        certified_radius(SmoothedModel(model, 0.3), torch.ones(3, 2), n_samples=70)
     assert [warning.filename for warning in shown] == [__file__]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    certified_radius(SmoothedModel(model.eval(), 0.3), torch.ones(3, 2), 70)
+    certified_radius(SmoothedModel(model.eval(), 0.3), torch.ones(3, 2), n_samples=70)
 
 
 def test_progress_is_shown_in_votes_if_wanted(capsys):
     smoothed = SmoothedModel(line, 0.5)
-    certified_radius(smoothed, at_distance(0.5), 70, n_selection=20)
+    certified_radius(smoothed, at_distance(0.5), n_samples=70, n_selection=20)
     assert capsys.readouterr().err == ""
-    certified_radius(smoothed, at_distance(0.5), 70, n_selection=20, show_progress=True)
+    certified_radius(smoothed, at_distance(0.5), n_samples=70, n_selection=20, show_progress=True)
     assert "90/90" in capsys.readouterr().err
 
 
 def test_votes_are_new_ones():
     """Neither those of the smoothed model, nor of an earlier call with the same generator."""
     seen = []
-    smoothed = SmoothedModel(lambda x: seen.append(x) or x.sum(dim=1), 0.3, 32)
+    smoothed = SmoothedModel(lambda x: seen.append(x) or x.sum(dim=1), 0.3, n_samples=32)
     x, generator = torch.zeros(1, 20), torch.Generator().manual_seed(0)
     smoothed(x)
     for _ in range(2):
-        certified_radius(smoothed, x, 100, generator=generator)
+        certified_radius(smoothed, x, n_samples=100, generator=generator)
     vectors = torch.cat(seen).double()
     alike = torch.corrcoef(vectors).abs() - torch.eye(len(vectors)).double()
     pairs = torch.arange(32).reshape(-1, 2)

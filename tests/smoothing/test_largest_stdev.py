@@ -45,7 +45,7 @@ def test_the_smoothed_model_decides_as_it_says():
 
 def test_a_decision_that_comes_back_is_not_counted():
     x = torch.zeros(1, 1, dtype=torch.float64)
-    smoothed = {s: SmoothedModel(islands, s, 2000)(x).item() > 0 for s in (0.1, 0.8, 2.0)}
+    smoothed = {s: SmoothedModel(islands, s, n_samples=2000)(x).item() > 0 for s in (0.1, 0.8, 2.0)}
     assert smoothed == {0.1: True, 0.8: False, 2.0: True}
     assert largest_stdev(islands, x, stdevs=(2.0, 0.1, 0.8), n_samples=2000).tolist() == [0.1]
 

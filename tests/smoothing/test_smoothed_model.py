@@ -37,7 +37,7 @@ def points(n=6, n_features=5):
 def noise(n_samples, inputs):
     """What is added to the copies of an example, ``(n_samples, ...)``, as a model sees it."""
     seen = []
-    SmoothedModel(lambda given: seen.append(given) or given, STDEV, n_samples)(inputs[:1])
+    SmoothedModel(lambda given: seen.append(given) or given, STDEV, n_samples=n_samples)(inputs[:1])
     return seen[0] - inputs[:1]
 
 
@@ -48,7 +48,7 @@ def is_same(first, second):
 
 def test_scores_are_the_mean_over_copies():
     model, x = network(), points()
-    smoothed = SmoothedModel(model, STDEV, 8)
+    smoothed = SmoothedModel(model, STDEV, n_samples=8)
     assert is_same(smoothed(x), torch.stack([model(x + e) for e in noise(8, x)]).mean(dim=0))
 
 
@@ -61,18 +61,18 @@ def test_noise_has_the_standard_deviation_that_was_asked_for():
 
 def test_a_linear_model_stays_as_it_is():
     model, x = nn.Linear(5, 3).double(), points()
-    assert is_same(SmoothedModel(model, STDEV, 2)(x), model(x))
+    assert is_same(SmoothedModel(model, STDEV, n_samples=2)(x), model(x))
 
 
 def test_a_paraboloid_is_lifted_by_the_variance():
     x = points(n_features=50)
-    smoothed = SmoothedModel(lambda inputs: inputs.square().sum(dim=1), STDEV, 2000)
+    smoothed = SmoothedModel(lambda inputs: inputs.square().sum(dim=1), STDEV, n_samples=2000)
     torch.testing.assert_close(smoothed(x), x.square().sum(dim=1) + 50 * STDEV**2, rtol=0.01, atol=0)
 
 
 def test_probabilities_are_averaged_and_returned_as_logarithms():
     model, x = network(), points()
-    smoothed = SmoothedModel(model, STDEV, 8, average="probabilities")
+    smoothed = SmoothedModel(model, STDEV, n_samples=8, average="probabilities")
     mean = torch.stack([model(x + e).softmax(dim=1) for e in noise(8, x)]).mean(dim=0)
     assert is_same(smoothed(x), mean.log())
     assert is_same(smoothed(x).exp().sum(dim=1), torch.ones(6).double())
@@ -81,16 +81,16 @@ def test_probabilities_are_averaged_and_returned_as_logarithms():
 @pytest.mark.parametrize("shape", [(-1,), (-1, 1)], ids=str)
 def test_one_output_keeps_its_shape(shape):
     model, x = network(n_outputs=1), points()
-    smoothed = SmoothedModel(lambda inputs: model(inputs).reshape(shape), STDEV, 8, average="probabilities")
+    smoothed = SmoothedModel(lambda inputs: model(inputs).reshape(shape), STDEV, n_samples=8, average="probabilities")
     mean = torch.stack([model(x + e).sigmoid() for e in noise(8, x)]).mean(dim=0)
     assert is_same(smoothed(x), mean.logit().reshape(shape))
-    scores = SmoothedModel(lambda inputs: model(inputs).reshape(shape), STDEV, 8)
+    scores = SmoothedModel(lambda inputs: model(inputs).reshape(shape), STDEV, n_samples=8)
     assert is_same(scores(x), torch.stack([model(x + e) for e in noise(8, x)]).mean(dim=0).reshape(shape))
 
 
 def test_certain_models_keep_a_slope():
     x = torch.full((1, 1), 300.0, requires_grad=True)
-    model = SmoothedModel(lambda inputs: torch.cat([inputs, -inputs], dim=1), 1.0, 4, average="probabilities")
+    model = SmoothedModel(lambda inputs: torch.cat([inputs, -inputs], dim=1), 1.0, n_samples=4, average="probabilities")
     (slope,) = torch.autograd.grad(model(x)[0, 1], x)
     assert slope.item() == pytest.approx(-2, rel=1e-4)
 
@@ -122,7 +122,9 @@ def test_parts_give_the_same_scores_and_gradients(size, average):
         rows.append(len(inputs))
         return model(inputs) * scale
 
-    whole, parts = (SmoothedModel(scaled, STDEV, 8, average=average, internal_batch_size=b) for b in (None, size))
+    whole, parts = (
+        SmoothedModel(scaled, STDEV, n_samples=8, average=average, internal_batch_size=b) for b in (None, size)
+    )
     expected = whole(x, scale)
     (slope,) = torch.autograd.grad(expected[:, 0].sum(), x)
     assert rows == [48]
@@ -145,7 +147,7 @@ def test_parts_do_not_keep_their_graphs():
     def bytes_of(**options):
         saved.clear()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
-            SmoothedModel(of_large_graph, STDEV, 16, **options)(points().requires_grad_())
+            SmoothedModel(of_large_graph, STDEV, n_samples=16, **options)(points().requires_grad_())
         return sum(saved)
 
     assert bytes_of(internal_batch_size=6) < bytes_of() / 10
@@ -153,7 +155,7 @@ def test_parts_do_not_keep_their_graphs():
 
 def test_gradients_are_the_mean_of_those_at_the_copies():
     model, x = network(), points()
-    smoothed = SmoothedModel(model, STDEV, 8)
+    smoothed = SmoothedModel(model, STDEV, n_samples=8)
     leaf = x.clone().requires_grad_()
     (slope,) = torch.autograd.grad(smoothed(leaf)[:, 1].sum(), leaf)
     total = 0
@@ -171,7 +173,7 @@ def test_every_input_has_its_own_noise_and_arguments_have_none():
         seen.append(given)
         return given[0]
 
-    SmoothedModel(model, (0.1, 0.0), 4)(x, y, mask, 7)
+    SmoothedModel(model, (0.1, 0.0), n_samples=4)(x, y, mask, 7)
     ((noisy, quiet, argument, number),) = seen
     assert number == 7
     assert torch.equal(argument, mask.repeat_interleave(4))
@@ -182,7 +184,7 @@ def test_every_input_has_its_own_noise_and_arguments_have_none():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_dtypes_are_kept_and_noise_is_the_same_in_all(dtype):
     x = torch.zeros(1, 5, dtype=dtype)
-    smoothed = SmoothedModel(lambda inputs: inputs, STDEV, 4)
+    smoothed = SmoothedModel(lambda inputs: inputs, STDEV, n_samples=4)
     assert smoothed(x).dtype == dtype
     expected = noise(4, x.double()).to(dtype)
     assert torch.equal(noise(4, x), expected)
@@ -271,7 +273,7 @@ def test_deep_lift_adds_up():
 
 def test_layers_see_the_copies_of_an_example_after_each_other():
     model, x = network(), points()
-    smoothed = SmoothedModel(model, STDEV, 4)
+    smoothed = SmoothedModel(model, STDEV, n_samples=4)
     activations = LayerActivation(smoothed, model[0]).attribute(x)
     noisy = x[:, None] + noise(4, x)
     assert is_same(activations.unflatten(0, (6, 4)), model[0](noisy))

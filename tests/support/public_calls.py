@@ -230,7 +230,7 @@ class Texts(nn.Module):
 
 def searched_in_a_layer(device: str, at_input: bool) -> Any:
     model, images = classifier(device), IMAGES.to(device)
-    from_layer = ModelFromLayer(model, model[4], at_input)
+    from_layer = ModelFromLayer(model, model[4], attribute_to_layer_input=at_input)
     activations, arguments = from_layer.at(images)
     search = NearestBoundary(from_layer, norm=math.inf, budget=10)
     return activations, search.find(activations, additional_forward_args=arguments)
@@ -302,7 +302,7 @@ case("separate_activations", separated)
 
 
 def smoothed(device: str, **options: Any) -> SmoothedModel:
-    return SmoothedModel(classifier(device), 0.1, 4, **options)
+    return SmoothedModel(classifier(device), 0.1, n_samples=4, **options)
 
 
 def scored(device: str, **options: Any) -> Any:
@@ -312,7 +312,7 @@ def scored(device: str, **options: Any) -> Any:
 
 
 def certified(device: str, **options: Any) -> Any:
-    return certified_radius(smoothed(device), IMAGES.to(device), 50, **options)
+    return certified_radius(smoothed(device), IMAGES.to(device), n_samples=50, **options)
 
 
 def searched_smoothed(device: str) -> BoundaryPoints:
