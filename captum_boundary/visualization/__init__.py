@@ -5,14 +5,14 @@ from captum_boundary.visualization.boundary_slice import plot_boundary_slice
 from captum_boundary.visualization.comparison import compare_attributions
 from captum_boundary.visualization.feature_changes import describe_feature_changes, plot_feature_changes
 from captum_boundary.visualization.show_attribution import show_attribution
-from captum_boundary.visualization.stability import plot_stability
+from captum_boundary.visualization.stability import show_stability
 
 __all__ = [
     "compare_attributions",
     "describe_feature_changes",
     "plot_boundary_slice",
     "plot_feature_changes",
-    "plot_stability",
     "show_attribution",
     "show_boundary_point",
+    "show_stability",
 ]

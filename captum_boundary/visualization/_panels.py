@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import textwrap
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -15,12 +16,13 @@ from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from captum_boundary.errors import BoundaryTypeError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.visualization._images import Array
 
 __all__ = [
     "COLORS",
     "AxesArray",
+    "PanelsToUse",
     "as_plain_text",
     "caption",
     "grid",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 AxesArray = NDArray[Any]
+PanelsToUse = tuple[Figure, AxesArray | None]
 
 _WIDTH = 8.0  # inches: 800 pixels at matplotlib's usual 100 dots per inch
 # Captum's colors of attributions, by their sign: red is negative and green positive.
@@ -53,19 +56,21 @@ _EDGE = "0.75"
 
 
 def grid(
-    n_rows: int, n_columns: int, aspect: float, figure: Figure | None, foot: float = 0
+    n_rows: int, n_columns: int, aspect: float, plt_fig_axis: PanelsToUse | None, foot: float = 0
 ) -> tuple[Figure, AxesArray]:
-    """Empty panels for images of ``aspect`` (height by width), in ``figure`` or a new one with ``foot`` inches below.
+    """Empty panels for images of ``aspect`` (height by width): those given, or in a new figure ``foot`` inches higher.
 
     New figures are made as ``plt.subplots`` makes them: notebooks display them, and ``plt.close`` closes them.
     """
-    if figure is None:
+    axes: AxesArray | None = None
+    if plt_fig_axis is None:
         cell = max(_MIN_CELL, min(_WIDTH / n_columns, _MAX_CELL))  # many columns make a wider figure
         size = (cell * n_columns, n_rows * (0.92 * cell * aspect + _CAPTION) + _HEADING + foot)
         figure = plt.figure(figsize=size, layout="compressed")
-    elif not isinstance(figure, FigureBase):
-        raise BoundaryTypeError(f"figure must be a matplotlib Figure, but it is {type(figure).__name__}.")
-    axes: AxesArray = figure.subplots(n_rows, n_columns, squeeze=False)
+    else:
+        figure, axes = _check_pair(plt_fig_axis, n_rows, n_columns)
+    if axes is None:
+        axes = figure.subplots(n_rows, n_columns, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.set_box_aspect(aspect)
@@ -73,6 +78,22 @@ def grid(
         axis.xaxis.labelpad = 2
         for side in axis.spines.values():
             side.set_color(_EDGE)
+    return figure, axes
+
+
+def _check_pair(plt_fig_axis: object, n_rows: int, n_columns: int) -> tuple[Figure, AxesArray | None]:
+    is_pair = isinstance(plt_fig_axis, tuple) and len(plt_fig_axis) == 2 and isinstance(plt_fig_axis[0], FigureBase)
+    if not is_pair:
+        raise BoundaryTypeError(
+            "plt_fig_axis must be a pair of a matplotlib Figure and its axes, or (figure, None) for a figure without "
+            f"axes, but it is {plt_fig_axis!r}."
+        )
+    figure, axes = cast("tuple[Figure, AxesArray | None]", plt_fig_axis)
+    if axes is not None and np.shape(axes) != (n_rows, n_columns):
+        raise BoundaryValueError(
+            f"The axes of plt_fig_axis must be an array of shape ({n_rows}, {n_columns}), as of "
+            f"figure.subplots({n_rows}, {n_columns}, squeeze=False), but their shape is {np.shape(axes)}."
+        )
     return figure, axes
 
 

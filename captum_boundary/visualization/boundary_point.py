@@ -15,7 +15,7 @@ from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._given import points_for
 from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords
 from captum_boundary.visualization._images import Array, check_images, displayed
-from captum_boundary.visualization._panels import AxesArray, caption, grid, say, show_image, title
+from captum_boundary.visualization._panels import AxesArray, PanelsToUse, caption, grid, say, show_image, title
 
 __all__ = ["show_boundary_point"]
 
@@ -27,7 +27,7 @@ def show_boundary_point(
     amplification: float | None = None,
     class_names: Sequence[str] | None = None,
     bounds: Bounds = None,
-    figure: Figure | None = None,
+    plt_fig_axis: PanelsToUse | None = None,
 ) -> tuple[Figure, AxesArray]:
     r"""Show images, their boundary points, and the difference between the two, amplified until it can be seen.
 
@@ -45,8 +45,8 @@ def show_boundary_point(
             their numbers.
         bounds (tuple, optional): Values shown as black and white, in the form of a search's ``bounds``, such as
             ``((0 - mean) / std, (1 - mean) / std)`` for normalized images. Default: None, ``(0, 1)``.
-        figure (Figure, optional): Empty figure (or subfigure) to draw in. Default: None, a new one of matplotlib's
-            pyplot.
+        plt_fig_axis (tuple, optional): Figure (or subfigure) and array of axes to draw in, shaped like that returned;
+            None in place of the axes makes them. Default: None, a new figure of matplotlib's pyplot.
 
     Returns:
 
@@ -78,7 +78,7 @@ def show_boundary_point(
     words = BoundaryWords(boundary, class_names)
     pictures, beyond = (displayed(each, images, bounds) for each in (images, points))
 
-    figure, axes = grid(len(images), 3, images.shape[2] / images.shape[3], figure)
+    figure, axes = grid(len(images), 3, images.shape[2] / images.shape[3], plt_fig_axis)
     for row, panels in enumerate(axes):
         here, there = words.sides(row)
         title(panels[0], "input")

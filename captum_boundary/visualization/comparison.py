@@ -21,6 +21,7 @@ from captum_boundary.visualization._images import Array, check_images, displayed
 from captum_boundary.visualization._panels import (
     COLORS,
     AxesArray,
+    PanelsToUse,
     caption,
     grid,
     row_label,
@@ -51,7 +52,7 @@ def compare_attributions(
     outlier_perc: float = 2,
     share_scale: bool = False,
     cmap: str | None = None,
-    figure: Figure | None = None,
+    plt_fig_axis: PanelsToUse | None = None,
 ) -> tuple[Figure, AxesArray]:
     r"""Show images and their attributions by several methods: a row for each image, a column for each method.
 
@@ -81,8 +82,8 @@ def compare_attributions(
             Default: False
         cmap (str, optional): Matplotlib color map, such as ``"RdBu"``, whose ends color-blind readers can tell apart.
             Default: None, Captum's colors: red is negative and green positive.
-        figure (Figure, optional): Empty figure (or subfigure) to draw in. Default: None, a new one of matplotlib's
-            pyplot, 8 inches wide.
+        plt_fig_axis (tuple, optional): Figure (or subfigure) and array of axes to draw in, shaped like that returned;
+            None in place of the axes makes them. Default: None, a new figure of matplotlib's pyplot, 8 inches wide.
 
     Returns:
 
@@ -129,7 +130,7 @@ def compare_attributions(
     colors = cmap or COLORS[sign]
     titles = ["input", *(["boundary point"] if with_points else []), *methods]
     n_rows = len(images) * len(views)
-    figure, axes = grid(n_rows, len(titles), images.shape[2] / images.shape[3], figure, foot=0.6)
+    figure, axes = grid(n_rows, len(titles), images.shape[2] / images.shape[3], plt_fig_axis, foot=0.6)
     for axis, name in zip(axes[0], titles, strict=True):
         title(axis, name)
     for place, panels in enumerate(axes):

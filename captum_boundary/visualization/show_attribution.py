@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_boundary._core.bounds import Bounds
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.visualization._images import check_images, displayed, maps_of
-from captum_boundary.visualization._panels import AxesArray, grid, say, show_image, title
+from captum_boundary.visualization._panels import AxesArray, PanelsToUse, grid, say, show_image, title
 
 __all__ = ["show_attribution"]
 
@@ -27,7 +27,7 @@ def show_attribution(
     sign: str = "all",
     outlier_perc: float = 2,
     alpha_overlay: float = 0.6,
-    figure: Figure | None = None,
+    plt_fig_axis: PanelsToUse | None = None,
 ) -> tuple[Figure, AxesArray]:
     r"""Show images, their attributions, and the attributions on the images, in a row for each.
 
@@ -44,7 +44,8 @@ def show_attribution(
             ``"absolute_value"``. Default: ``"all"``
         outlier_perc (float, optional): Share of the total attribution, in per cent, beyond the full color. Default: 2
         alpha_overlay (float, optional): Opacity of the map on the image. Default: 0.6
-        figure (Figure, optional): Empty figure to draw in. Default: None, a new one of matplotlib's pyplot.
+        plt_fig_axis (tuple, optional): Figure (or subfigure) and array of axes to draw in, shaped like that returned;
+            None in place of the axes makes them. Default: None, a new figure of matplotlib's pyplot.
 
     Returns:
 
@@ -76,7 +77,7 @@ def show_attribution(
             raise BoundaryValueError(f"{name} must be between 0 and {most}, but it is {value!r}.")
     maps = maps_of(attributions, images, "attributions")
     pictures = displayed(images, images, bounds).clip(0, 1)
-    figure, axes = grid(len(images), 3, images.shape[2] / images.shape[3], figure)
+    figure, axes = grid(len(images), 3, images.shape[2] / images.shape[3], plt_fig_axis)
     for axis, name in zip(axes[0], ("input", "attribution", "on the input"), strict=True):
         title(axis, name)
     for panels, picture, values in zip(axes, pictures, maps, strict=True):

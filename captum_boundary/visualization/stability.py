@@ -15,22 +15,22 @@ from captum_boundary._core.checks import check_count
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust import AttributionRobustness
 from captum_boundary.visualization._images import Array, check_images, displayed, maps_of
-from captum_boundary.visualization._panels import AxesArray, caption, grid, show_image, show_map, title
+from captum_boundary.visualization._panels import AxesArray, PanelsToUse, caption, grid, show_image, show_map, title
 
-__all__ = ["plot_stability"]
+__all__ = ["show_stability"]
 
 _MARKS = ("neither", "in both", "before only", "after only")
 _COLORS = ListedColormap([to_rgb(color) for color in ("0.93", "#000000", "#0072B2", "#E69F00")])
 
 
-def plot_stability(
+def show_stability(
     inputs: Tensor,
     robustness: AttributionRobustness,
     *,
     k: int | None = None,
     bounds: Bounds = None,
     cmap: str = "viridis",
-    figure: Figure | None = None,
+    plt_fig_axis: PanelsToUse | None = None,
 ) -> tuple[Figure, AxesArray]:
     r"""Show what an attack does to the attributions of images.
 
@@ -48,8 +48,8 @@ def plot_stability(
         bounds (tuple, optional): Values shown as black and white, in the form of a search's ``bounds``, such as
             ``((0 - mean) / std, (1 - mean) / std)`` for normalized images. Default: None, ``(0, 1)``.
         cmap (str, optional): Matplotlib color map of the maps, which are magnitudes. Default: ``"viridis"``
-        figure (Figure, optional): Empty figure (or subfigure) to draw in. Default: None, a new one of matplotlib's
-            pyplot, 8 inches wide.
+        plt_fig_axis (tuple, optional): Figure (or subfigure) and array of axes to draw in, shaped like that returned;
+            None in place of the axes makes them. Default: None, a new figure of matplotlib's pyplot, 8 inches wide.
 
     Returns:
 
@@ -66,13 +66,13 @@ def plot_stability(
 
         >>> import torch
         >>> from captum_boundary.robust import AttributionAttack, evaluate_attribution_robustness
-        >>> from captum_boundary.visualization import plot_stability
+        >>> from captum_boundary.visualization import show_stability
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
         >>> images = torch.rand(2, 1, 8, 8)
         >>> attack = AttributionAttack(model, epsilon=0.05, n_steps=5, bounds=(0, 1))
         >>> robustness = evaluate_attribution_robustness(model, images, None, attack)
-        >>> figure, axes = plot_stability(images, robustness)
+        >>> figure, axes = show_stability(images, robustness)
         >>> axes.shape
         (2, 5)
     """
@@ -96,7 +96,7 @@ def plot_stability(
     perturbed = perturbed.to(images.device)
     pictures, attacked = (displayed(each, images, bounds) for each in (images, perturbed))
 
-    figure, axes = grid(len(images), 5, images.shape[2] / images.shape[3], figure, foot=0.25)
+    figure, axes = grid(len(images), 5, images.shape[2] / images.shape[3], plt_fig_axis, foot=0.25)
     for axis, name in zip(axes[0], ("input", "attacked", "map before", "map after", f"top {k}"), strict=True):
         title(axis, name)
     for row, panels in enumerate(axes):

@@ -19,6 +19,6 @@ def draw() -> Figure:
         "BIG": BoundaryIntegratedGradients(model).attribute(digits, boundary=boundary),
     }
     figure, _ = compare_attributions(
-        digits, maps, boundary=boundary, figure=Figure(figsize=(7, 5.6), layout="constrained")
+        digits, maps, boundary=boundary, plt_fig_axis=(Figure(figsize=(7, 5.6), layout="constrained"), None)
     )
     return figure

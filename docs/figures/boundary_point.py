@@ -13,5 +13,5 @@ def draw() -> Figure:
     """What ``show_boundary_point`` draws."""
     model, digits = network_and_digits()
     boundary = NearestBoundary(model, bounds=(0, 1)).find(digits)
-    figure, _ = show_boundary_point(digits, boundary, figure=Figure(figsize=(6, 6), layout="constrained"))
+    figure, _ = show_boundary_point(digits, boundary, plt_fig_axis=(Figure(figsize=(6, 6), layout="constrained"), None))
     return figure

@@ -37,8 +37,8 @@ from captum_boundary.metrics import (
 from captum_boundary.visualization import (
     compare_attributions,
     plot_boundary_slice,
-    plot_stability,
     show_boundary_point,
+    show_stability,
 )
 
 NUMBERS = torch.Generator().manual_seed(0)
@@ -172,7 +172,7 @@ def test_boundaries_of_other_devices_are_refused(
         lambda model, images, boundary: show_boundary_point(images, on_cpu(boundary)),
         lambda model, images, boundary: show_boundary_point(IMAGES, boundary),
         lambda model, images, boundary: plot_boundary_slice(model, images, on_cpu(boundary), resolution=5),
-        lambda model, images, boundary: plot_stability(
+        lambda model, images, boundary: show_stability(
             IMAGES, evaluate_attribution_robustness(model, images, None, attack(model))
         ),
     ],

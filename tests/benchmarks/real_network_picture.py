@@ -73,7 +73,7 @@ def draw(images: Tensor, boundary: BoundaryPoints, maps: dict[str, Tensor]) -> F
         boundary=boundary,
         class_names=SqueezeNet1_0_Weights.DEFAULT.meta["categories"],
         outlier_perc=BEYOND_FULL_COLOR,
-        figure=Figure(figsize=(10, 4.2), layout="constrained"),
+        plt_fig_axis=(Figure(figsize=(10, 4.2), layout="constrained"), None),
     )
     axes[0, 1].title.set_text(f"change × {AMPLIFICATION}")  # noqa: RUF001
     for panel, change in zip(axes[:, 1], boundary.points - images, strict=True):

@@ -115,10 +115,10 @@ def test_neither_scale_nor_batch_matter(seed, exponent):
     scaled = lambda x: model(x) * 2**exponent  # noqa: E731
     for measure in (normal_alignment, first_order_optimality):
         target = (1,) if measure is normal_alignment else ()
-        expected = measure(model, inputs, *target, boundary)
+        expected = measure(model, inputs, boundary, *target)
         assert (expected.abs() <= 1 + 1e-9).all()
-        torch.testing.assert_close(measure(scaled, inputs, *target, boundary), expected)
-        alone = [measure(model, inputs[i : i + 1], *target, boundary[i : i + 1]) for i in range(N)]
+        torch.testing.assert_close(measure(scaled, inputs, boundary, *target), expected)
+        alone = [measure(model, inputs[i : i + 1], boundary[i : i + 1], *target) for i in range(N)]
         torch.testing.assert_close(torch.cat(alone), expected)
 
 

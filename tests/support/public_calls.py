@@ -472,7 +472,7 @@ def plot_slice(model: nn.Module, images: Tensor, boundary: BoundaryPoints, **opt
 
 
 def plot_robustness(model: nn.Module, images: Tensor, boundary: BoundaryPoints) -> Figure:
-    return visualization.plot_stability(images, evaluated(str(images.device)))[0]
+    return visualization.show_stability(images, evaluated(str(images.device)))[0]
 
 
 def compare_models(model: nn.Module, images: Tensor, boundary: BoundaryPoints) -> Figure:
@@ -495,4 +495,4 @@ for tell in (visualization.describe_feature_changes, visualization.plot_feature_
 case("visualization.show_boundary_point", shown, show=show_point)
 case("visualization.plot_boundary_slice", shown, show=plot_slice)
 case("visualization.plot_boundary_slice", shown, "direction", show=plot_slice, direction=MAPS[0])
-case("visualization.plot_stability", shown, show=plot_robustness)
+case("visualization.show_stability", shown, show=plot_robustness)

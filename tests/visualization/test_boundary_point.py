@@ -98,7 +98,7 @@ def test_normalized_images_differ_in_shares_of_their_range():
 def test_rows_without_a_point_say_so(missing):
     images = rand(2, 1, 4, 4)
     boundary = missing(NearestBoundary(linear(16)).find(images), images, [0])
-    figure, axes = show_boundary_point(images, boundary, figure=Figure())
+    figure, axes = show_boundary_point(images, boundary, plt_fig_axis=(Figure(), None))
     assert [axis.texts[0].get_text() for axis in axes[0, 1:]] == ["no boundary\npoint found"] * 2
     assert not axes[0, 1].images
     assert axes[1, 2].images

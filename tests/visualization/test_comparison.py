@@ -185,11 +185,16 @@ def test_an_existing_figure_is_filled_and_pyplot_stays_out_of_it():
     figure = Figure(figsize=(8, 3))
     left, _ = figure.subfigures(1, 2)
     images = rand(1, 1, 4, 4)
-    returned, axes = compare_attributions(images, {"A": images}, figure=figure)
+    returned, axes = compare_attributions(images, {"A": images}, plt_fig_axis=(figure, None))
     assert returned is figure
     assert set(axes.flat) < set(figure.axes)
-    returned, axes = compare_attributions(images, {"A": images}, figure=left)
+    returned, axes = compare_attributions(images, {"A": images}, plt_fig_axis=(left, None))
     assert returned is left
+    given = Figure(figsize=(8, 3))
+    panels = given.subplots(1, 2, squeeze=False)
+    returned, axes = compare_attributions(images, {"A": images}, plt_fig_axis=(given, panels))
+    assert (returned, axes.tolist()) == (given, panels.tolist())
+    assert all(axis.images for axis in panels.flat)
     assert not plt.get_fignums()
 
 
@@ -219,6 +224,7 @@ def test_long_names_are_broken_into_lines():
 
 
 IMAGES = rand(2, 3, 4, 4)
+ROW = (Figure(), Figure().subplots(1, 2, squeeze=False))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +251,9 @@ IMAGES = rand(2, 3, 4, 4)
         (BoundaryValueError, "sign must be one of 'all'", IMAGES, {"A": IMAGES}, {"sign": "both"}),
         (BoundaryValueError, "outlier_perc must be at least 0", IMAGES, {"A": IMAGES}, {"outlier_perc": 100}),
         (BoundaryTypeError, "boundary must be BoundaryPoints", IMAGES, {"A": IMAGES}, {"boundary": IMAGES}),
-        (BoundaryTypeError, "figure must be a matplotlib Figure", IMAGES, {"A": IMAGES}, {"figure": 3}),
+        (BoundaryTypeError, "pair of a matplotlib Figure .* it is 3", IMAGES, {"A": IMAGES}, {"plt_fig_axis": 3}),
+        (BoundaryTypeError, "or .figure, None. for", IMAGES, {"A": IMAGES}, {"plt_fig_axis": (None, None)}),
+        (BoundaryValueError, r"shape \(2, 2\), as .* is \(1, 2\)", IMAGES, {"A": IMAGES}, {"plt_fig_axis": ROW}),
     ],
 )
 def test_errors(error, message, inputs, attributions, options):

@@ -20,8 +20,8 @@ from captum_boundary import (
 from captum_boundary.visualization import (
     compare_attributions,
     plot_boundary_slice,
-    plot_stability,
     show_boundary_point,
+    show_stability,
 )
 
 Drawing = Callable[[], tuple[Any, object]]
@@ -43,7 +43,7 @@ def of_slice(model: nn.Module, images: Tensor, boundary: BoundaryPoints) -> Draw
 def of_stability(model: nn.Module, images: Tensor, boundary: BoundaryPoints) -> Drawing:
     attack = AttributionAttack(model, epsilon=0.1, n_steps=2, bounds=(0, 1))
     robustness = evaluate_attribution_robustness(model, images, None, attack, k=2)
-    return lambda: plot_stability(images, robustness)
+    return lambda: show_stability(images, robustness)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from captum_boundary.robust import (
     MapAgreement,
     evaluate_attribution_robustness,
 )
-from captum_boundary.visualization import plot_stability
+from captum_boundary.visualization import show_stability
 
 KEPT, LOST, GAINED = 1, 2, 3
 
@@ -49,7 +49,7 @@ def attacked():
 
 def test_images_and_maps_are_those_of_the_attack(attacked):
     images, robustness = attacked
-    figure, axes = plot_stability(images, robustness, k=4)
+    figure, axes = show_stability(images, robustness, k=4)
     assert [axis.get_title() for axis in axes[0]] == ["input", "attacked", "map before", "map after", "top 4"]
     for row, panels in enumerate(axes):
         for axis, expected in ((panels[0], images), (panels[1], robustness.perturbed)):
@@ -65,7 +65,7 @@ def test_images_and_maps_are_those_of_the_attack(attacked):
 
 def test_the_numbers_are_those_of_the_evaluation(attacked):
     images, robustness = attacked
-    _, axes = plot_stability(images, robustness)
+    _, axes = show_stability(images, robustness)
     for row, panels in enumerate(axes):
         assert f"{robustness.kendall_tau[row]:.2f}" in panels[3].get_xlabel().split("\n")[0]
         assert f"{robustness.control.kendall_tau[row]:.2f}" in panels[3].get_xlabel().split("\n")[1]
@@ -77,7 +77,7 @@ def test_the_numbers_are_those_of_the_evaluation(attacked):
 @pytest.mark.parametrize("k", [1, 3, 7, 25])
 def test_each_map_has_k_marks(attacked, k):
     images, robustness = attacked
-    _, axes = plot_stability(images, robustness, k=k)
+    _, axes = show_stability(images, robustness, k=k)
     for row, panels in enumerate(axes):
         assert "random" not in panels[4].get_xlabel()  # the evaluation was for another k
         marks = pixels(panels[4])
@@ -92,7 +92,7 @@ def test_marks_by_hand():
     before = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
     after = torch.tensor([[[4.0, 1.0], [2.0, 3.0]]])
     images = rand(1, 1, 2, 2)
-    figure, axes = plot_stability(images, made_by_hand(before, after, images))
+    figure, axes = show_stability(images, made_by_hand(before, after, images))
     np.testing.assert_array_equal(pixels(axes[0, 4]), [[KEPT, LOST], [0, GAINED]])
     assert axes[0, 4].get_xlabel() == "50% remain\nrandom: 25%"
     image = axes[0, 4].images[0]
@@ -103,7 +103,7 @@ def test_marks_by_hand():
 
 
 def test_k_is_that_of_the_evaluation_by_default(attacked):
-    _, axes = plot_stability(*attacked)
+    _, axes = show_stability(*attacked)
     assert axes[0, 4].get_title() == "top 4"
 
 
@@ -111,7 +111,7 @@ def test_maps_that_are_zero_and_subfigures():
     images = rand(1, 1, 3, 3)
     robustness = made_by_hand(torch.zeros(1, 3, 3), torch.zeros(1, 3, 3), images)
     left, _ = Figure(figsize=(12, 3)).subfigures(1, 2)
-    returned, axes = plot_stability(images, robustness, figure=left)
+    returned, axes = show_stability(images, robustness, plt_fig_axis=(left, None))
     assert returned is left
     assert axes[0, 2].images[0].get_clim() == (0, 1)
     left.figure.draw_without_rendering()
@@ -120,21 +120,21 @@ def test_maps_that_are_zero_and_subfigures():
 def test_normalized_images(attacked):
     images, robustness = attacked
     moved = dataclasses.replace(robustness, perturbed=(robustness.perturbed - 0.5) / 0.25)
-    _, axes = plot_stability((images - 0.5) / 0.25, moved, bounds=(-2, 2))
+    _, axes = show_stability((images - 0.5) / 0.25, moved, bounds=(-2, 2))
     np.testing.assert_allclose(pixels(axes[1, 1]), robustness.perturbed[1].permute(1, 2, 0).numpy(), atol=1e-6)
 
 
 def test_errors(attacked):
     images, robustness = attacked
     with pytest.raises(BoundaryTypeError, match="AttributionRobustness that evaluate_attribution_robustness returns"):
-        plot_stability(images, robustness.control)
+        show_stability(images, robustness.control)
     with pytest.raises(BoundaryValueError, match=r"of shape \(1, 3, 5, 5\), but it is that of \(2, 3, 5, 5\)"):
-        plot_stability(images[:1], robustness)
+        show_stability(images[:1], robustness)
     with pytest.raises(BoundaryValueError, match="that of several inputs"):
-        plot_stability(images, dataclasses.replace(robustness, perturbed=(images,)))
+        show_stability(images, dataclasses.replace(robustness, perturbed=(images,)))
     with pytest.raises(BoundaryValueError, match="k must be at most the 25 features"):
-        plot_stability(images, robustness, k=26)
+        show_stability(images, robustness, k=26)
     with pytest.raises(BoundaryValueError, match="k must be a positive integer"):
-        plot_stability(images, robustness, k=0)
+        show_stability(images, robustness, k=0)
     with pytest.raises(BoundaryTypeError, match="one Tensor of images"):
-        plot_stability((images,), robustness)
+        show_stability((images,), robustness)
