@@ -125,3 +125,28 @@ def test_every_image_takes_the_noise_that_its_decision_stands(smoothed):
     maps = smoothed.with_own_noise(explain, model, images, torch.zeros(3, dtype=torch.long))
     assert maps.shape == images.shape
     torch.testing.assert_close(maps[:, 0, 0, 0], torch.tensor([0.04, 0.1, 0.02]))
+
+
+def test_methods_of_single_features_have_their_closed_forms():
+    """A linear model with one output: distances, losses and gradients are known."""
+    module = _imported("feature_distance")
+    model = nn.Linear(4, 1)
+    model.weight.data, model.bias.data = torch.tensor([[2.0, -1.0, 0.0, 0.5]]), torch.tensor([0.25])
+    x, others = torch.tensor([[1.0, 1.0, 1.0, 1.0], [-1.0, 0.5, 2.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0, 0.0]] * 3)
+    groups = torch.tensor([[0, 1, 2, 2]])  # the last two columns move together
+    causes = torch.tensor([[True, True, False], [True, False, False]])
+    task = module.Task(model.requires_grad_(False), x, groups, causes, others, None)
+    logits = model(x)
+    norms = torch.tensor([2.0, 1.0, 0.5])
+    torch.testing.assert_close(module.distances(task), norms / logits.abs(), rtol=1e-3, atol=0)
+    weights = torch.tensor([2.0, -1.0, 0.0, 0.5]) * (x - others[:1]) * logits.sign()
+    sums = torch.cat([weights[:, :2], weights[:, 2:].sum(1, keepdim=True)], 1)
+    torch.testing.assert_close(module.ablation(task, None), sums)
+    torch.testing.assert_close(module.ablation(task, 3), sums)
+    torch.testing.assert_close(module.path(task, 5), sums)
+    torch.testing.assert_close(module.slope(task), norms.expand(2, 3))
+    columns = module.measured(module.distances(task), causes)
+    assert columns["first"].tolist() == [1, 1]
+    assert columns["over others"].tolist() == [1, 1]
+    worst = module.measured(torch.tensor([[0.0, 1.0, 2.0]]), causes[:1])
+    assert (float(worst["first"]), float(worst["over others"])) == (0, 0)

@@ -37,7 +37,8 @@ class BoundaryDistance(GradientAttribution):  # type: ignore[misc]
     Each group of ``feature_mask`` (a token, a word, a column of a table, a segment of an image) is moved alone, all
     other values stay as they are to the last bit, and the nearest boundary is searched. A group that flips the decision
     by a small change gets a large value; one that cannot flip it gets 0. Occlusion asks what happens when a group is
-    replaced by a baseline; this asks for the smallest change that matters, and needs no baseline.
+    replaced by a baseline; this asks for the smallest change that matters, and needs no baseline. A feature that flips
+    the decision easily need not be one on which it rests: to rank causes, FeatureAblation is as good, and cheaper.
 
     Groups are searched as rows of one batch. Cost: that of one search for each group of each example. Values of groups
     of different sizes are comparable as distances are: a large group moves more easily than each of its parts.
