@@ -23,7 +23,11 @@ FENCE = re.compile(
 )
 RUN = ("{testsetup}", "{testcode}", "{testcleanup}")
 # Pages on packages that the rest of the tests can do without.
-NEEDED = {"howto/trainers.md": ("accelerate", "lightning"), "howto/language_models.md": ("transformers",)}
+NEEDED = {
+    "howto/trainers.md": ("accelerate", "lightning"),
+    "howto/language_models.md": ("transformers",),
+    "howto/vision_transformers.md": ("torchvision", "transformers"),
+}
 NOT_MADE_BY_USERS = ("captum_boundary.search.SearchProblem",)
 NOT_CODE = ("{image}", "{include}", "{testoutput}", "{toctree}", "console", "bibtex")
 
