@@ -71,16 +71,73 @@ AGREEMENT = [
 DISTRACTORS = ["My bike is old.", "We had tea.", "It rained."]
 
 
+# Each kind put otherwise, in the words of its prompts.
+PARAPHRASES = {
+    "fact": (
+        "The capital city of {0} is",
+        "The name of the capital of {0} is",
+        "What is the capital of {0}? It is",
+        "In {0}, the capital is",
+        "Everybody knows that the capital of {0} is",
+    ),
+    "sentiment": (
+        "Review: The movie was {0}. Sentiment:",
+        "Review: It was a {0} film. Sentiment:",
+        "The film was {0}. The sentiment of this review is",
+        "Review: I found the film {0}. Sentiment:",
+        "Text: The film was {0}. Label:",
+    ),
+    "yes or no": (
+        "Question: Is {0} really {1}? Answer:",
+        "Q: Is {0} {1}? A:",
+        "Is {0} {1}? Answer:",
+        "Question: Would you say that {0} is {1}? Answer:",
+        "Question: Is it true that {0} is {1}? Answer:",
+    ),
+    "choice": (
+        "Tom picked {0}, Ann picked {1}. So Tom has",
+        "Tom chose {0} and Ann chose {1}. So Tom has",
+        "Tom chose {0}. Ann chose {1}. Now Tom has",
+        "Tom took {0}, Ann took {1}. So Tom has",
+        "While Ann chose {1}, Tom chose {0}. So Tom has",
+    ),
+    "agreement": (
+        "The {0} close to the {1}",
+        "The old {0} near the {1}",
+        "They say that the {0} near the {1}",
+        "The {0} next to the {1}",
+        "Here, the {0} near the {1}",
+    ),
+}
+PROMPTS = {
+    "fact": "The capital of {0} is",
+    "sentiment": "Review: The film was {0}. Sentiment:",
+    "yes or no": "Question: Is {0} {1}? Answer:",
+    "choice": "Tom chose {0}, Ann chose {1}. So Tom has",
+    "agreement": "The {0} near the {1}",
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """A prompt, its right answer and another one, the words that decide, and those that cannot."""
 
     kind: str
-    prompt: str
+    words: tuple[str, ...]  # of its template
     target: str
     rival: str
     cause: tuple[str, ...]
     irrelevant: str
+
+    @property
+    def prompt(self) -> str:
+        return f"{self.irrelevant} {PROMPTS[self.kind].format(*self.words)}"
+
+    @property
+    def paraphrases(self) -> tuple[str, ...]:
+        """The same after each sentence that has nothing to do with it, and put otherwise."""
+        others = [f"{text} {PROMPTS[self.kind].format(*self.words)}" for text in DISTRACTORS if text != self.irrelevant]
+        return (*others, *(f"{self.irrelevant} {text.format(*self.words)}" for text in PARAPHRASES[self.kind]))
 
 
 def cases(n_of_each: int) -> list[Case]:
@@ -89,17 +146,13 @@ def cases(n_of_each: int) -> list[Case]:
     for i in range(n_of_each):
         distractor = DISTRACTORS[i % len(DISTRACTORS)]
         country, capital, other = FACTS[i]
-        made.append(Case("fact", f"{distractor} The capital of {country} is", capital, other, (country,), distractor))
+        made.append(Case("fact", (country,), capital, other, (country,), distractor))
         word, label, other = SENTIMENT[(i * 7) % 12]  # of both kinds
-        prompt = f"{distractor} Review: The film was {word}. Sentiment:"
-        made.append(Case("sentiment", prompt, label, other, (word,), distractor))
+        made.append(Case("sentiment", (word,), label, other, (word,), distractor))
         thing, property_, answer, other = YES_NO[i]
-        prompt = f"{distractor} Question: Is {thing} {property_}? Answer:"
-        made.append(Case("yes or no", prompt, answer, other, (thing, property_), distractor))
+        made.append(Case("yes or no", (thing, property_), answer, other, (thing, property_), distractor))
         first, second = CHOICE[i]
-        prompt = f"{distractor} Tom chose {first}, Ann chose {second}. So Tom has"
-        made.append(Case("choice", prompt, f" {first}", f" {second}", (first,), distractor))
+        made.append(Case("choice", (first, second), f" {first}", f" {second}", (first,), distractor))
         subject, attractor, verb, other = AGREEMENT[i]
-        prompt = f"{distractor} The {subject} near the {attractor}"
-        made.append(Case("agreement", prompt, verb, other, (subject,), distractor))
+        made.append(Case("agreement", (subject, attractor), verb, other, (subject,), distractor))
     return made

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from captum_boundary import NearestBoundary
 from captum_boundary.llm import LLMBoundaryAttribution
 
-NAMES = ("llm_models", "llm_prompts", "llm")
+NAMES = ("llm_models", "llm_prompts", "llm_methods", "llm_firmness", "llm")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,28 @@ def test_the_benchmark_of_the_rule(benchmark, capsys):
     )
     for row in rows:
         assert row["methods"]["occlusion"]["occlusion"] == pytest.approx(1)
-        assert row["methods"]["occlusion"]["cause"] == 1
+        assert row["methods"]["occlusion"]["cause first"] == 1
+        assert row["methods"]["occlusion"]["cause over irrelevant"] == 1
+
+
+def test_firmness_is_that_of_each_prompt_alone(benchmark):
+    """Prompts of several lengths in one batch, and certainty whose area under the curve is known."""
+    model, firmness = benchmark.llm_models.rule_decoder(), benchmark.llm_firmness
+    texts, answers, _ = benchmark.llm_models.rule_texts(2)
+    prompts = [texts[0], texts[1][2:]]
+    pairs = torch.stack([answers, (answers - 3) % 4 + 4], dim=1)
+    batch = firmness.PaddedDecisions(model, prompts, pairs)
+    alone = [model(ids[None]).logits[0, -1, pair] for ids, pair in zip(prompts, pairs, strict=True)]
+    torch.testing.assert_close(batch.forward_all(), torch.stack([scores[0] - scores[1] for scores in alone]))
+    boundary = NearestBoundary(batch, budget=10).find(batch.x, None, torch.arange(2), mask=batch.mask)
+    assert torch.equal(boundary.points[1, 6:], batch.x[1, 6:])
+    flips = [[True, True], [False, True], [False, False]]
+    table = firmness.table_of(
+        {"right": [3.0, 2.0, 1.0], "none": [1.0, 1.0, 1.0], "wrong": [1.0, 2.0, 3.0]}, flips, "none"
+    )
+    # Of 9 pairs of a variant that flips and one that does not, 8 are of prompts in the right order, one of the same.
+    assert [table[name]["AUC"][:4] for name in ("right", "none", "wrong")] == ["0.94", "0.50", "0.06"]
+    assert table["right"]["less none"].startswith("0.44")
 
 
 @pytest.fixture(scope="module")
@@ -105,4 +127,5 @@ def test_the_benchmark_of_the_real_model(smollm2, benchmark):
     for made in benchmark.llm_prompts.cases(12):
         assert len(smollm2[1].encode(made.target)) == len(smollm2[1].encode(made.rival)) == 1
         assert made.irrelevant in made.prompt
-    assert len(set(benchmark.llm.variants(case.prompt))) > 8
+    assert len(set(benchmark.llm_firmness.typos(case.prompt))) > 8
+    assert len(set(case.paraphrases)) == 7
