@@ -150,10 +150,14 @@ def find_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     domain = env.get_domain("py")
     for module in (
         "captum_boundary",
+        "captum_boundary.attr",
         "captum_boundary.datasets",
+        "captum_boundary.errors",
+        "captum_boundary.layers",
         "captum_boundary.metrics",
         "captum_boundary.robust",
         "captum_boundary.search",
+        "captum_boundary.smoothing",
         "captum_boundary.visualization",
     ):
         name = f"{module}.{node['reftarget']}"

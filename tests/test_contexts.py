@@ -17,12 +17,12 @@ from captum_boundary import (
     AggregatedBoundaryNormals,
     BoundaryEnergy,
     BoundaryIntegratedGradients,
-    BoundaryValueError,
     ModelFromLayer,
     NearestBoundary,
     largest_stdev,
     metrics,
 )
+from captum_boundary.errors import BoundaryValueError
 
 BUDGET = 6
 

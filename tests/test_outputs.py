@@ -17,8 +17,6 @@ from captum_boundary import (
     AttributionAttack,
     BoundaryAttribution,
     BoundaryIntegratedGradients,
-    BoundaryTypeError,
-    ClosestBoundary,
     NearestBoundary,
     PGDBoundary,
     RARLoss,
@@ -27,6 +25,8 @@ from captum_boundary import (
     visualization,
 )
 from captum_boundary.datasets import explain_dataset
+from captum_boundary.errors import BoundaryTypeError
+from captum_boundary.search import ClosestBoundary
 
 INPUTS = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 
@@ -106,7 +106,7 @@ def test_foolbox(models):
     pytest.importorskip("foolbox")
     from foolbox.attacks import LinfPGD
 
-    attack, search = LinfPGD(steps=20), captum_boundary.FoolboxBoundary
+    attack, search = LinfPGD(steps=20), captum_boundary.search.FoolboxBoundary
     assert_same(lambda model: search(model, attack, bounds=(-20, 20), epsilons=(1, 4, 16)).find(INPUTS), models)
 
 

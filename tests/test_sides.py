@@ -12,13 +12,13 @@ from captum_boundary import (
     AggregatedBoundaryNormals,
     AttributionAttack,
     BoundaryAttribution,
-    BoundaryValueError,
-    ClosestBoundary,
     NearestBoundary,
     PGDBoundary,
     evaluate_attribution_robustness,
     metrics,
 )
+from captum_boundary.errors import BoundaryValueError
+from captum_boundary.search import ClosestBoundary
 
 INPUTS = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
 

@@ -52,7 +52,8 @@ class BoundaryNoiseTunnel(NoiseTunnel):  # type: ignore[misc]
     Examples::
 
         >>> import torch
-        >>> from captum_boundary import BoundaryNoiseTunnel, BoundarySaliency
+        >>> from captum_boundary import BoundarySaliency
+        >>> from captum_boundary.attr import BoundaryNoiseTunnel
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
         >>> tunnel = BoundaryNoiseTunnel(BoundarySaliency(model))

@@ -62,7 +62,8 @@ class CategoricalBoundary(BoundarySearch):
     Examples::
 
         >>> import torch
-        >>> from captum_boundary import CategoricalBoundary, NearestBoundary
+        >>> from captum_boundary import NearestBoundary
+        >>> from captum_boundary.search import CategoricalBoundary
         >>> model = torch.nn.Linear(4, 2, bias=False)
         >>> model.weight.data = torch.tensor([[0.1, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 4.0]])
         >>> search = CategoricalBoundary(NearestBoundary(model), categories=[[1, 2, 3]])

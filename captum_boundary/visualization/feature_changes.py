@@ -42,10 +42,10 @@ def describe_feature_changes(
 
         inputs (Tensor): Table ``(N, D)``.
         boundary (BoundaryPoints): Boundary points of these rows, such as those of a
-            :class:`~captum_boundary.CategoricalBoundary`, or of any other search.
+            :class:`~captum_boundary.search.CategoricalBoundary`, or of any other search.
         feature_names (Sequence[str], optional): Names of all columns. Default: None, their numbers.
         categories (Sequence or Mapping, optional): Groups of one-hot columns that are told as one, in the form of
-            :class:`~captum_boundary.CategoricalBoundary`. Of columns ``color_red`` in a group ``"color"``, the
+            :class:`~captum_boundary.search.CategoricalBoundary`. Of columns ``color_red`` in a group ``"color"``, the
             category is called ``red``. Default: None, no groups.
         class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
             their numbers.
@@ -66,7 +66,8 @@ def describe_feature_changes(
     Examples::
 
         >>> import torch
-        >>> from captum_boundary import CategoricalBoundary, NearestBoundary
+        >>> from captum_boundary import NearestBoundary
+        >>> from captum_boundary.search import CategoricalBoundary
         >>> from captum_boundary.visualization import describe_feature_changes
         >>> model = torch.nn.Linear(3, 1)
         >>> model.weight.data, model.bias.data = torch.tensor([[0.2, -1.0, 1.0]]), torch.tensor([0.1])
@@ -111,7 +112,7 @@ def plot_feature_changes(
         example (int, optional): Row to draw. Default: 0
         feature_names (Sequence[str], optional): Names of all columns. Default: None, their numbers.
         categories (Sequence or Mapping, optional): Groups of one-hot columns that are told as one, in the form of
-            :class:`~captum_boundary.CategoricalBoundary`. Default: None, no groups.
+            :class:`~captum_boundary.search.CategoricalBoundary`. Default: None, no groups.
         class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
             their numbers.
         unscale (Callable, optional): Function from a scaled table to the values to write beside the bars, such as

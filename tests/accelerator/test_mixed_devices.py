@@ -15,12 +15,12 @@ from captum_boundary import (
     AttributionAttack,
     BoundaryIntegratedGradients,
     BoundaryPoints,
-    BoundaryValueError,
     NearestBoundary,
     PGDBoundary,
     RARLoss,
     evaluate_attribution_robustness,
 )
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.metrics import (
     attribution_gap,
     center_shift,

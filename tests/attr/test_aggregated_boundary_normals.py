@@ -16,12 +16,11 @@ from captum_boundary import (
     AggregatedBoundaryNormals,
     BoundaryNotFoundWarning,
     BoundarySaliency,
-    BoundaryTypeError,
-    BoundaryValueError,
-    ClosestBoundary,
     NearestBoundary,
     PGDBoundary,
 )
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.search import ClosestBoundary
 
 WEIGHTINGS = {
     "softmin": lambda distance: torch.exp(-distance / distance.amin(dim=1, keepdim=True)),

@@ -16,15 +16,10 @@ from captum.attr import (
 )
 from torch import Tensor, nn
 
-from captum_boundary import (
-    BoundaryAttribution,
-    BoundaryIntegratedGradients,
-    BoundaryValueError,
-    LayerBoundaryAttribution,
-    NearestBoundary,
-)
+from captum_boundary import BoundaryAttribution, BoundaryIntegratedGradients, LayerBoundaryAttribution, NearestBoundary
 from captum_boundary._core import batch_sizes
 from captum_boundary._core.batch_sizes import saved_bytes
+from captum_boundary.errors import BoundaryValueError
 
 
 class Watched(nn.Module):

@@ -41,11 +41,10 @@ from captum_boundary import (
     BoundaryNotFoundWarning,
     BoundaryPoints,
     BoundarySaliency,
-    BoundarySearch,
-    BoundaryTypeError,
-    BoundaryValueError,
     NearestBoundary,
 )
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.search import BoundarySearch
 
 N, D, C = 5, 6, 4
 

@@ -11,14 +11,8 @@ from captum.attr import GradientAttribution, NoiseTunnel
 from captum.metrics import sensitivity_max
 from torch import Tensor, nn
 
-from captum_boundary import (
-    BoundaryDistance,
-    BoundaryNotFoundError,
-    BoundaryNotFoundWarning,
-    BoundaryTypeError,
-    BoundaryValueError,
-    NearestBoundary,
-)
+from captum_boundary import BoundaryDistance, BoundaryNotFoundWarning, NearestBoundary
+from captum_boundary.errors import BoundaryNotFoundError, BoundaryTypeError, BoundaryValueError
 
 N, D = 5, 6
 

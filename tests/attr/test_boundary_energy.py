@@ -8,8 +8,9 @@ from captum.attr import NoiseTunnel
 from captum.metrics import sensitivity_max
 from torch import nn
 
-from captum_boundary import BoundaryEnergy, BoundaryTypeError, BoundaryValueError, SmoothedModel
+from captum_boundary import BoundaryEnergy, SmoothedModel
 from captum_boundary._core import batch_sizes
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 STDEV = 0.3
 

@@ -12,7 +12,8 @@ from captum.attr import LayerAttribution, LayerGradCam, NoiseTunnel
 from torch import Tensor, nn
 from torchvision.models import SwinTransformer, VisionTransformer
 
-from captum_boundary import BoundaryEnergy, BoundaryGradCam, BoundaryTypeError, BoundaryValueError
+from captum_boundary import BoundaryEnergy, BoundaryGradCam
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 SIDE, CLASSES = 32, 5
 

@@ -15,13 +15,12 @@ from captum_boundary import (
     BoundaryAttribution,
     BoundaryEnergy,
     BoundaryIntegratedGradients,
-    BoundaryNoiseTunnel,
     BoundaryNotFoundWarning,
     BoundarySaliency,
-    BoundaryTypeError,
-    BoundaryValueError,
     NearestBoundary,
 )
+from captum_boundary.attr import BoundaryNoiseTunnel
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 N, D, C = 5, 6, 4
 

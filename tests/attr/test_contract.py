@@ -18,13 +18,11 @@ from captum_boundary import (
     AggregatedBoundaryNormals,
     BoundaryAttribution,
     BoundaryIntegratedGradients,
-    BoundaryNotFoundError,
     BoundaryNotFoundWarning,
     BoundarySaliency,
-    BoundaryTypeError,
-    BoundaryValueError,
     NearestBoundary,
 )
+from captum_boundary.errors import BoundaryNotFoundError, BoundaryTypeError, BoundaryValueError
 
 N, D, C = 5, 6, 4
 

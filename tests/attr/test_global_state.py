@@ -26,8 +26,9 @@ from captum.attr import (
 )
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryAttribution, BoundaryPoints, NearestBoundary, separate_activations
+from captum_boundary import BoundaryAttribution, BoundaryPoints, NearestBoundary
 from captum_boundary._core.random_state import preserve_rng_state
+from captum_boundary.attr import separate_activations
 
 N, D = 4, 6
 

@@ -33,16 +33,14 @@ from torch import Tensor, nn
 
 from captum_boundary import (
     BoundaryAttribution,
-    BoundaryNotFoundError,
     BoundaryNotFoundWarning,
-    BoundaryTypeError,
-    BoundaryValueError,
-    ClosestBoundary,
     LayerBoundaryAttribution,
     ModelFromLayer,
     NearestBoundary,
     PGDBoundary,
 )
+from captum_boundary.errors import BoundaryNotFoundError, BoundaryTypeError, BoundaryValueError
+from captum_boundary.search import ClosestBoundary
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:captum")  # of hooks and gradients, by Captum's DeepLift
 

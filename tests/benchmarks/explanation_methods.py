@@ -34,8 +34,8 @@ from captum_boundary import (
     LayerBoundaryAttribution,
     ModelFromLayer,
     NearestBoundary,
-    separate_activations,
 )
+from captum_boundary.attr import separate_activations
 
 REFERENCE = "IG, black"
 LEADER = "BoundaryEnergy, total x Grad-CAM"

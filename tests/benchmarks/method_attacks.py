@@ -44,8 +44,8 @@ from captum_boundary import (
     BoundarySaliency,
     NearestBoundary,
     evaluate_attribution_robustness,
-    separate_activations,
 )
+from captum_boundary.attr import separate_activations
 
 REFERENCE = "IG"
 BATCH = 20

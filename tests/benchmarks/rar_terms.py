@@ -31,8 +31,7 @@ from report import Claim, print_claims, print_table, save
 from scipy.stats import t as student
 from tqdm.auto import tqdm
 
-from captum_boundary import AttributionCosine, InputAlignment, TopKMargin
-from captum_boundary.robust import StabilityTerm
+from captum_boundary.robust import AttributionCosine, InputAlignment, StabilityTerm, TopKMargin
 
 REFERENCE = "adversarial"
 COLUMNS = ("NA %", "AA %", "IN %", "CO")

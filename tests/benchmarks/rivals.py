@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from captum_boundary import BoundarySearch
+from captum_boundary.search import BoundarySearch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # foolbox imports a deprecated name of scipy

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError
 from captum_boundary._core.margin import class_scores, margin_and_rival, resolve_target, rival_scores
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 SCORES = torch.tensor([[1.0, 4.0, 2.5], [0.0, -1.0, -3.0]])
 

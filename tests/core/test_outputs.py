@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError, ModelFromLayer, NearestBoundary
+from captum_boundary import ModelFromLayer, NearestBoundary
 from captum_boundary._core.margin import class_scores
 from captum_boundary._core.outputs import evaluate, has_one_output, score_tensor
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 SCORES = torch.tensor([[1.0, 4.0, 2.5], [0.0, -1.0, -3.0]])
 TOKENS = torch.zeros(2, 5, 3)

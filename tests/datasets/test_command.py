@@ -20,10 +20,10 @@ from PIL import Image
 from small_data import contents, image_model, small_model
 from torchvision.models import get_model_weights, squeezenet1_0
 
-from captum_boundary import BoundaryValueError
 from captum_boundary.__main__ import main
 from captum_boundary.datasets import load_explanations
 from captum_boundary.datasets._sources import METHODS, CommandModel, load_model
+from captum_boundary.errors import BoundaryValueError
 
 SUPPORT = Path(__file__).parents[1] / "support"
 OWN = ["--model", "small_data:small_model", "--data", "small_data:Rows", "--budget", "5", "--limit", "20"]

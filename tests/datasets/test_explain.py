@@ -26,11 +26,10 @@ from captum_boundary import (
     BoundaryAttribution,
     BoundaryIntegratedGradients,
     BoundarySaliency,
-    BoundaryTypeError,
-    BoundaryValueError,
     NearestBoundary,
 )
 from captum_boundary.datasets import ExampleError, ExampleWarning, FolderError, explain_dataset
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 failing = pytest.mark.filterwarnings("ignore::captum_boundary.datasets.ExampleWarning")
 

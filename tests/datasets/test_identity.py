@@ -22,13 +22,13 @@ from torch import nn
 from captum_boundary import (
     AggregatedBoundaryNormals,
     BoundaryAttribution,
-    ClosestBoundary,
     LayerBoundaryAttribution,
     NearestBoundary,
     PGDBoundary,
 )
 from captum_boundary.datasets import explain_dataset
 from captum_boundary.datasets._identity import Describer
+from captum_boundary.search import ClosestBoundary
 
 
 def describe(value):

@@ -20,7 +20,7 @@ import torch
 from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
 from small_data import N_CLASSES, Rows, contents, small_model
 
-from captum_boundary import BoundaryIntegratedGradients, BoundaryValueError, NearestBoundary
+from captum_boundary import BoundaryIntegratedGradients, NearestBoundary
 from captum_boundary.datasets import (
     ExampleError,
     FolderError,
@@ -30,6 +30,7 @@ from captum_boundary.datasets import (
     merge_explanations,
 )
 from captum_boundary.datasets._store import locked, write_atomically
+from captum_boundary.errors import BoundaryValueError
 
 SUPPORT = Path(__file__).parents[1] / "support"
 SCRIPT = """

@@ -13,10 +13,10 @@ from captum.attr import Saliency
 from PIL import Image
 from small_data import image_model
 
-from captum_boundary import BoundaryValueError
 from captum_boundary.__main__ import main
 from captum_boundary.datasets import FolderError, explain_dataset, load_explanations
 from captum_boundary.datasets._sources import ImageFiles, NpzArrays, pixels_of
+from captum_boundary.errors import BoundaryValueError
 
 RANDOM = np.random.default_rng(0)
 

@@ -19,13 +19,12 @@ from captum_boundary import (
     AggregatedBoundaryNormals,
     BoundaryIntegratedGradients,
     BoundarySaliency,
-    BoundaryTypeError,
-    BoundaryValueError,
     ModelFromLayer,
     NearestBoundary,
     metrics,
 )
 from captum_boundary._core.outputs import score_tensor
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 N = 4
 

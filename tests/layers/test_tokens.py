@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError, nearest_tokens
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.layers import nearest_tokens
 
 WEIGHT = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
 POINTS = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1))

@@ -9,7 +9,8 @@ import torch
 from captum.attr import LayerGradientXActivation, LayerIntegratedGradients
 from torch import Tensor, nn
 
-from captum_boundary import LayerBoundaryAttribution, ModelFromLayer, NearestBoundary, nearest_tokens
+from captum_boundary import LayerBoundaryAttribution, ModelFromLayer, NearestBoundary
+from captum_boundary.layers import nearest_tokens
 
 transformers = pytest.importorskip("transformers")
 

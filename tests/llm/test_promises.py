@@ -8,7 +8,8 @@ import transformers
 from captum.attr import TextTokenInput
 from torch import nn
 
-from captum_boundary import BoundaryError, BoundaryTypeError, BoundaryValueError
+from captum_boundary import BoundaryError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.llm import LLMBoundaryAttribution
 
 PROMPT = "the capital of France is"

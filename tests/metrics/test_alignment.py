@@ -11,13 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from captum_boundary import (
-    BoundaryNotFoundWarning,
-    BoundaryPoints,
-    BoundaryTypeError,
-    BoundaryValueError,
-    NearestBoundary,
-)
+from captum_boundary import BoundaryNotFoundWarning, BoundaryPoints, NearestBoundary
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.metrics import attribution_gap, first_order_optimality, normal_alignment
 
 thorough = settings(max_examples=40, deadline=None, derandomize=True, database=None)

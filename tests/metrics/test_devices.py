@@ -9,7 +9,8 @@ import torch
 from synchronizations import synchronizations
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryValueError, metrics
+from captum_boundary import metrics
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import NearestBoundary
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import center_of_mass
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.metrics import concentration, energy_game, localization, positive_percentage
 
 thorough = settings(max_examples=60, deadline=None, derandomize=True, database=None)

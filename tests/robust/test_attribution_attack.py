@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError
 from captum_boundary._core.agreement import center_shift, kendall_tau, topk_intersection
 from captum_boundary._core.flat import pack
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust import AttributionAttack
 from captum_boundary.robust._attribution_maps import AttributionMaps
 

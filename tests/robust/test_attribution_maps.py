@@ -7,9 +7,9 @@ import torch
 from captum.attr import IntegratedGradients, Saliency
 from torch import nn
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError
 from captum_boundary._core.flat import pack
 from captum_boundary._core.geometry import Box
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attribution_maps import AttributionMaps
 
 OPTIONS = {

@@ -10,7 +10,7 @@ from captum.attr import IntegratedGradients
 from captum.robust import FGSM
 from torch import nn
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.metrics import stability
 from captum_boundary.robust import (
     AttributionAttack,

@@ -18,12 +18,11 @@ from captum_boundary import (
     BoundaryIntegratedGradients,
     BoundaryNotFoundWarning,
     BoundarySaliency,
-    BoundaryTypeError,
-    BoundaryValueError,
     NearestBoundary,
     evaluate_attribution_robustness,
     metrics,
 )
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust import MapAgreement
 
 MEASURES = [field.name for field in dataclasses.fields(MapAgreement)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryValueError
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.robust import AttributionAttack, RARLoss, evaluate_attribution_robustness
 
 

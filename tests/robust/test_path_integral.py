@@ -9,7 +9,7 @@ from captum.attr import IntegratedGradients, LayerConductance
 from scipy import stats
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._path_integral import Quadrature, path_attribution
 from captum_boundary.robust._pointwise_loss import PointwiseLoss, cross_entropy
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError, RARLoss, paper_settings
+from captum_boundary import RARLoss, paper_settings
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust import _path_integral
 
 

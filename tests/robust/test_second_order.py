@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_boundary import AttributionCosine, BoundaryValueError, RARLoss
-from captum_boundary.robust import AttributionAttack
+from captum_boundary import RARLoss
+from captum_boundary.errors import BoundaryValueError
+from captum_boundary.robust import AttributionAttack, AttributionCosine
 
 
 def network(activation: type[nn.Module] = nn.Softplus) -> nn.Module:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError, RARLoss
+from captum_boundary import RARLoss
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 BETA = 4.0
 SIZES = ("ig_norm", "ig_sum_norm", "norm_power")

@@ -12,15 +12,9 @@ import torch.nn.functional as F
 from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
-from captum_boundary import (
-    AttributionCosine,
-    BoundaryTypeError,
-    BoundaryValueError,
-    InputAlignment,
-    RARLoss,
-    TopKMargin,
-)
-from captum_boundary.robust import StabilityTerm
+from captum_boundary import RARLoss
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.robust import AttributionCosine, InputAlignment, StabilityTerm, TopKMargin
 
 TERMS = {
     "cosine": AttributionCosine(2.0, n_steps=4),

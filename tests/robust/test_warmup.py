@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryValueError, RARLoss, paper_settings
+from captum_boundary import RARLoss, paper_settings
+from captum_boundary.errors import BoundaryValueError
 
 
 def network() -> nn.Module:

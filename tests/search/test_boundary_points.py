@@ -14,14 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captum_boundary import (
-    BoundaryPoints,
-    BoundaryTypeError,
-    BoundaryValueError,
-    NearestBoundary,
-    PGDBoundary,
-)
+from captum_boundary import BoundaryPoints, NearestBoundary, PGDBoundary
 from captum_boundary._core.bounds import box_of
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 WEIGHT = torch.tensor([[1.0, 2.0, -1.0, 0.5], [0.0, 1.0, 1.0, -1.0], [-1.0, 0.0, 2.0, 1.0]])
 INPUTS = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))

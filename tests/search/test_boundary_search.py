@@ -14,21 +14,15 @@ import torch
 from captum.robust import Perturbation
 from torch import nn
 
-from captum_boundary import (
-    BoundaryError,
+from captum_boundary import BoundaryError, BoundaryNotFoundWarning, BoundaryPoints, NearestBoundary, PGDBoundary
+from captum_boundary._core.bounds import box_of
+from captum_boundary.errors import (
     BoundaryNotFoundError,
-    BoundaryNotFoundWarning,
-    BoundaryPoints,
     BoundaryPrecisionWarning,
-    BoundarySearch,
     BoundaryTypeError,
     BoundaryValueError,
-    ClosestBoundary,
-    FoolboxBoundary,
-    NearestBoundary,
-    PGDBoundary,
 )
-from captum_boundary._core.bounds import box_of
+from captum_boundary.search import BoundarySearch, ClosestBoundary, FoolboxBoundary
 
 RADII = (0.5, 1.0, 2.0, 4.0)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_boundary import BoundaryNotFoundWarning, BoundarySearch, NearestBoundary
-from captum_boundary.search import BoundaryStatus, ClosestBoundary, PGDBoundary, Proposal
+from captum_boundary import BoundaryNotFoundWarning, NearestBoundary
+from captum_boundary.search import BoundarySearch, BoundaryStatus, ClosestBoundary, PGDBoundary, Proposal
 
 
 class Reporting(BoundarySearch):

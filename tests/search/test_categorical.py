@@ -12,16 +12,13 @@ from torch import Tensor, nn
 from captum_boundary import (
     AggregatedBoundaryNormals,
     BoundaryIntegratedGradients,
-    BoundaryNotFoundError,
     BoundaryNotFoundWarning,
     BoundaryPoints,
-    BoundaryTypeError,
-    BoundaryValueError,
-    CategoricalBoundary,
-    ClosestBoundary,
     NearestBoundary,
     PGDBoundary,
 )
+from captum_boundary.errors import BoundaryNotFoundError, BoundaryTypeError, BoundaryValueError
+from captum_boundary.search import CategoricalBoundary, ClosestBoundary
 
 GROUPS = [[2, 3, 4], [5], [6, 7, 8, 9], [10, 11, 12]]
 FIXED = [0]

@@ -8,16 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_boundary import (
-    BoundaryNotFoundError,
-    BoundaryNotFoundWarning,
-    BoundarySearch,
-    BoundaryTypeError,
-    BoundaryValueError,
-    ClosestBoundary,
-    NearestBoundary,
-    PGDBoundary,
-)
+from captum_boundary import BoundaryNotFoundWarning, NearestBoundary, PGDBoundary
+from captum_boundary.errors import BoundaryNotFoundError, BoundaryTypeError, BoundaryValueError
+from captum_boundary.search import BoundarySearch, ClosestBoundary
 
 
 class Detour(BoundarySearch):

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from captum_boundary import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError, FoolboxBoundary
+from captum_boundary import BoundaryNotFoundWarning
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.search import FoolboxBoundary
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # foolbox imports a deprecated name of scipy

@@ -18,10 +18,10 @@ from captum_boundary import (
     BoundaryIntegratedGradients,
     BoundaryNotFoundWarning,
     BoundarySaliency,
-    BoundaryValueError,
     LayerBoundaryAttribution,
     NearestBoundary,
 )
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.metrics import first_order_optimality, normal_alignment
 from captum_boundary.visualization import (
     compare_attributions,

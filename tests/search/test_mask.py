@@ -14,13 +14,11 @@ from captum_boundary import (
     AggregatedBoundaryNormals,
     BoundaryIntegratedGradients,
     BoundaryNotFoundWarning,
-    BoundaryTypeError,
-    BoundaryValueError,
-    ClosestBoundary,
-    FoolboxBoundary,
     NearestBoundary,
     PGDBoundary,
 )
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.search import ClosestBoundary, FoolboxBoundary
 
 RADII = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 

@@ -12,7 +12,8 @@ from torchvision import transforms
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError, NearestBoundary, bounds_of
+from captum_boundary import NearestBoundary, bounds_of
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BLACK, WHITE = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)

@@ -10,17 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_boundary import (
-    AggregatedBoundaryNormals,
-    BoundaryNotFoundWarning,
-    BoundarySearch,
-    BoundaryTypeError,
-    BoundaryValueError,
-    CategoricalBoundary,
-    ClosestBoundary,
-    NearestBoundary,
-)
-from captum_boundary.search import BoundaryStatus, Proposal
+from captum_boundary import AggregatedBoundaryNormals, BoundaryNotFoundWarning, NearestBoundary
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.search import BoundarySearch, BoundaryStatus, CategoricalBoundary, ClosestBoundary, Proposal
 
 INPUTS = torch.tensor([[0.5, 0.0, -1.0], [-0.5, 2.0, 0.3], [3.0, 1.0, 0.0]])
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_boundary import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError, PGDBoundary
+from captum_boundary import BoundaryNotFoundWarning, PGDBoundary
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 DUAL = {1: math.inf, 2: 2, math.inf: 1}
 EXAMPLES = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

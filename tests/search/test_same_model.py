@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryValueError, SmoothedModel
+from captum_boundary import SmoothedModel
 from captum_boundary.attr import separate_activations
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search._same_model import check_same_model
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))

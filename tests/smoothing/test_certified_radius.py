@@ -9,13 +9,8 @@ import torch
 from scipy.stats import binomtest, norm
 from torch import nn
 
-from captum_boundary import (
-    BoundaryTypeError,
-    BoundaryValueError,
-    NearestBoundary,
-    SmoothedModel,
-    certified_radius,
-)
+from captum_boundary import NearestBoundary, SmoothedModel, certified_radius
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 WEIGHT = torch.tensor([[1.2], [-0.5]], dtype=torch.float64)  # of length 1.3
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError, SmoothedModel, largest_stdev
+from captum_boundary import SmoothedModel, largest_stdev
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 STDEVS = (0.1, 0.2, 0.4, 0.8, 1.6)
 

@@ -14,12 +14,11 @@ from captum_boundary import (
     AggregatedBoundaryNormals,
     BoundaryAttribution,
     BoundaryIntegratedGradients,
-    BoundaryTypeError,
-    BoundaryValueError,
     NearestBoundary,
     SmoothedModel,
     largest_stdev,
 )
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 STDEV = 0.4
 

@@ -28,36 +28,31 @@ from torch import Tensor, nn
 from captum_boundary import (
     AggregatedBoundaryNormals,
     AttributionAttack,
-    AttributionCosine,
     BoundaryAttribution,
     BoundaryDistance,
     BoundaryEnergy,
     BoundaryGradCam,
     BoundaryIntegratedGradients,
-    BoundaryNoiseTunnel,
     BoundaryPoints,
     BoundarySaliency,
-    CategoricalBoundary,
-    ClosestBoundary,
-    FoolboxBoundary,
-    InputAlignment,
     LayerBoundaryAttribution,
     ModelFromLayer,
     NearestBoundary,
     PGDBoundary,
     RARLoss,
     SmoothedModel,
-    TopKMargin,
     bounds_of,
     certified_radius,
     evaluate_attribution_robustness,
     largest_stdev,
     metrics,
-    nearest_tokens,
     paper_settings,
-    separate_activations,
     visualization,
 )
+from captum_boundary.attr import BoundaryNoiseTunnel, separate_activations
+from captum_boundary.layers import nearest_tokens
+from captum_boundary.robust import AttributionCosine, InputAlignment, TopKMargin
+from captum_boundary.search import CategoricalBoundary, ClosestBoundary, FoolboxBoundary
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # foolbox imports a deprecated name of scipy

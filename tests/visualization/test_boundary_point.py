@@ -8,7 +8,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError, NearestBoundary
+from captum_boundary import NearestBoundary
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.visualization import show_boundary_point
 from captum_boundary.visualization.boundary_point import _round_factor
 

@@ -9,7 +9,8 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError, NearestBoundary
+from captum_boundary import NearestBoundary
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.visualization import plot_boundary_slice
 
 CORNERS = [(0.05, 0.05), (0.95, 0.1), (0.9, 0.95), (0.1, 0.9), (0.5, 0.5), (0.3, 0.7)]  # shares of width and height

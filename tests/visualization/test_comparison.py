@@ -10,13 +10,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import nn
 
-from captum_boundary import (
-    BoundaryIntegratedGradients,
-    BoundaryNotFoundWarning,
-    BoundaryTypeError,
-    BoundaryValueError,
-    NearestBoundary,
-)
+from captum_boundary import BoundaryIntegratedGradients, BoundaryNotFoundWarning, NearestBoundary
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.visualization import compare_attributions
 
 NAMES = ["zero", "one", "two"]

@@ -7,13 +7,9 @@ import torch
 from matplotlib import pyplot as plt
 from torch import nn
 
-from captum_boundary import (
-    BoundaryPoints,
-    BoundaryTypeError,
-    BoundaryValueError,
-    CategoricalBoundary,
-    NearestBoundary,
-)
+from captum_boundary import BoundaryPoints, NearestBoundary
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.search import CategoricalBoundary
 from captum_boundary.visualization import describe_feature_changes, plot_feature_changes
 
 NAMES = ["age", "income", "color_red", "color_blue", "color=green", "sold"]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from captum.attr import visualization as captum_visualization
 
-from captum_boundary import BoundaryTypeError, BoundaryValueError, bounds_of
+from captum_boundary import bounds_of
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.visualization import show_attribution
 
 IMAGES = torch.rand(2, 3, 6, 9, generator=torch.Generator().manual_seed(0))

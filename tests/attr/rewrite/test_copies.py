@@ -12,7 +12,8 @@ import torch
 from captum.attr import LRP, DeepLift, GuidedBackprop
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryAttribution, NearestBoundary, separate_activations
+from captum_boundary import BoundaryAttribution, NearestBoundary
+from captum_boundary.attr import separate_activations
 from captum_boundary.attr._rewrite import copy_model
 
 

@@ -10,7 +10,8 @@ import torch
 from captum.attr import DeepLift, DeepLiftShap, NoiseTunnel
 from torch import Tensor, nn
 
-from captum_boundary import BoundaryAttribution, BoundaryPoints, NearestBoundary, separate_activations
+from captum_boundary import BoundaryAttribution, BoundaryPoints, NearestBoundary
+from captum_boundary.attr import separate_activations
 
 N = 5
 

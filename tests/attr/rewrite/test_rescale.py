@@ -12,14 +12,10 @@ import torch.nn.functional as F
 from captum.attr import DeepLift, DeepLiftShap, GuidedBackprop, LayerDeepLift
 from torch import Tensor, nn
 
-from captum_boundary import (
-    BoundaryAttribution,
-    BoundaryValueError,
-    LayerBoundaryAttribution,
-    NearestBoundary,
-    separate_activations,
-)
+from captum_boundary import BoundaryAttribution, LayerBoundaryAttribution, NearestBoundary
+from captum_boundary.attr import separate_activations
 from captum_boundary.attr._rewrite.rescale import ELEMENTWISE
+from captum_boundary.errors import BoundaryValueError
 
 
 class Elementwise(nn.Module):
