@@ -6,12 +6,18 @@ These helpers have had the same signatures in every release since 0.7; should on
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from captum._utils.common import (
     _format_additional_forward_args as format_additional_forward_args,
 )
 from captum._utils.common import _format_output as format_output
 from captum._utils.common import _is_tuple as is_tuple
-from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
+from torch import Tensor
+
+# As in captum._utils.typing, which type checkers do not see: Captum says not that it is typed.
+TargetType = None | int | tuple[int, ...] | Tensor | list[tuple[int, ...]] | list[int]
+TensorOrTupleOfTensorsGeneric = TypeVar("TensorOrTupleOfTensorsGeneric", Tensor, tuple[Tensor, ...])
 
 __all__ = [
     "TargetType",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from captum.attr import GradientAttribution
@@ -87,6 +87,51 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         self.search = search_for(forward_func, search)
         check_same_model(forward_func, self.search.forward_func)
         self._multiply_by_inputs = multiply_by_inputs
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        n_boundaries: int = ...,
+        sampling: str = ...,
+        weighting: Weighting = ...,
+        boundary: BoundaryNormals | None = ...,
+        mask: Mask = ...,
+        return_boundary: Literal[False] = ...,
+    ) -> TensorOrTupleOfTensorsGeneric: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        n_boundaries: int = ...,
+        sampling: str = ...,
+        weighting: Weighting = ...,
+        boundary: BoundaryNormals | None = ...,
+        mask: Mask = ...,
+        return_boundary: Literal[True],
+    ) -> tuple[TensorOrTupleOfTensorsGeneric, BoundaryNormals]: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        n_boundaries: int = ...,
+        sampling: str = ...,
+        weighting: Weighting = ...,
+        boundary: BoundaryNormals | None = ...,
+        mask: Mask = ...,
+        return_boundary: bool = ...,
+    ) -> Any: ...
 
     @captum_method
     def attribute(

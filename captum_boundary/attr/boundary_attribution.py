@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from captum.attr import Attribution, GradientAttribution, IntegratedGradients
@@ -117,6 +117,66 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         self._prototype = build_method(method, forward_func, score)
         self._can = capabilities_of(self._prototype)
         self._built: dict[int, tuple[ScoreTensor, Attribution]] = {}  # by the number of inputs
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        return_boundary: Literal[False] = ...,
+        return_convergence_delta: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> TensorOrTupleOfTensorsGeneric: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        return_boundary: Literal[True],
+        return_convergence_delta: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> tuple[TensorOrTupleOfTensorsGeneric, BoundaryPoints]: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        return_boundary: Literal[False] = ...,
+        return_convergence_delta: Literal[True],
+        **kwargs: Any,
+    ) -> tuple[TensorOrTupleOfTensorsGeneric, Tensor]: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        return_boundary: Literal[True],
+        return_convergence_delta: Literal[True],
+        **kwargs: Any,
+    ) -> tuple[TensorOrTupleOfTensorsGeneric, Tensor, BoundaryPoints]: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        return_boundary: bool = ...,
+        return_convergence_delta: bool = ...,
+        **kwargs: Any,
+    ) -> Any: ...
 
     @captum_method
     def attribute(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from captum.attr import GradientAttribution
@@ -76,6 +76,39 @@ class BoundaryDistance(GradientAttribution):  # type: ignore[misc]
         super().__init__(forward_func)
         self.search = search_for(forward_func, search)
         check_same_model(forward_func, self.search.forward_func)
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        feature_mask: Tensor | tuple[Tensor, ...] | None = ...,
+        return_boundary: Literal[False] = ...,
+    ) -> TensorOrTupleOfTensorsGeneric: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        feature_mask: Tensor | tuple[Tensor, ...] | None = ...,
+        return_boundary: Literal[True],
+    ) -> tuple[TensorOrTupleOfTensorsGeneric, BoundaryPoints]: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        feature_mask: Tensor | tuple[Tensor, ...] | None = ...,
+        return_boundary: bool = ...,
+    ) -> Any: ...
 
     @captum_method
     def attribute(

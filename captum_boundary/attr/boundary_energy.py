@@ -168,7 +168,8 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
                 energies, tuple(tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors)
             )
             maps = tuple(local_average(part, width) for part in maps) if width > 0 else maps
-        return format_output(is_tuple(inputs), maps)
+        energies_of_inputs: TensorOrTupleOfTensorsGeneric = format_output(is_tuple(inputs), maps)
+        return energies_of_inputs
 
     def attribute_future(self) -> None:
         r"""This method is not implemented for boundary attributions."""

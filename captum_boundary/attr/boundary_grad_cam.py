@@ -165,7 +165,8 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
             internal_batch_size=internal_batch_size,
             show_progress=show_progress,
         )
-        return format_output(is_tuple(inputs), (energies * cam,))
+        maps: TensorOrTupleOfTensorsGeneric = format_output(is_tuple(inputs), (energies * cam,))
+        return maps
 
     def attribute_future(self) -> None:
         r"""This method is not implemented for boundary attributions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 from captum.attr import LayerAttribution, LayerIntegratedGradients
 from torch import Tensor, nn
@@ -94,6 +94,71 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
         self._prototype = build_layer_method(self._build, from_layer, score)
         self._can = capabilities_of(self._prototype)
 
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        attribute_to_layer_input: bool = ...,
+        *,
+        return_boundary: Literal[False] = ...,
+        return_convergence_delta: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, ...]: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        attribute_to_layer_input: bool = ...,
+        *,
+        return_boundary: Literal[True],
+        return_convergence_delta: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> tuple[Tensor | tuple[Tensor, ...], BoundaryPoints]: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        attribute_to_layer_input: bool = ...,
+        *,
+        return_boundary: Literal[False] = ...,
+        return_convergence_delta: Literal[True],
+        **kwargs: Any,
+    ) -> tuple[Tensor | tuple[Tensor, ...], Tensor]: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        attribute_to_layer_input: bool = ...,
+        *,
+        return_boundary: Literal[True],
+        return_convergence_delta: Literal[True],
+        **kwargs: Any,
+    ) -> tuple[Tensor | tuple[Tensor, ...], Tensor, BoundaryPoints]: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        attribute_to_layer_input: bool = ...,
+        *,
+        return_boundary: bool = ...,
+        return_convergence_delta: bool = ...,
+        **kwargs: Any,
+    ) -> Any: ...
+
     @captum_method
     def attribute(
         self,
@@ -149,6 +214,7 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
             BoundaryNotFoundError: If the search is strict and some example has no boundary point.
         """
         from_layer = ModelFromLayer(self.forward_func, self.layer, attribute_to_layer_input=attribute_to_layer_input)
+        activations: Any
         activations, arguments = from_layer.at(inputs, additional_forward_args)
         if boundary is None:
             boundary = self.search.with_forward_func(from_layer).find(activations, target, arguments, mask=mask)

@@ -265,7 +265,8 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
             feature_mask=groups[None, :, None],
             return_boundary=True,
         )
-        return boundary.distance, boundary.points
+        points: Any = boundary.points
+        return boundary.distance, points
 
     def _search(self, decision: Decision, budget: int) -> BoundarySearch:
         if self.search is not None:

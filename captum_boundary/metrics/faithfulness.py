@@ -13,7 +13,7 @@ inputs, and each moved input has a boundary point of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -28,6 +28,51 @@ from captum_boundary.metrics._curves import TargetScore, exchange_curves, ranks
 __all__ = ["deletion", "insertion"]
 
 
+@overload
+def deletion(
+    forward_func: Callable[..., Any],
+    inputs: Tensor,
+    attributions: Tensor,
+    target: TargetType = ...,
+    additional_forward_args: object = ...,
+    *,
+    baselines: float | Tensor | str = ...,
+    n_steps: int = ...,
+    score: str = ...,
+    perturbations_per_eval: int = ...,
+    return_curves: Literal[False] = ...,
+    show_progress: bool = ...,
+) -> Tensor: ...
+@overload
+def deletion(
+    forward_func: Callable[..., Any],
+    inputs: Tensor,
+    attributions: Tensor,
+    target: TargetType = ...,
+    additional_forward_args: object = ...,
+    *,
+    baselines: float | Tensor | str = ...,
+    n_steps: int = ...,
+    score: str = ...,
+    perturbations_per_eval: int = ...,
+    return_curves: Literal[True],
+    show_progress: bool = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def deletion(
+    forward_func: Callable[..., Any],
+    inputs: Tensor,
+    attributions: Tensor,
+    target: TargetType = ...,
+    additional_forward_args: object = ...,
+    *,
+    baselines: float | Tensor | str = ...,
+    n_steps: int = ...,
+    score: str = ...,
+    perturbations_per_eval: int = ...,
+    return_curves: bool = ...,
+    show_progress: bool = ...,
+) -> Any: ...
 def deletion(
     forward_func: Callable[..., Any],
     inputs: Tensor,
@@ -111,6 +156,51 @@ def deletion(
     )
 
 
+@overload
+def insertion(
+    forward_func: Callable[..., Any],
+    inputs: Tensor,
+    attributions: Tensor,
+    target: TargetType = ...,
+    additional_forward_args: object = ...,
+    *,
+    baselines: float | Tensor | str = ...,
+    n_steps: int = ...,
+    score: str = ...,
+    perturbations_per_eval: int = ...,
+    return_curves: Literal[False] = ...,
+    show_progress: bool = ...,
+) -> Tensor: ...
+@overload
+def insertion(
+    forward_func: Callable[..., Any],
+    inputs: Tensor,
+    attributions: Tensor,
+    target: TargetType = ...,
+    additional_forward_args: object = ...,
+    *,
+    baselines: float | Tensor | str = ...,
+    n_steps: int = ...,
+    score: str = ...,
+    perturbations_per_eval: int = ...,
+    return_curves: Literal[True],
+    show_progress: bool = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def insertion(
+    forward_func: Callable[..., Any],
+    inputs: Tensor,
+    attributions: Tensor,
+    target: TargetType = ...,
+    additional_forward_args: object = ...,
+    *,
+    baselines: float | Tensor | str = ...,
+    n_steps: int = ...,
+    score: str = ...,
+    perturbations_per_eval: int = ...,
+    return_curves: bool = ...,
+    show_progress: bool = ...,
+) -> Any: ...
 def insertion(
     forward_func: Callable[..., Any],
     inputs: Tensor,

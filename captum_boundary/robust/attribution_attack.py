@@ -208,7 +208,8 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             maps = self._maps(check_inputs(inputs), target, additional_forward_args)
             points = self._perturbed(maps, self._box(maps))
             maps.check_finite()
-            return format_output(is_tuple(inputs), maps.unpacked(points))
+            perturbed: TensorOrTupleOfTensorsGeneric = format_output(is_tuple(inputs), maps.unpacked(points))
+            return perturbed
 
     def _maps(self, inputs: tuple[Tensor, ...], target: TargetType, additional_forward_args: object) -> AttributionMaps:
         """The model as this attack sees it, and the maps of these inputs."""

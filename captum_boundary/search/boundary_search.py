@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from captum.robust import Perturbation
@@ -181,7 +181,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         Arguments and errors are those of :meth:`find`. Examples without a boundary point come back unchanged, with the
         warning.
         """
-        return self.find(inputs, target, additional_forward_args, mask=mask).points
+        points: Any = self.find(inputs, target, additional_forward_args, mask=mask).points
+        return cast(TensorOrTupleOfTensorsGeneric, points)
 
     def with_forward_func(self, forward_func: Callable[..., Any]) -> BoundarySearch:
         """A search with the same settings for another function, such as the part of a model above a layer."""
