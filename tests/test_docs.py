@@ -28,7 +28,7 @@ NEEDED = {
     "howto/language_models.md": ("transformers",),
     "howto/vision_transformers.md": ("torchvision", "transformers"),
 }
-NOT_MADE_BY_USERS = ("captum_boundary.search.SearchProblem",)
+NOT_MADE_BY_USERS = ("captum_boundary.search.SearchProblem", "captum_boundary.search.Norm")
 NOT_CODE = ("{image}", "{include}", "{testoutput}", "{toctree}", "console", "bibtex")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.flat import geometry_dtype, pack, unpack
+from captum_boundary._core.geometry import Box
 from captum_boundary._core.margin import class_scores, margin_and_rival, resolve_target, rival_scores
 from captum_boundary._core.model import Model
 from captum_boundary._core.repeatability import Repeatability
@@ -105,6 +106,8 @@ class MarginOracle:
         part = copy.copy(self)
         part.x = self.x[rows]
         part._set(self._integers[rows], self._numbers[rows])
+        if self._unit is not None and self._limits is not None:
+            part._unit, part._limits = self._unit_of(rows), self._limits.of(rows)
         return part
 
     def against(self, rival: Tensor) -> MarginOracle:
@@ -126,6 +129,33 @@ class MarginOracle:
         self.counter_index = torch.arange(len(x), device=self.device)  # which entry of the counters each row has
 
     _has_one_rival = False  # whether any row's margin is that over a single rival
+    _unit: Tensor | None = None  # of the coordinates of points, (1 or n, 1 or D), where it is not that of the inputs
+    _limits: Box | None = None  # of the inputs, which rounding must not leave
+
+    def in_units(self, unit: Tensor, limits: Box) -> MarginOracle:
+        """The same rows, whose points are given in another ``unit`` ``(1 or n, 1 or D)`` of each coordinate.
+
+        What the model sees stays within ``limits``.
+        """
+        part = copy.copy(self)
+        part.x, part._unit, part._limits = self.x / unit, unit, limits
+        return part
+
+    def to_units(self, points: Tensor) -> Tensor:
+        """Points ``(n, D)`` in the units of the inputs, in those of this oracle."""
+        return points if self._unit is None else points / self._unit
+
+    def from_units(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Points ``(n, D)`` in the units of this oracle, in those of the inputs."""
+        if self._unit is None or self._limits is None:
+            return points
+        limits = self._limits if rows is None else self._limits.of(rows)
+        return limits.clamp(points * self._unit_of(rows))
+
+    def _unit_of(self, rows: Tensor | slice | None) -> Tensor:
+        unit = self._unit
+        assert unit is not None
+        return unit if rows is None or len(unit) == 1 else unit[rows]
 
     def _decide(self, scores: Tensor, target: Tensor, enters_at_ties: Tensor | None = None) -> None:
         margin, _ = margin_and_rival(scores, target)
@@ -256,7 +286,7 @@ class MarginOracle:
                 depth = (sign * (known.gather(1, target[:, None]) - rivals.best)).squeeze(1)
                 weights = weights_of(rivals, opposite, here).scatter_(1, target[:, None], sign)
                 value = depth if is_margin else (weights * known).sum(dim=1)
-                slope = self._slope(scores, leaves, weights)
+                slope = self._slope(scores, leaves, weights, part_rows)
                 parts.append(
                     (_usable(depth.to(self.dtype)), torch.nan_to_num(value.to(self.dtype), 0.0, 0.0, 0.0), slope)
                 )
@@ -283,14 +313,17 @@ class MarginOracle:
 
         def vjp(weights: Tensor) -> Tensor:
             self._count(rows, self._backward)
-            return self._slope(scores, leaves, weights)
+            return self._slope(scores, leaves, weights, rows)
 
         return scores.detach(), vjp
 
-    def _slope(self, scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor) -> Tensor:
-        return torch.nan_to_num(self.pack(self._model.vjp(scores, leaves, weights)), 0.0, 0.0, 0.0)
+    def _slope(self, scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor, rows: Tensor | None) -> Tensor:
+        slope = self.pack(self._model.vjp(scores, leaves, weights))
+        slope = slope if self._unit is None else slope * self._unit_of(rows)
+        return torch.nan_to_num(slope, 0.0, 0.0, 0.0)
 
     def _scores(self, points: Tensor, rows: Tensor | None) -> Tensor:
+        points = self.from_units(points, rows)
         scores = self._model.scores(self.unpack(points), self._of(self._example_index, rows))
         self._count(rows, self._forward)
         return scores
@@ -298,6 +331,7 @@ class MarginOracle:
     def _differentiable_scores(
         self, points: Tensor, rows: Tensor | None, passes: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        points = self.from_units(points, rows)
         answer = self._model.differentiable_scores(self.unpack(points), self._of(self._example_index, rows))
         self._count(rows, passes)
         return answer

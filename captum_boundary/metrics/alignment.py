@@ -9,7 +9,6 @@ target.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,8 @@ from captum_boundary._core.bounds import Bounds, box_of
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric
 from captum_boundary._core.checks import check_inputs
 from captum_boundary._core.context import geometry
-from captum_boundary._core.geometry import length, project_onto_hyperplane, row_dot
+from captum_boundary._core.geometry import row_dot
+from captum_boundary._core.norms import L2, Norm, norm_of
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.metrics._maps import check_attributions
@@ -28,8 +28,6 @@ from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._given import points_for
 
 __all__ = ["attribution_gap", "first_order_optimality", "normal_alignment"]
-
-_DUAL = {2: 2, math.inf: 1, 1: math.inf}
 
 
 def normal_alignment(
@@ -89,7 +87,7 @@ def normal_alignment(
         normal = _slope(oracle, points, boundary, with_adversarial=True)
         with_adversarial = score == "margin" or oracle.is_binary
         gradient = _slope(oracle, oracle.x, boundary, with_adversarial)
-        cosine = row_dot(gradient, normal) / (length(gradient, 2) * length(normal, 2))
+        cosine = row_dot(gradient, normal) / (L2.safe_length(gradient) * L2.safe_length(normal))
         return cosine.masked_fill(~boundary.found, torch.nan)
 
 
@@ -100,7 +98,7 @@ def first_order_optimality(
     additional_forward_args: object = None,
     *,
     bounds: Bounds = None,
-    norm: float | None = None,
+    norm: float | Norm | None = None,
 ) -> Tensor:
     r"""Whether boundary points are closest, to first order: cosine of the move ``x - x'`` and the unit normal.
 
@@ -119,7 +117,7 @@ def first_order_optimality(
             Tensors with N entries follow their examples. Default: None
         bounds (tuple, optional): Limits of the search that found the points, in the same form. Default: None, those
             that the boundary points carry. ``(-math.inf, math.inf)`` leaves them out.
-        norm (float, optional): Norm of that search, 2, ``math.inf`` or 1. Default: None, that of the boundary points.
+        norm (float or Norm, optional): Norm of that search. Default: None, that of the boundary points.
 
     Returns:
 
@@ -142,23 +140,25 @@ def first_order_optimality(
         >>> bool(torch.allclose(optimality, torch.ones(5), atol=1e-3))
         True
     """
-    if norm is not None and norm not in _DUAL:
-        raise BoundaryValueError(f"norm must be 2, math.inf or 1, but it is {norm!r}.")
+    asked = None if norm is None else norm_of(norm)
     with geometry():
         oracle, points = _oracle_of(forward_func, inputs, None, boundary, additional_forward_args)
-        norm = boundary.norm if norm is None else norm
-        box = box_of(boundary.bounds if bounds is None else bounds, check_inputs(inputs))
+        tensors = check_inputs(inputs)
+        flat_norm = (asked or norm_of(boundary.norm)).for_inputs(tensors)
+        box = box_of(boundary.bounds if bounds is None else bounds, tensors)
         if not torch.allclose(box.clamp(points), points, rtol=1e-5, atol=1e-5):
             raise BoundaryValueError(
                 "boundary has points outside bounds. Give the bounds of the search that found them."
             )
         normal = _slope(oracle, points, boundary, with_adversarial=True)
+        normal = L2.steepest(normal)
         uphill = -boundary.margin.sign().to(normal)[:, None] * normal  # towards the side of the input
         move = oracle.x - points
         drop = row_dot(uphill, move)
-        shortest = oracle.x - project_onto_hyperplane(oracle.x, uphill, drop.clamp_min(0), box, norm)
-        to_plane = torch.where(drop > 0, length(shortest, norm), drop / length(normal, _DUAL[norm]))
-        return (to_plane / length(move, norm)).masked_fill(~boundary.found, torch.nan)
+        shortest = oracle.x - flat_norm.project_onto_half_space(oracle.x, uphill, drop.clamp_min(0), box)
+        beyond = drop / flat_norm.dual.safe_length(normal)
+        to_plane = torch.where(drop > 0, flat_norm.safe_length(shortest), beyond)
+        return (to_plane / flat_norm.safe_length(move)).masked_fill(~boundary.found, torch.nan)
 
 
 def attribution_gap(first: TensorOrTupleOfTensorsGeneric, second: TensorOrTupleOfTensorsGeneric) -> Tensor:
@@ -198,7 +198,7 @@ def attribution_gap(first: TensorOrTupleOfTensorsGeneric, second: TensorOrTupleO
             f"{shapes[1]}."
         )
     differences = [(one - other.to(one.device)).reshape(len(one), -1) for one, other in zip(*pairs, strict=True)]
-    return length(torch.cat([part.to(differences[0].device) for part in differences], dim=1), 2)
+    return L2.length(torch.cat([part.to(differences[0].device) for part in differences], dim=1))
 
 
 def _oracle_of(

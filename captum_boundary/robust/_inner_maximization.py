@@ -15,12 +15,13 @@ from torch import Tensor
 
 from captum_boundary._core.bounds import Bounds, box_of
 from captum_boundary._core.flat import pack, unpack
-from captum_boundary._core.geometry import Box, length, project_onto_ball
+from captum_boundary._core.geometry import Box
+from captum_boundary._core.norms import Norm, norm_of
 from captum_boundary.robust._path_integral import InnerObjective, PerturbedBatch
 
 __all__ = ["FeasibleSet", "InnerMaximizer", "within"]
 
-# Of the radius of an l2 ball, in units of the resolution: what the length of a displacement may gain by rounding. That
+# Of the radius of a ball, in units of the resolution: what the length of a displacement may gain by rounding. That
 # of its differences in half precision is one such unit; sums over many features in float32 lose more.
 _SLACK = 64
 
@@ -29,7 +30,7 @@ class InnerMaximizer(NamedTuple):
     """Seeks the point of a ball around each input, or with a penalty on its distance, where an objective is largest."""
 
     epsilon: float
-    norm: float
+    norm: Norm
     n_steps: int
     step_size: float
     penalty: float | None  # on the squared l2 distance, in place of the ball
@@ -55,7 +56,7 @@ class InnerMaximizer(NamedTuple):
 
         ``slope`` is that of the loss at the inputs, ``(N, D)``, for objectives that vanish there.
         """
-        noise = None if generator is None else self._noise(batch.x, generator)
+        noise = None if generator is None else self._noise(feasible_set, generator)
         start = self._start(feasible_set, slope, noise)
         ends = [
             self._ascend(objective, batch.of_rows(rows), feasible_set.of_rows(rows), start[rows])
@@ -73,7 +74,8 @@ class InnerMaximizer(NamedTuple):
         if slope is None:
             return x if noise is None else box.clamp(x + noise)
         if noise is None:
-            displacement = self._step(slope, min(self.step_size, self.epsilon))
+            step_size = min(self.step_size, self.epsilon)
+            displacement = self._moved(feasible_set.norm, torch.zeros_like(x), slope, step_size)
         else:
             displacement = torch.where(slope == 0, noise, noise.abs() * slope.sign())
         moved = box.clamp(x + displacement)
@@ -91,51 +93,41 @@ class InnerMaximizer(NamedTuple):
                 if self.penalty is not None:
                     value = value - self.penalty * (leaves - feasible_set.x).square().sum()
                 (gradient,) = torch.autograd.grad(value, leaves, materialize_grads=True)
-            points = feasible_set.project(self._moved(points, gradient))
+            points = feasible_set.project(self._moved(feasible_set.norm, points, gradient, self.step_size))
         return feasible_set.rounded(points)
 
-    def _noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _noise(self, feasible_set: FeasibleSet, generator: torch.Generator) -> Tensor:
         """Displacements that are uniform in the ball."""
-        if self.norm == math.inf:
-            uniform = torch.rand(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
-            return (2 * uniform - 1).to(x.device) * self.epsilon
-        normal = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
-        radius = torch.rand(len(x), generator=generator, device=generator.device, dtype=x.dtype) ** (1 / x.shape[1])
-        return (normal * (self.epsilon * radius / length(normal, 2))[:, None]).to(x.device)
+        x = feasible_set.x
+        noise = feasible_set.norm.random_in_ball((len(x), x.shape[1]), generator, x.dtype)
+        return noise.to(x.device) * self.epsilon
 
-    def _moved(self, points: Tensor, gradient: Tensor) -> Tensor:
-        if self.penalty is None and self.norm == math.inf:
-            return torch.add(points, gradient.sign(), alpha=self.step_size)
-        return points + self._step(gradient, self.step_size)
-
-    def _step(self, gradient: Tensor, size: float) -> Tensor:
+    def _moved(self, norm: Norm, points: Tensor, gradient: Tensor, size: float) -> Tensor:
         if self.penalty is not None:  # the step of gradient ascent that is exact where the objective is linear
-            return gradient / (2 * self.penalty)
-        if self.norm == math.inf:
-            return size * gradient.sign()
-        tiny = torch.finfo(gradient.dtype).tiny
-        return size * gradient / length(gradient, 2).clamp_min(tiny)[:, None]
+            return torch.add(points, gradient, alpha=1 / (2 * self.penalty))
+        return torch.add(points, norm.steepest(gradient), alpha=size)
 
 
 class FeasibleSet(NamedTuple):
-    """A box around inputs, and where ``radius`` is given the l2 ball of that radius as well."""
+    """A box around inputs, and where ``radius`` is given the ball of that radius as well."""
 
     x: Tensor  # (N, D)
     inputs: tuple[Tensor, ...]  # whose dtypes points are rounded to
     box: Box
     radius: float | None
+    norm: Norm  # of flat vectors
 
     @classmethod
-    def of(cls, inputs: tuple[Tensor, ...], bounds: Box, epsilon: float, norm: float) -> FeasibleSet:
+    def of(cls, inputs: tuple[Tensor, ...], bounds: Box, epsilon: float, norm: float | Norm) -> FeasibleSet:
         """The points of ``bounds`` whose ``norm`` from the inputs is at most ``epsilon``, as measured in their dtypes.
 
         For an infinite ``epsilon``, all points of ``bounds``.
         """
-        x = pack(inputs)
-        if norm == math.inf or epsilon == math.inf:
-            return cls(x, inputs, within(epsilon, x, inputs, bounds), None)
+        x, flat_norm = pack(inputs), norm_of(norm).for_inputs(inputs)
+        if flat_norm.ball_is_box or epsilon == math.inf:
+            return cls(x, inputs, within(epsilon, x, inputs, bounds), None, flat_norm)
         slack = max(_SLACK * torch.finfo(x.dtype).eps, *(torch.finfo(tensor.dtype).eps for tensor in inputs))
-        return cls(x, inputs, bounds, epsilon * (1 - slack))
+        return cls(x, inputs, bounds, epsilon * (1 - slack), flat_norm)
 
     def of_rows(self, rows: slice) -> FeasibleSet:
         inputs = tuple(tensor[rows] for tensor in self.inputs)
@@ -156,7 +148,7 @@ class FeasibleSet(NamedTuple):
     def _shortened(self, displacements: Tensor) -> Tensor:
         if self.radius is None:
             return displacements
-        return project_onto_ball(displacements, displacements.new_full((len(displacements),), self.radius), 2)
+        return self.norm.project_onto_ball(displacements, displacements.new_full((len(displacements),), self.radius))
 
 
 def within(epsilon: float, x: Tensor, inputs: tuple[Tensor, ...], box: Box) -> Box:

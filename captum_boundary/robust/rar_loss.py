@@ -19,6 +19,7 @@ from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.generators import check_generator
 from captum_boundary._core.model_modes import checkpoints_named, clone_if_inference, outside_inference_mode
 from captum_boundary._core.modules import unwrapped
+from captum_boundary._core.norms import Norm, norm_of
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._gradients_in_parts import mean_over_batch
 from captum_boundary.robust._inner_maximization import InnerMaximizer
@@ -83,8 +84,8 @@ class RARLoss(nn.Module):
         epsilon (float): Radius of the ball, in the units of the inputs.
         weight (float, optional): Weight of the regularizer. Default: None, 0.1 for ``"ig_sum_norm"`` and 1 for all
             others.
-        norm (float, optional): Norm of the ball, ``math.inf`` or 2, over all inputs of a tuple together.
-            Default: ``math.inf``
+        norm (float or Norm, optional): Norm of the ball, ``math.inf``, 2 or an object such as
+            :class:`~captum_boundary.search.WeightedL2`, over all inputs of a tuple together. Default: ``math.inf``
         bounds (tuple, optional): Limits that no perturbed input leaves: a pair ``(lower, upper)`` of numbers or of
             tensors that broadcast to an input, or a tuple of such pairs (or None), one for each input.
             Default: None, no limits.
@@ -165,7 +166,7 @@ class RARLoss(nn.Module):
         *,
         epsilon: float,
         weight: float | None = None,
-        norm: float = math.inf,
+        norm: float | Norm = math.inf,
         bounds: Bounds = None,
         loss_func: LossFunction | None = None,
         n_steps: int = 5,
@@ -197,8 +198,8 @@ class RARLoss(nn.Module):
             raise BoundaryValueError(f"warmup must be a number of training calls, 0 or more, but it is {warmup!r}.")
         if weight is not None:
             check_not_negative("weight", weight)
-        if norm not in (math.inf, 2):
-            raise BoundaryValueError(f"norm must be math.inf or 2, but it is {norm!r}.")
+        if norm_of(norm).is_sparse:
+            raise BoundaryValueError(f"norm must be math.inf, 2 or a Norm such as WeightedL2, but it is {norm!r}.")
         if smooth not in (None, "softplus"):
             raise BoundaryValueError(f"smooth must be None or 'softplus', but it is {smooth!r}.")
         check_generator(generator)
@@ -215,7 +216,7 @@ class RARLoss(nn.Module):
         )
         self._maximizer = InnerMaximizer(
             epsilon=epsilon,
-            norm=norm,
+            norm=norm_of(norm),
             n_steps=attack_steps,
             step_size=2.5 * epsilon / attack_steps if attack_step_size is None else attack_step_size,
             penalty=penalty,

@@ -1,5 +1,7 @@
 """Where is the decision boundary? Searches for the closest point at which the decision of a model changes."""
 
+from captum_boundary._core.norms import Norm
+from captum_boundary._core.weighted_l2 import WeightedL2
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.boundary_status import BoundaryStatus
@@ -20,9 +22,11 @@ __all__ = [
     "FoolboxBoundary",
     "NearestBoundary",
     "NearestBoundarySettings",
+    "Norm",
     "PGDBoundary",
     "Proposal",
     "SearchProblem",
     "Solution",
+    "WeightedL2",
     "bounds_of",
 ]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import Box, project_onto_hyperplane, row_dot
+from captum_boundary._core.geometry import Box, row_dot
 from captum_boundary.search._categories import Categories
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.boundary_status import BoundaryStatus
@@ -123,7 +123,7 @@ class Combinations:
             margin = part.signed_margin(points)
             (slope,) = torch.autograd.grad(margin.sum(), points)
         points, slope, required = points.detach(), slope * ~self._pinned, margin.detach().clamp_min(0.0)
-        nearest = project_onto_hyperplane(points, slope, required, Box(part.lower, part.upper), part.norm)
+        nearest = part.norm.project_onto_half_space(points, slope, required, Box(part.lower, part.upper))
         is_reached = row_dot(slope, points - nearest) >= 0.99 * required
         return torch.where(is_reached, part.distance(nearest), torch.inf)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from captum_boundary._core.checks import shown
 from captum_boundary._core.flat import pack
-from captum_boundary._core.geometry import length
 from captum_boundary._core.mask import Mask
+from captum_boundary._core.norms import Norm, norm_of
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_search import BoundarySearch
@@ -60,16 +60,19 @@ def points_for(inputs: tuple[Tensor, ...], boundary: object, same_kind: bool = T
     return points
 
 
-def check_distances(inputs: tuple[Tensor, ...], points: Tensor, distance: Tensor, found: Tensor, norm: float) -> None:
+def check_distances(
+    inputs: tuple[Tensor, ...], points: Tensor, distance: Tensor, found: Tensor, norm: float | Norm
+) -> None:
     """That flat points ``(N, K, D)`` lie at their distances ``(N, K)`` from these inputs, or on them if not ``found``.
 
     A search measures distances just so, which leaves rounding: that of sums, and that of an input, for activations of a
     layer are computed again, maybe in another batch.
     """
     x = pack(tuple(tensor.detach() for tensor in inputs))
-    size, resolution = length(x, norm), max(torch.finfo(tensor.dtype).eps for tensor in inputs)
+    flat_norm = norm_of(norm).for_inputs(inputs)
+    size, resolution = flat_norm.safe_length(x), max(torch.finfo(tensor.dtype).eps for tensor in inputs)
     moves = (points.to(x) - x[:, None]).flatten(0, 1)
-    actual, stored = length(moves, norm).view(distance.shape), distance.to(x)
+    actual, stored = flat_norm.safe_length(moves).view(distance.shape), distance.to(x)
     expected = torch.where(found.to(x.device), stored, 0.0)
     tolerance = _RELATIVE_TOLERANCE * expected + _ROUNDINGS * resolution * size[:, None]
     is_off = ~((actual - expected).abs() <= tolerance)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from captum_boundary._core.generators import seed_of
-from captum_boundary._core.geometry import length
 from captum_boundary._core.margin import rival_scores
 from captum_boundary.search._normals import unit_normals
 from captum_boundary.search._problem import Problem
@@ -69,16 +68,17 @@ def neighboring_classes(search: BoundarySearch, problem: Problem, n_classes: int
 
 def neighbors_in_random_directions(search: BoundarySearch, problem: Problem, n: int) -> Neighbors:
     """Points of the boundary of the target's region, near to the input, found from ``n`` points around it."""
-    oracle, x = problem.oracle, problem.x
+    plain = problem.in_plain_norm()
+    oracle, x = plain.oracle, plain.x
     generator = torch.Generator("cpu").manual_seed(seed_of(search.generator))
     lines = torch.randn(n, x.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(x)
-    lines = lines / length(lines, problem.norm)[:, None]
-    distance = _linearized_distance(problem)
-    distance = torch.where(torch.isfinite(distance) & (distance > 0), distance, 1 + length(x, problem.norm))
+    lines = lines / plain.norm.length(lines)[:, None]
+    distance = linearized_distance(plain, plain.linearize(x))
+    distance = torch.where(torch.isfinite(distance) & (distance > 0), distance, 1 + plain.norm.length(x))
     reach = _START_DISTANCE * distance
     rows = oracle.all_rows.repeat_interleave(n, output_size=n * len(x))
-    starts = problem.box.of(rows).clamp(x[rows] + (reach[:, None, None] * lines).flatten(0, 1))
-    return _neighbors(search, problem, rows, oracle.target[rows], starts=starts)
+    starts = plain.box.of(rows).clamp(x[rows] + (reach[:, None, None] * lines).flatten(0, 1))
+    return _neighbors(search, problem, rows, oracle.target[rows], starts=oracle.from_units(starts, rows))
 
 
 def _neighbors(search: BoundarySearch, problem: Problem, rows: Tensor, classes: Tensor, **options: Any) -> Neighbors:
@@ -111,7 +111,3 @@ def _nearest_classes(problem: Problem, n: int) -> Tensor:
     ]
     nearest = torch.stack(distances, dim=1).argsort(dim=1, stable=True)[:, :n]
     return classes.gather(1, nearest)
-
-
-def _linearized_distance(problem: Problem) -> Tensor:
-    return linearized_distance(problem, problem.linearize(problem.x))

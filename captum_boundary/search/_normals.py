@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import length
+from captum_boundary._core.norms import L2
 from captum_boundary.search._problem import Problem
 
 __all__ = ["unit_normals"]
@@ -33,17 +33,24 @@ def unit_normals(problem: Problem, points: Tensor, distance: Tensor) -> Tensor:
     rounding. In many dimensions a network has kinks everywhere and each bends the boundary by little: there the slope
     is taken as it is.
     """
-    slopes = _directions(problem.linearize(points).slope)
+    plain = problem.in_plain_norm()
+    normals = _plain_normals(plain, plain.oracle.to_units(points), distance)
+    # By the chain rule, a slope is divided by the units as a point is.
+    return normals if plain is problem else L2.steepest(plain.oracle.to_units(normals))
+
+
+def _plain_normals(problem: Problem, points: Tensor, distance: Tensor) -> Tensor:
+    slopes = L2.steepest(problem.linearize(points).slope)
     if not problem.few_dimensions:
         return slopes
     generator = torch.Generator("cpu").manual_seed(0)
     offsets = torch.randn(_NEIGHBORS, points.shape[1], generator=generator, dtype=torch.float64, device="cpu")
-    offsets = (offsets / length(offsets, 2)[:, None]).to(points)
+    offsets = L2.steepest(offsets).to(points)
     reach = _NEIGHBORHOOD * torch.where(torch.isfinite(distance), distance, 0.0)
     pieces = []
     for offset in offsets:
         beside = problem.box.clamp(points + reach[:, None] * offset)
-        pieces.append(_directions(problem.linearize(beside).slope))
+        pieces.append(L2.steepest(problem.linearize(beside).slope))
     directions = torch.stack(pieces, dim=1)
     displacement = problem.x - points
     free = (points > problem.box.lower) & (points < problem.box.upper)
@@ -68,8 +75,3 @@ def _nearest_combination(directions: Any, displacement: Any, free: Any) -> Any:
     combined = weights @ directions
     size = np.linalg.norm(combined)
     return combined / size if size > 0 else directions[0]
-
-
-def _directions(slopes: Tensor) -> Tensor:
-    width = length(slopes, 2)
-    return slopes / torch.where(width > 0, width, 1.0)[:, None]

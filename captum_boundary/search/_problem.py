@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import Box, length
+from captum_boundary._core.geometry import Box
+from captum_boundary._core.norms import Norm, norm_of
 from captum_boundary._core.oracle import Linearization, MarginOracle
 
 __all__ = ["ActiveSet", "Incumbent", "Phase", "Problem"]
@@ -41,10 +42,10 @@ class Problem:
         few_dimensions (bool): Whether inputs are so small that restarts pay.
     """
 
-    def __init__(self, oracle: MarginOracle, box: Box, norm: float, noise: Tensor) -> None:
+    def __init__(self, oracle: MarginOracle, box: Box, norm: float | Norm, noise: Tensor) -> None:
         self.oracle = oracle
         self.box = box
-        self.norm = norm
+        self.norm = norm_of(norm)
         self.noise = noise
         self.tolerance = _TOLERANCE[oracle.dtype]
         self.few_dimensions = oracle.x.shape[1] <= _FEW_DIMENSIONS
@@ -70,6 +71,18 @@ class Problem:
         part.oracle = self.oracle.select(rows)
         part.box = self.box.of(rows)
         part._set(self._numbers[rows])
+        return part
+
+    def in_plain_norm(self) -> Problem:
+        """The same in coordinates in which the norm has no weights: those of ``oracle.to_units``."""
+        norm, factors = self.norm.plain()
+        if factors is None:
+            return self
+        unit, part = 1 / factors[None], copy.copy(self)
+        part.oracle, part.norm = self.oracle.in_units(unit, self.box), norm
+        part.x = part.oracle.x
+        lower, upper = self.box.lower / unit, self.box.upper / unit
+        part.box = self.box._replace(lower=torch.minimum(lower, part.x), upper=torch.maximum(upper, part.x))
         return part
 
     @property
@@ -100,7 +113,7 @@ class Problem:
 
     def distance(self, points: Tensor) -> Tensor:
         """Distances ``(n,)`` of ``points`` from their inputs."""
-        return length(points - self.x, self.norm)
+        return self.norm.length(points - self.x)
 
     def signed_margin(self, points: Tensor) -> Tensor:
         """Signed margins ``(n,)`` of ``points``: negative beyond the boundary."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor
 
 from captum_boundary._core.bounds import Bounds, bounds_of_rows, joined_bounds
+from captum_boundary._core.norms import Norm, norm_of
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search.boundary_status import BoundaryStatus
 
 __all__ = ["BoundaryPoints"]
 
 Rows = SupportsIndex | slice | Sequence[int] | Sequence[bool] | Tensor
-
-_NORM_NAMES = {1: "l1", 2: "l2", math.inf: "linf"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,7 +46,7 @@ class BoundaryPoints:
         n_forward (Tensor): Forward passes spent on each example, ``(N,)`` integers.
         n_gradient (Tensor): Backward passes spent on each example, ``(N,)`` integers. Each follows one of the forward
             passes.
-        norm (float): Norm of the search. Default: 2
+        norm (float or Norm): Norm of the search. Default: 2
         bounds (tuple or None): Limits of the search, as it was given them. Default: None, no limits.
         status (Tensor): Which phase of the search found the point, and why the search of the example ended, ``(N,)``
             integers: values of :class:`~captum_boundary.search.BoundaryStatus`. Default: None, which means ``FOUND`` or
@@ -76,7 +74,7 @@ class BoundaryPoints:
     found: Tensor
     n_forward: Tensor
     n_gradient: Tensor
-    norm: float = 2
+    norm: float | Norm = 2
     bounds: Bounds = None
     status: Tensor = None  # type: ignore[assignment]  # filled in below, where it is not told
 
@@ -155,7 +153,8 @@ class BoundaryPoints:
                 return type(values)(map(moved, values))
             return values.to(device) if isinstance(values, Tensor) else values
 
-        return replace(self._mapped(lambda values: values.to(device)), bounds=moved(self.bounds))
+        norm = self.norm.to(device) if isinstance(self.norm, Norm) else self.norm
+        return replace(self._mapped(lambda values: values.to(device)), norm=norm, bounds=moved(self.bounds))
 
     def __repr__(self) -> str:
         shapes = [tuple(part.shape[1:]) for part in self._parts]
@@ -165,7 +164,7 @@ class BoundaryPoints:
         distance = "" if not found else nearest if nearest == farthest else f"{nearest} to {farthest}"
         return (
             f"BoundaryPoints({len(self)} x {shape}, found {len(found)}/{len(self)}"
-            f"{f', {_NORM_NAMES.get(self.norm, self.norm)} distance {distance}' if found else ''})"
+            f"{f', {norm_of(self.norm).name} distance {distance}' if found else ''})"
         )
 
     @property

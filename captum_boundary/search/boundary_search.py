@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import numbers
 import warnings
 from abc import ABC, abstractmethod
@@ -30,6 +29,7 @@ from captum_boundary._core.context import geometry
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary._core.geometry import Box
 from captum_boundary._core.mask import Mask, MaskedModel, box_within, movable_values
+from captum_boundary._core.norms import Norm, norm_of
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary._core.user_warnings import warn_user
@@ -72,8 +72,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         bounds (tuple, optional): Limits that no point leaves: a pair ``(lower, upper)`` of numbers or of tensors that
             broadcast to an input (per channel, say, for normalized inputs), or a tuple of such pairs, one for each
             input. Default: None, no limits.
-        norm (float, optional): Norm of the distance, 2, ``math.inf`` or 1, over all inputs of a tuple together.
-            Default: 2
+        norm (float or Norm, optional): Norm of the distance, 2, ``math.inf``, 1 or an object such as
+            :class:`WeightedL2`, over all inputs of a tuple together. Default: 2
         max_distance (float, optional): Boundary points further away count as not found. Default: None
         strict (bool, optional): Raise a :class:`BoundaryNotFoundError` where some example has no boundary point, in
             place of a :class:`BoundaryNotFoundWarning`. Default: False
@@ -96,7 +96,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         forward_func: Callable[..., Any],
         *,
         bounds: Bounds = None,
-        norm: float = 2,
+        norm: float | Norm = 2,
         max_distance: float | None = None,
         strict: bool = False,
         generator: torch.Generator | None = None,
@@ -105,8 +105,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
     ) -> None:
         if not callable(forward_func):
             raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
-        if norm not in (1, 2, math.inf):
-            raise BoundaryValueError(f"norm must be 2, math.inf or 1, but it is {norm!r}.")
+        norm_of(norm)  # which refuses others
         if max_distance is not None and not isinstance(max_distance, numbers.Real):
             raise BoundaryTypeError(f"max_distance must be a number or None, but it is {max_distance!r}.")
         if max_distance is not None and not max_distance > 0:
@@ -271,7 +270,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             function, arguments = MaskedModel(function, len(tensors)), (*(arguments or ()), *movable, *tensors)
         with watch_repeatability(self.forward_func) as repeatability:
             oracle = MarginOracle(function, tensors, target, arguments, self.internal_batch_size)
-            yield Problem(oracle, box, self.norm, oracle.score_noise(repeatability))
+            norm = norm_of(self.norm).for_inputs(tensors)
+            yield Problem(oracle, box, norm, oracle.score_noise(repeatability))
 
     def _find_pairs(
         self,
@@ -296,7 +296,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         if problem.box.is_limited:  # by a mask, maybe, of which this search has not been told
             limits = problem.box.of(rows)
             box = Box(torch.maximum(box.lower, limits.lower), torch.minimum(box.upper, limits.upper))
-        return Problem(problem.oracle.of_pairs(rows, target), box, self.norm, problem.noise)
+        return Problem(problem.oracle.of_pairs(rows, target), box, problem.norm, problem.noise)
 
     def _searched(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_boundary._core.norms import Norm
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.pgd import increasing_radii
@@ -42,7 +43,7 @@ class FoolboxBoundary(BoundarySearch):
             Default: (0, 1)
         epsilons (Sequence[float], optional): Increasing radii, for attacks that need a fixed one: each example keeps
             the smallest that succeeds. Default: None, for attacks that minimize the distance themselves.
-        norm (float, optional): Norm of the distance, 2, ``math.inf`` or 1. Default: 2
+        norm (float or Norm, optional): Norm of the distance, as in :class:`BoundarySearch`. Default: 2
         max_distance (float, optional): Boundary points further away count as not found. Default: None
         strict (bool, optional): Raise an error where some example has no boundary point. Default: False
         generator (torch.Generator, optional): Source of a seed for attacks that draw random numbers. The global random
@@ -74,7 +75,7 @@ class FoolboxBoundary(BoundarySearch):
         *,
         bounds: tuple[float, float] = (0, 1),
         epsilons: Sequence[float] | None = None,
-        norm: float = 2,
+        norm: float | Norm = 2,
         max_distance: float | None = None,
         strict: bool = False,
         generator: torch.Generator | None = None,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.checks import check_count, plain_number
-from captum_boundary._core.geometry import length, project_onto_ball
 from captum_boundary._core.margin import rival_scores
+from captum_boundary._core.norms import Norm
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.search_problem import SearchProblem
@@ -48,9 +48,9 @@ class PGDBoundary(BoundarySearch):
         random_start (bool, optional): Start each ball at a random point, which lies in the same direction from every
             example. Default: True
         bounds (tuple, optional): Limits that no point leaves, as in :class:`BoundarySearch`. Default: None
-        norm (float, optional): Norm of the balls, the steps and the distance. A step follows the gradient for 2, its
-            sign for ``math.inf``, and the one coordinate with the steepest slope among those that the bounds leave
-            free for 1. Default: 2
+        norm (float or Norm, optional): Norm of the balls, the steps and the distance, as in :class:`BoundarySearch`. A
+            step follows the gradient for 2, its sign for ``math.inf``, and the one coordinate with the steepest slope
+            among those that the bounds leave free for 1. Default: 2
         max_distance (float, optional): Boundary points further away count as not found. Default: None
         strict (bool, optional): Raise an error where some example has no boundary point. Default: False
         generator (torch.Generator, optional): Source of the random start. Default: None, the same one on every call.
@@ -83,7 +83,7 @@ class PGDBoundary(BoundarySearch):
         attack_step_size: float | None = None,
         random_start: bool = True,
         bounds: Bounds = None,
-        norm: float = 2,
+        norm: float | Norm = 2,
         max_distance: float | None = None,
         strict: bool = False,
         generator: torch.Generator | None = None,
@@ -132,13 +132,7 @@ class PGDBoundary(BoundarySearch):
         size = (1, problem.x.shape[1])
         if not self.random_start:
             return problem.x.new_zeros(size)
-        options: dict[str, Any] = {"generator": problem.generator, "dtype": torch.float64, "device": "cpu"}
-        if self.norm == math.inf:
-            start = 2 * torch.rand(size, **options) - 1
-        else:
-            direction = torch.randn(size, **options)
-            start = direction / length(direction, self.norm) * torch.rand(1, **options) ** (1 / size[1])
-        return start.to(problem.x)
+        return problem.norm.random_in_ball(size, problem.generator, torch.float64).to(problem.x)
 
     def _descend(self, problem: SearchProblem, radius: float, start: Tensor, ball: int) -> tuple[Tensor, Tensor]:
         """The last iterates beyond the boundary within one ball, else the inputs, and for which rows there is one."""
@@ -151,7 +145,7 @@ class PGDBoundary(BoundarySearch):
             beyond, slope = _log_odds(problem, points)
             ends, crossed = torch.where(beyond[:, None], points, ends), crossed | beyond
             points = points - step_size * _steepest(slope, points, problem)
-            points = problem.clamp(x + project_onto_ball(points - x, radii, self.norm))
+            points = problem.clamp(x + problem.norm.project_onto_ball(points - x, radii))
             problem.progress((ball * self.attack_steps + step + 1) / (len(self.epsilons) * self.attack_steps))
         beyond = problem.signed_margin(points) < 0
         return torch.where(beyond[:, None], points, ends), crossed | beyond
@@ -188,11 +182,7 @@ def increasing_radii(epsilons: Sequence[float]) -> tuple[float, ...]:
 
 def _steepest(slope: Tensor, points: Tensor, problem: SearchProblem) -> Tensor:
     """Vectors ``(n, D)`` of unit norm (zero for a zero slope) along which a function with this slope rises fastest."""
-    if problem.norm == math.inf:
-        return slope.sign()
-    if problem.norm == 2:
-        return torch.nn.functional.normalize(slope, dim=1, eps=torch.finfo(slope.dtype).tiny)
-    # A coordinate that already lies at its bound would use up the whole step and move nothing.
-    free = torch.where(slope > 0, points > problem.lower, points < problem.upper)
-    index = (slope.abs() * free).argmax(dim=1, keepdim=True)
-    return torch.zeros_like(slope).scatter_(1, index, slope.gather(1, index).sign())
+    if problem.norm.is_sparse:
+        # A coordinate that already lies at its bound would use up the whole step and move nothing.
+        slope = slope * torch.where(slope > 0, points > problem.lower, points < problem.upper)
+    return problem.norm.steepest(slope)

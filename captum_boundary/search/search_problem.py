@@ -15,6 +15,7 @@ from captum_boundary._core.captum_helpers import format_output
 from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.geometry import Box
 from captum_boundary._core.margin import margin_and_rival
+from captum_boundary._core.norms import Norm
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.random_state import preserve_rng_state, seed_rng
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
@@ -77,7 +78,7 @@ class SearchProblem:
         target (Tensor): The class of each example whose region is left, or entered, ``(n,)``.
         lower (Tensor): Lower limits of the coordinates, that broadcast to ``(n, D)``; ``-inf`` where there are none.
         upper (Tensor): Upper limits, likewise.
-        norm (float): Norm of the distance: 2, ``math.inf`` or 1.
+        norm (Norm): Norm of the distance, of flat vectors: an object with lengths, steepest directions and projections.
         n_classes (int): Columns of the scores.
         example_index (Tensor): Which example of the whole batch each one is, ``(n,)``.
         seed (int): Where random numbers start: the same for all examples, whatever batch they are in.
@@ -106,7 +107,7 @@ class SearchProblem:
         self.starts = starts
         self.is_one_of_many = is_one_of_many
         self.n_classes = problem.oracle.n_classes
-        self.norm = problem.norm
+        self.norm: Norm = problem.norm
         self.target = problem.oracle.target
         self.lower, self.upper = problem.box.lower, problem.box.upper
 
@@ -182,7 +183,7 @@ class SearchProblem:
         oracle = MarginOracle(scores, inputs, outer.oracle.target[rows], rows, outer.oracle.chunk_size)
         begin, end = share
         return SearchProblem(
-            Problem(oracle, box, self.norm, outer.noise),
+            Problem(oracle, box, outer.norm, outer.noise),
             self.seed,
             self._as_tuple,
             lambda done: self.progress(begin + (end - begin) * done),
@@ -248,7 +249,7 @@ class SearchProblem:
 
     def distance(self, points: Tensor) -> Tensor:
         """Distances ``(n,)`` of flat points from the inputs."""
-        return self._problem.distance(points)
+        return self.norm.safe_length(points - self._problem.x)
 
     def project_to_boundary(self, points: Tensor) -> Tensor:
         """Flat points beyond the boundary, moved along the straight lines to the inputs until they lie just beyond it.

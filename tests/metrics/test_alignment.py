@@ -336,7 +336,9 @@ def test_errors_of_alignment():
 
 
 def test_errors_of_optimality():
-    with pytest.raises(BoundaryValueError, match=r"norm must be 2, math\.inf or 1, but it is 3"):
+    with pytest.raises(
+        BoundaryValueError, match=r"norm must be 2, math\.inf, 1 or a Norm such as WeightedL2, but it is 3"
+    ):
         first_order_optimality(linear(), INPUTS, BOUNDARY, norm=3)
     with pytest.raises(BoundaryValueError, match="inputs must lie inside bounds"):
         first_order_optimality(linear(), INPUTS, BOUNDARY, bounds=(0, 0.01))

@@ -752,7 +752,7 @@ def test_paper_settings_fit_the_loss() -> None:
         ({"epsilon": math.nan}, BoundaryValueError, "epsilon must be a positive number, but it is nan"),
         ({"epsilon": "0.1"}, BoundaryValueError, "epsilon must be a positive number, but it is '0.1'"),
         ({"weight": -1}, BoundaryValueError, "weight must be a number of at least 0, but it is -1"),
-        ({"norm": 1}, BoundaryValueError, "norm must be math.inf or 2, but it is 1"),
+        ({"norm": 1}, BoundaryValueError, "norm must be math.inf, 2 or a Norm such as WeightedL2, but it is 1"),
         ({"n_steps": 0}, BoundaryValueError, "n_steps must be a positive integer, but it is 0"),
         ({"attack_steps": 2.5}, BoundaryValueError, "attack_steps must be a positive integer, but it is 2.5"),
         ({"attack_step_size": 0.0}, BoundaryValueError, "attack_step_size must be a positive number"),

@@ -862,7 +862,11 @@ def test_inputs_outside_the_bounds_of_foolbox_are_refused():
 
 
 BAD_OPTIONS = {
-    "norm": ({"norm": 3}, BoundaryValueError, r"norm must be 2, math\.inf or 1, but it is 3"),
+    "norm": (
+        {"norm": 3},
+        BoundaryValueError,
+        r"norm must be 2, math\.inf, 1 or a Norm such as WeightedL2, but it is 3",
+    ),
     "norm in words": ({"norm": "l2"}, BoundaryValueError, "but it is 'l2'"),
     "negative max_distance": ({"max_distance": -1.0}, BoundaryValueError, r"must be positive, but it is -1\.0"),
     "NaN max_distance": ({"max_distance": math.nan}, BoundaryValueError, "must be positive, but it is nan"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_boundary import AggregatedBoundaryNormals, BoundaryNotFoundWarning, NearestBoundary
+from captum_boundary._core.norms import L1
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundarySearch, BoundaryStatus, CategoricalBoundary, ClosestBoundary, Proposal
 
@@ -64,7 +65,7 @@ def test_what_a_search_is_given():
     assert torch.equal(problem.unflatten(problem.x), images)
     assert torch.equal(problem.flatten(images), problem.x)
     assert len(problem) == 4
-    assert problem.norm == 1
+    assert problem.norm is L1
     assert problem.n_classes == 3
     assert problem.target.tolist() == target
     assert torch.equal(problem.targeted, scores.argmax(1) != torch.tensor(target))

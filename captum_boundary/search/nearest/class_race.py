@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import project_onto_hyperplane, row_dot
+from captum_boundary._core.geometry import row_dot
 from captum_boundary._core.margin import rival_scores
 from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._line_search import line_search
@@ -24,8 +24,8 @@ from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
 __all__ = ["can_race", "linearized_distance", "race_classes"]
 
-# Below this budget the search of one class has use for all of it, and below the second one it is short in l1.
-_LEAST_BUDGET = {2: 20, math.inf: 20, 1: 80}
+# Below this budget the search of one class has use for all of it; by whether displacements are sparse.
+_LEAST_BUDGET = {False: 20, True: 80}
 # From here on there are twice as many rows.
 _LARGE_BUDGET = 80
 _NEWTON_STEPS = 2  # of each class, after the first
@@ -34,7 +34,7 @@ _NEWTON_STEPS = 2  # of each class, after the first
 def can_race(problem: Problem, settings: NearestBoundarySettings, budget: int) -> bool:
     """Whether there are several classes, and gradients enough for a race between them."""
     n_rows, n_screened = _sizes(problem, settings, budget)
-    is_large = budget >= _LEAST_BUDGET[problem.norm]
+    is_large = budget >= _LEAST_BUDGET[problem.norm.is_sparse]
     return is_large and problem.oracle.n_classes > 2 and n_rows > 1 and n_screened > 0
 
 
@@ -135,6 +135,6 @@ def _contacts(
 def linearized_distance(problem: Problem, plane: Linearization) -> Tensor:
     """Distances ``(n,)`` at which margins would vanish if they were linear; infinite where limits do not let them."""
     required = plane.value.clamp_min(0.0)
-    nearest = project_onto_hyperplane(problem.x, plane.slope, required, problem.box, problem.norm)
+    nearest = problem.norm.project_onto_half_space(problem.x, plane.slope, required, problem.box)
     is_reached = row_dot(plane.slope, problem.x - nearest) >= 0.99 * required
     return torch.where(is_reached, problem.distance(nearest), torch.inf)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import Box, project_onto_hyperplane, row_dot
+from captum_boundary._core.geometry import Box, row_dot
 from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._problem import Problem
 
 __all__ = ["CuttingPlanes", "project_onto_half_spaces"]
 
-# Newton steps towards the nearest point beyond a single half-space, in other norms.
+# Newton steps towards the nearest point beyond a single half-space, in norms without an inner product.
 _NEWTON_STEPS = 2
 # The required decrease of a half-space that no longer counts.
 _MET_EVERYWHERE = -1e30
@@ -23,7 +23,8 @@ class CuttingPlanes:
     r"""Half-spaces :math:`\{y : s_k \cdot (x - y) \ge d_k\}` in which linearizations see the other side.
 
     At a corner where several pieces of the boundary meet, the newest linearization alone alternates between
-    them; the nearest point of the intersection is the corner itself. In norms other than 2 the newest is used alone.
+    them; the nearest point of the intersection is the corner itself. In norms without an inner product the
+    newest is used alone.
 
     Args:
 
@@ -32,7 +33,7 @@ class CuttingPlanes:
     """
 
     def __init__(self, problem: Problem, n_planes: int) -> None:
-        capacity = n_planes if problem.norm == 2 else 1
+        capacity = n_planes if problem.norm.has_inner_product else 1
         n, n_inputs = problem.x.shape
         self._set(problem.x.new_zeros(n, capacity, n_inputs), problem.x.new_zeros(n, 2, capacity))
         self._n_added = self._n_met = 0
@@ -64,9 +65,9 @@ class CuttingPlanes:
     def nearest(self, problem: Problem) -> Tensor:
         """The nearest points ``(n, D)`` beyond all linearizations that still hold."""
         x, box = problem.x, problem.box
-        if problem.norm != 2:
+        if not problem.norm.has_inner_product:
             required = self._required[:, 0].clamp_min(0.0)
-            return project_onto_hyperplane(x, self._slopes[:, 0], required, box, problem.norm, _NEWTON_STEPS)
+            return problem.norm.project_onto_half_space(x, self._slopes[:, 0], required, box, _NEWTON_STEPS)
         # Steps go on from the multipliers before. One more, in few dimensions, meets the limits that come in with a new
         # half-space: in many a descent follows.
         n_steps = self._n_added - self._n_met

@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import Box, length, row_dot
+from captum_boundary._core.geometry import Box, row_dot
+from captum_boundary._core.norms import LINF
 from captum_boundary.search._line_search import project_to_boundary
 from captum_boundary.search._problem import Incumbent, Phase, Problem
 from captum_boundary.search.nearest.first_contact import temperature
@@ -17,12 +18,11 @@ from captum_boundary.search.nearest.step_rules import DDNStep, DDNStepFromAfar, 
 
 __all__ = ["descend", "descend_once", "descend_with_restarts"]
 
-# The sampling radius in a norm, relative to that in l2.
-_RADIUS_IN_NORM = {2: 1.0, math.inf: 0.5, 1: 0.75}
 # The share of a descent with sampled normals, and inside the data range.
 _FIRST_PART = 0.5
-# By how much the sampling radius grows with every descent that starts over: in l1 other coordinates are found so.
-_WIDENING = {2: 1.0, math.inf: 1.0, 1: 2.0}
+# By how much the sampling radius grows with every descent that starts over, where displacements are sparse: other
+# coordinates are found so.
+_WIDENING = 2.0
 
 
 def descend_with_restarts(
@@ -54,7 +54,8 @@ def descend_with_restarts(
         - **incumbent** (*Incumbent*): As near or nearer, on the boundary.
     """
     first_turn = torch.zeros_like(problem.oracle.target) if has_raced is None else has_raced.long()
-    trust_radius = length(first.points - problem.x, math.inf)
+    trust_radius = LINF.length(first.points - problem.x)
+    widening_rate = _WIDENING if problem.norm.is_sparse else 1.0
     period = settings.restart_period
     for turn in itertools.count():
         spent = problem.oracle.gradients_spent
@@ -67,9 +68,7 @@ def descend_with_restarts(
         start_over = (~continues).nonzero().flatten()
         starts = part_incumbent.replaced(start_over, first.select(rows[start_over]))
         step_scale = torch.where(continues, settings.continued_step_scale, 1.0).to(problem.x)
-        widening = torch.where(continues, 1.0, _WIDENING[problem.norm] ** ((first_turn[rows] + turn) // 2)).to(
-            problem.x
-        )
+        widening = torch.where(continues, 1.0, widening_rate ** ((first_turn[rows] + turn) // 2)).to(problem.x)
         found = descend(
             part, settings, starts, n_steps[rows], seed + period * turn, step_scale, widening, trust_radius[rows]
         )
@@ -125,12 +124,12 @@ def descend(
     sampling_radius: Tensor | None = None
     if not problem.few_dimensions:
         n_sampled = math.ceil(_FIRST_PART * max(steps_of, default=0))
-        fading = 1 - progress if problem.norm == 1 else progress[:n_sampled] < _FIRST_PART
-        radius = settings.sampling_radius * _RADIUS_IN_NORM[problem.norm] * n_steps.to(progress).sqrt()
+        fading = 1 - progress if problem.norm.is_sparse else progress[:n_sampled] < _FIRST_PART
+        radius = settings.sampling_radius * problem.norm.sampling_radius * n_steps.to(progress).sqrt()
         sampling_radius = step_scale * widening * radius * fading
     rule: StepRule
-    if problem.norm == 1:
-        radius = length(begin.points - part.x, math.inf) if trust_radius is None else trust_radius[order]
+    if problem.norm.is_sparse:
+        radius = LINF.length(begin.points - part.x) if trust_radius is None else trust_radius[order]
         rule = TrustRegionLPStep(settings, step_scale * radius, progress)
     else:
         rule = DDNStep(settings, begin.distance, progress, step_scale)
@@ -193,10 +192,10 @@ def _follow(
             points, temperatures = points[active], temperatures[active]
             rule.select(active)
         move = points - problem.x
-        distance = length(move, problem.norm)
+        distance = problem.norm.length(move)
         box = problem.box if limits is None else Box(*limits[:, step, :n_active, None])
         if sampling_radius is not None and step < len(sampling_radius):
-            size = distance if problem.norm == 2 else length(move, 2)
+            size = problem.norm.l2_length(move, distance)
             away = (sampling_radius[step, :n_active] * size)[:, None]
             there = box.clamp(torch.addcmul(points, away, _direction(problem, seed + step)))
             plane = problem.linearize(there, temperature=temperatures)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import project_onto_hyperplane
+from captum_boundary._core.norms import L2
 from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._line_search import line_search
 from captum_boundary.search._problem import ActiveSet, Incumbent, Phase, Problem
@@ -78,10 +78,10 @@ def newton_steps(
 
 def newton_step(problem: Problem, settings: NearestBoundarySettings, points: Tensor, plane: Linearization) -> Tensor:
     """The nearest points to ``points`` ``(n, D)`` that lie a little beyond the linearized boundary."""
-    # The shortest l1 steps move few coordinates very far, where no slope is true any more.
-    norm = 2 if problem.norm == 1 else problem.norm
+    # The shortest steps in l1 move few coordinates very far, where no slope is true any more.
+    norm = L2 if problem.norm.is_sparse else problem.norm
     required_decrease = (settings.newton_overshoot * plane.value + problem.overshoot).clamp_min(0.0)
-    return project_onto_hyperplane(points, plane.slope, required_decrease, problem.box, norm, _PROJECTION_STEPS)
+    return norm.project_onto_half_space(points, plane.slope, required_decrease, problem.box, _PROJECTION_STEPS)
 
 
 def random_line_search(problem: Problem, settings: NearestBoundarySettings, seed: int) -> Incumbent:

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import length
 from captum_boundary._core.margin import rival_scores
 from captum_boundary.search._line_search import line_search
 from captum_boundary.search._problem import ActiveSet, Incumbent, Phase, Problem
@@ -62,7 +61,7 @@ def active_set_refine(
         - **is_stationary** (*Tensor*): Whether the incumbent passed the first-order test here, ``(n,)``.
     """
     before, is_stationary = incumbent.distance, torch.zeros_like(incumbent.distance, dtype=torch.bool)
-    takes_two = targeted and problem.few_dimensions and problem.norm == 2 and problem.oracle.n_classes > 2
+    takes_two = targeted and problem.few_dimensions and problem.norm.has_inner_product and problem.oracle.n_classes > 2
     n_new = 2 if takes_two else 1
     active = ActiveSet(
         problem.oracle.all_rows,
@@ -215,8 +214,8 @@ def _random_starts(
     n, n_inputs = x.shape
     generator = torch.Generator("cpu").manual_seed(seed)
     directions = torch.randn(n_directions, n_inputs, generator=generator, dtype=torch.float64, device="cpu").to(x)
-    directions = directions / length(directions, problem.norm)[:, None]
-    guess = (1 + length(x, problem.norm)) * 2.0 ** (seed % 5)  # for those without a boundary point yet
+    directions = directions / problem.norm.length(directions)[:, None]
+    guess = (1 + problem.norm.length(x)) * 2.0 ** (seed % 5)  # for those without a boundary point yet
     radius = torch.where(incumbent.is_found, incumbent.distance, guess)
     # The directions of one example stand together.
     many = problem.select(problem.oracle.all_rows.repeat_interleave(n_directions, output_size=n * n_directions))

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.checks import check_count
+from captum_boundary._core.norms import Norm
+from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.errors import BoundaryTypeError
 from captum_boundary.search._problem import Incumbent, Problem
 from captum_boundary.search.boundary_search import BoundarySearch
@@ -53,8 +55,8 @@ class NearestBoundary(BoundarySearch):
             ``(N, 1)`` for a binary model. Logits are best. Probabilities work as long as their gradients do not vanish.
         bounds (tuple, optional): Limits that no point leaves: a pair ``(lower, upper)`` of numbers or of tensors that
             broadcast to an input, or a tuple of such pairs (or None), one for each input. Default: None, no limits.
-        norm (float, optional): Norm of the distance, 2, ``math.inf`` or 1, over all inputs of a tuple together.
-            Default: 2
+        norm (float or Norm, optional): Norm of the distance, 2, ``math.inf``, 1 or an object such as
+            :class:`WeightedL2`, over all inputs of a tuple together. Default: 2
         budget (int, optional): Gradient evaluations an example at most. 10 gives a quick idea, 200 is thorough. There
             are at most four times as many forward passes (160 where the budget is below 40), in deep networks little
             more than gradients. Default: 40
@@ -90,7 +92,7 @@ class NearestBoundary(BoundarySearch):
         forward_func: Callable[..., Any],
         *,
         bounds: Bounds = None,
-        norm: float = 2,
+        norm: float | Norm = 2,
         budget: int = 40,
         max_distance: float | None = None,
         strict: bool = False,
@@ -122,7 +124,8 @@ class NearestBoundary(BoundarySearch):
 
     def propose(self, problem: SearchProblem) -> Proposal:
         r"""Points on the boundary, as near as the budget allows, and how the search of each example ended."""
-        inner, starts, seed = problem._problem, problem.starts, problem.seed
+        inner, seed = problem._problem.in_plain_norm(), problem.seed
+        starts = None if problem.starts is None else inner.oracle.to_units(problem.starts)
 
         def search(part: Problem, targeted: bool, rows: Tensor) -> _Run:
             run = _Run(part, self.settings, self.budget, targeted, seed)
@@ -132,17 +135,18 @@ class NearestBoundary(BoundarySearch):
                 run.search()
             return run
 
-        with torch.no_grad(), self._watched(problem):
+        with torch.no_grad(), self._watched(problem, inner.oracle):
             incumbent, end = _on_each_side(inner, search)
-        return Proposal(incumbent.points, 10 * incumbent.phase + end)
+            points = inner.oracle.from_units(incumbent.points)
+            points = torch.where(incumbent.points == inner.x, problem.x, points)  # what did not move is not rounded
+        return Proposal(points, 10 * incumbent.phase + end)
 
     @contextmanager
-    def _watched(self, problem: SearchProblem) -> Iterator[None]:
+    def _watched(self, problem: SearchProblem, oracle: MarginOracle) -> Iterator[None]:
         """Move the bar with the gradients of the example that has most of them."""
         if not self.show_progress:
             yield
             return
-        oracle = problem._problem.oracle
         oracle.on_gradient = lambda: problem.progress(min(1.0, int(oracle.gradients_spent.max()) / self.budget))
         yield
 

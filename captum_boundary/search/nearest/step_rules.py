@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import Box, length, project_onto_ball, project_onto_hyperplane, ratio, row_dot
+from captum_boundary._core.geometry import Box, ratio, row_dot
+from captum_boundary._core.norms import L1
 from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._problem import Incumbent, Problem
 from captum_boundary.search.nearest.first_contact import newton_step
@@ -16,7 +17,6 @@ from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
 __all__ = ["DDNStep", "DDNStepFromAfar", "Iterate", "StepRule", "TrustRegionLPStep", "schedule"]
 
-_DUAL = {2: 2, math.inf: 1, 1: math.inf}
 # The last step of a schedule, relative to the first, and the last rate, by where it begins.
 _LAST_STEP, _LAST_STEP_FROM_AFAR = 0.01, 0.05
 _LAST_RATE, _FROM_AFAR = 0.1, 0.02
@@ -94,13 +94,14 @@ class DDNStep:
         # as far away.
         self._multiplier = torch.where(beyond == self._was_beyond, 2 * self._multiplier, self._settings.rate_multiplier)
         self._was_beyond = beyond
-        steepness = length(slope, _DUAL[problem.norm])
+        steepness = problem.norm.dual.length(slope)
         gap = ratio(margin.abs(), self._radius * steepness)
         faster = torch.maximum(rate * self._multiplier, gap).clamp_max(self._settings.max_rate)
         rate = torch.maximum(rate, faster)
         radius = torch.where(beyond, torch.minimum(self._radius, incumbent.distance), self._radius)
         self._radius = torch.addcmul(radius, radius, rate.copysign(margin))
-        return at.box.clamp(problem.x + _on_sphere(at, steepness, self._radius, step_size, problem.norm))
+        move = problem.norm.turned(at.move, at.distance, slope, steepness, step_size)
+        return at.box.clamp(problem.x + problem.norm.with_length(move, self._radius))
 
 
 class DDNStepFromAfar(DDNStep):
@@ -135,20 +136,6 @@ class DDNStepFromAfar(DDNStep):
         approached = newton_step(problem, self._settings, at.points, at.plane)
         self._radius = torch.where(has_crossed, self._radius, problem.distance(approached))
         return torch.where(has_crossed[:, None], turned, approached)
-
-
-def _on_sphere(at: Iterate, steepness: Tensor, radius: Tensor, step_size: Tensor, norm: float) -> Tensor:
-    """Turn displacements ``(n, D)`` against the slopes at their ends, and make their length that of the radius."""
-    # Steps suit the norm: in linf every coordinate counts alike, in l1 the steepest one says how far a step may go.
-    slope = at.plane.slope
-    direction = slope.sign() if norm == math.inf else slope
-    size = at.distance if norm == 2 else length(at.move, math.inf if norm == 1 else 2)
-    step = ratio(step_size * size, length(direction, 2) if norm == math.inf else steepness)
-    move = torch.addcmul(at.move, step[:, None], direction, value=-1)
-    growth = ratio(radius, length(move, norm))[:, None]
-    if norm == 2:
-        return move * growth
-    return project_onto_ball(move * growth.clamp_min(1.0), radius, norm)
 
 
 class TrustRegionLPStep:
@@ -188,4 +175,4 @@ class TrustRegionLPStep:
         region = Box(torch.maximum(at.box.lower, at.points - radius), torch.minimum(at.box.upper, at.points + radius))
         nearest = region.clamp(problem.x)
         required_decrease = margin + row_dot(self._slope, nearest - at.points) + self._aim
-        return project_onto_hyperplane(nearest, self._slope, required_decrease.clamp_min(0.0), region, norm=1)
+        return L1.project_onto_half_space(nearest, self._slope, required_decrease.clamp_min(0.0), region)

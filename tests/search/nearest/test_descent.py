@@ -10,7 +10,7 @@ import torch
 
 from captum_boundary import NearestBoundary
 from captum_boundary._core.bounds import box_of
-from captum_boundary._core.geometry import length
+from captum_boundary._core.norms import norm_of
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.search import NearestBoundarySettings
 from captum_boundary.search._problem import Incumbent, Phase, Problem
@@ -39,12 +39,12 @@ def test_descents_hurry_while_they_are_far_away(norm, times_as_far) -> None:
     problem = Problem(MarginOracle(model, (inputs,)), box_of(None, (inputs,)), norm, torch.tensor(1e-6))
     slope = model.weight.detach().diff(dim=0)
     margins = (inputs @ slope.T).abs().squeeze(1)
-    nearest = margins / length(slope, 1 if norm == math.inf else 2)
+    nearest = margins / norm_of(norm).dual.length(slope)
     # Beyond the boundary, but a long way to the side.
     aside = torch.randn(8, 600, generator=generator)
     aside = aside - (aside @ slope.T) / slope.square().sum() * slope
     across = -(inputs @ slope.T) / slope.square().sum() * slope
-    starts = inputs + 1.01 * across + (times_as_far * nearest / length(aside, norm))[:, None] * aside
+    starts = inputs + 1.01 * across + (times_as_far * nearest / norm_of(norm).length(aside))[:, None] * aside
     known = incumbent_at(problem, starts)
     assert (known.distance > 0.9 * times_as_far * nearest).all()
 
@@ -61,7 +61,7 @@ def test_a_descent_steps_towards_a_boundary_that_it_has_not_crossed_yet(norm) ->
     problem = Problem(
         MarginOracle(lambda x: (x @ slope.T).squeeze(1), (inputs,)), box_of(None, (inputs,)), norm, torch.tensor(1e-6)
     )
-    nearest = (inputs @ slope.T).abs().squeeze(1) / length(slope, 1 if norm == math.inf else 2)
+    nearest = (inputs @ slope.T).abs().squeeze(1) / norm_of(norm).dual.length(slope)
     found = descend_once(problem, SETTINGS, problem.x, 12)
     assert (found.distance < 1.1 * nearest).all()
 

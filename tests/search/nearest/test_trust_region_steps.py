@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linprog
 
 from captum_boundary._core.bounds import box_of
-from captum_boundary._core.geometry import length, project_onto_hyperplane
+from captum_boundary._core.norms import L1
 from captum_boundary._core.oracle import Linearization, MarginOracle
 from captum_boundary.search import NearestBoundarySettings
 from captum_boundary.search._problem import Incumbent, Problem
@@ -31,7 +31,7 @@ def problem_of(inputs, bounds=None, depth=1.0) -> Problem:
 
 def iterate(problem: Problem, points, depth, slope) -> Iterate:
     move = points - problem.x
-    return Iterate(points, move, length(move, 1), Linearization(depth, depth, slope), problem.box)
+    return Iterate(points, move, L1.length(move), Linearization(depth, depth, slope), problem.box)
 
 
 def solved(x, points, slope, depth, reach, low, high) -> float:
@@ -115,7 +115,7 @@ def test_a_descent_ends_at_the_closest_point_of_a_hyperplane(bounds) -> None:
     inputs = torch.rand(8, 600, generator=torch.Generator().manual_seed(0))
     problem = problem_of(inputs, bounds, depth=20.0)
     plane = problem.linearize(inputs)
-    exact = problem.distance(project_onto_hyperplane(inputs, plane.slope, plane.depth, problem.box, 1))
+    exact = problem.distance(L1.project_onto_half_space(inputs, plane.slope, plane.depth, problem.box))
     known, _ = newton_phase(problem, SETTINGS, 10)
     assert (known.distance > 1.45 * exact).all()
     assert (descend(problem, SETTINGS, known, torch.full((8,), 36), seed=0).distance < 1.01 * exact).all()

@@ -11,13 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
-from captum_boundary._core.geometry import (
-    Box,
-    length,
-    project_onto_ball,
-    project_onto_hyperplane,
-    row_dot,
-)
+from captum_boundary._core.geometry import Box, row_dot
+from captum_boundary._core.norms import norm_of
 
 NORMS = [1, 2, math.inf]
 DUAL = {1: math.inf, 2: 2, math.inf: 1}
@@ -51,9 +46,8 @@ def largest_drop(x, normal, lower, upper):
 def project(x, normal, lower, upper, drop, norm):
     batch = (torch.tensor(array)[None] for array in (x, normal, lower, upper))
     point, slope, *sides = batch
-    return project_onto_hyperplane(point, slope, torch.tensor([drop], dtype=torch.float64), Box(*sides), norm)[
-        0
-    ].numpy()
+    required = torch.tensor([drop], dtype=torch.float64)
+    return norm_of(norm).project_onto_half_space(point, slope, required, Box(*sides))[0].numpy()
 
 
 def shortest_move(x, normal, lower, upper, drop, norm):
@@ -133,10 +127,10 @@ def test_rows_are_projected_independently(norm):
     normal = normal - 0.5
     drop = torch.linspace(0, 1, 8, dtype=torch.float64)
     box = Box(torch.zeros(1, 5, dtype=torch.float64), torch.ones(8, 5, dtype=torch.float64))
-    together = project_onto_hyperplane(x, normal, drop, box, norm)
+    together = norm_of(norm).project_onto_half_space(x, normal, drop, box)
     for row in range(8):
         index = torch.tensor([row])
-        alone = project_onto_hyperplane(x[index], normal[index], drop[index], box.of(index), norm)
+        alone = norm_of(norm).project_onto_half_space(x[index], normal[index], drop[index], box.of(index))
         torch.testing.assert_close(alone[0], together[row])
 
 
@@ -145,13 +139,13 @@ def test_rows_are_projected_independently(norm):
 @given(vector=st.integers(1, 7).flatmap(vectors), radius=st.floats(0.01, 5.0))
 def test_the_projection_onto_a_ball_is_the_nearest_point_of_it(norm, vector, radius):
     vector = torch.tensor([vector], dtype=torch.float64)
-    point = project_onto_ball(vector, torch.tensor([radius], dtype=torch.float64), norm)
-    assert length(point, norm).item() <= radius * (1 + 1e-12)
-    if length(vector, norm).item() <= radius:
+    point = norm_of(norm).project_onto_ball(vector, torch.tensor([radius], dtype=torch.float64))
+    assert norm_of(norm).length(point).item() <= radius * (1 + 1e-12)
+    if norm_of(norm).length(vector).item() <= radius:
         torch.testing.assert_close(point, vector)
     # The variational inequality: no point of the ball lies further along what the projection took away.
     removed = vector - point
-    furthest = radius * length(removed, DUAL[norm])
+    furthest = radius * norm_of(norm).dual.length(removed)
     assert furthest.item() <= row_dot(removed, point).item() + 1e-9
 
 
