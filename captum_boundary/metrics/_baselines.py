@@ -17,8 +17,17 @@ __all__ = ["baselines_for"]
 _RADIUS, _DEVIATION = 5, 5.0
 
 
-def baselines_for(inputs: Tensor, baselines: object) -> Tensor:
-    """``baselines`` with the shape, dtype and device of ``inputs``."""
+def baselines_for(inputs: tuple[Tensor, ...], baselines: object) -> tuple[Tensor, ...]:
+    """``baselines``, one for each input or one for all, with the shapes, dtypes and devices of ``inputs``."""
+    given = baselines if isinstance(baselines, tuple) else (baselines,) * len(inputs)
+    if len(given) != len(inputs):
+        raise BoundaryValueError(
+            f"baselines must be one, or one for each of {len(inputs)} inputs, but are {len(given)}."
+        )
+    return tuple(_baseline_for(tensor, values) for tensor, values in zip(inputs, given, strict=True))
+
+
+def _baseline_for(inputs: Tensor, baselines: object) -> Tensor:
     if isinstance(baselines, str) and baselines == "blur":
         return _blurred(inputs)
     if isinstance(baselines, bool) or not isinstance(baselines, (numbers.Real, Tensor)):

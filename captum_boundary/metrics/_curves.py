@@ -24,27 +24,27 @@ class TargetScore:
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        inputs: Tensor,
+        inputs: tuple[Tensor, ...],
         target: TargetType,
         additional_forward_args: object,
         score: str,
     ) -> None:
         if score not in ("probability", "output"):
             raise BoundaryValueError(f'score must be "probability" or "output", but it is {score!r}.')
-        self._model = Model(forward_func, len(inputs), additional_forward_args)
-        self._n_examples = len(inputs)
-        self._examples = torch.arange(len(inputs), device=inputs.device)
+        self._n_examples = len(inputs[0])
+        self._model = Model(forward_func, self._n_examples, additional_forward_args)
+        self._examples = torch.arange(self._n_examples, device=inputs[0].device)
         self._as_probability = score == "probability"
-        self._target = resolve_target(target, self._model.first_scores((inputs,)), self._model.is_binary)
+        self._target = resolve_target(target, self._model.first_scores(inputs), self._model.is_binary)
 
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Scores ``(R, N)`` of inputs ``(R * N, ...)``: R variants of all N examples, one variant after the other."""
-        n_variants = len(inputs) // self._n_examples
+        n_variants = len(inputs[0]) // self._n_examples
         examples = self._examples.repeat(n_variants) if n_variants > 1 else None
-        scores = self._model.scores((inputs,), examples, looks_at_values=True)
+        scores = self._model.scores(inputs, examples, looks_at_values=True)
         if self._as_probability:
             scores = scores.softmax(dim=1)
-        elif self._model.is_binary:  # what speaks for one side speaks against the other
+        elif self._model.is_binary:  # the score of one side is the negative score of the other
             scores = torch.cat([-scores[:, 1:], scores[:, 1:]], dim=1)
         return scores.gather(1, self._target.repeat(n_variants)[:, None]).view(-1, self._n_examples)
 
@@ -53,12 +53,31 @@ class TargetScore:
         self._model.check_finite()
 
 
-def ranks(attributions: object, inputs: Tensor) -> tuple[Tensor, Tensor]:
+def ranks(attributions: object, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
     """Ranks of features from 0, the most important one, and which examples ``(N,)`` have NaN attributions.
 
     The features of images ``(N, C, H, W)`` are pixels, with ranks ``(N, 1, H, W)``; other inputs' are single numbers,
-    with ranks of the inputs' shape. Among equals, the one that comes first in memory is the more important one.
+    with ranks of the inputs' shape. Those of several inputs are ranked together. Among equals, the one that comes first
+    in memory is the more important one.
     """
+    given = attributions if isinstance(attributions, tuple) else (attributions,)
+    if len(given) != len(inputs):
+        raise BoundaryValueError(
+            f"attributions must be {len(inputs)} Tensor(s), as inputs are, but they are {len(given)}."
+        )
+    maps = [_of_features(values, tensor) for values, tensor in zip(given, inputs, strict=True)]
+    device = inputs[0].device
+    flat = torch.cat([values.reshape(len(values), -1).to(device) for values in maps], dim=1)
+    rank = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    parts = torch.split(rank, [values[0].numel() for values in maps], dim=1)
+    shaped = (
+        part.view(values.shape).to(tensor.device) for part, values, tensor in zip(parts, maps, inputs, strict=True)
+    )
+    return tuple(shaped), flat.isnan().any(dim=1)
+
+
+def _of_features(attributions: object, inputs: Tensor) -> Tensor:
+    """One value for each feature of one input: ``(N, 1, H, W)`` for images, the shape of the input for others."""
     values = check_attributions(attributions)
     is_image = inputs.ndim == 4
     features = (len(inputs), 1, *inputs.shape[2:]) if is_image else tuple(inputs.shape)
@@ -70,24 +89,33 @@ def ranks(attributions: object, inputs: Tensor) -> tuple[Tensor, Tensor]:
             f"attributions must have the shape of inputs, {tuple(inputs.shape)}{maps}, but their shape is "
             f"{tuple(values.shape)}."
         )
-    flat = values.reshape(len(values), -1).to(inputs.device)
-    rank = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return rank.view(features), flat.isnan().any(dim=1)
+    return values.reshape(features)
 
 
 def exchange_curves(
-    score: TargetScore, start: Tensor, end: Tensor, rank: Tensor, n_steps: int, per_eval: int, progress: str | None
+    score: TargetScore,
+    start: tuple[Tensor, ...],
+    end: tuple[Tensor, ...],
+    rank: tuple[Tensor, ...],
+    n_steps: int,
+    per_eval: int,
+    progress: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Shares of exchanged features ``(S + 1,)`` and scores ``(N, S + 1)`` between ``start`` and ``end``."""
-    n_features = rank[0].numel()
+    n_features = sum(ranks[0].numel() for ranks in rank)
     n_steps = min(n_steps, n_features)
-    counts = torch.arange(n_steps + 1, device=rank.device) * n_features // n_steps
+    counts = torch.arange(n_steps + 1, device=rank[0].device) * n_features // n_steps
     scores = []
     with tqdm(total=len(counts), desc=progress, unit="step", disable=progress is None) as bar:
         for part in torch.split(counts, per_eval):
-            exchanged = rank < part.view(-1, *[1] * rank.ndim)
-            scores.append(score(torch.where(exchanged, end, start).flatten(0, 1)))
+            scores.append(score(tuple(_exchanged(part, *tensors) for tensors in zip(start, end, rank, strict=True))))
             bar.update(len(part))
     score.check_finite()
     curves = torch.cat(scores).T
     return counts.to(curves) / n_features, curves
+
+
+def _exchanged(counts: Tensor, start: Tensor, end: Tensor, rank: Tensor) -> Tensor:
+    """One input ``(R * N, ...)`` with as many features from ``end`` as each of R ``counts`` says."""
+    is_exchanged = rank < counts.to(rank.device).view(-1, *[1] * rank.ndim)
+    return torch.where(is_exchanged, end, start).flatten(0, 1)

@@ -171,13 +171,13 @@ def _fall(
     may_go = _check_mask(mask, inputs)
     with geometry():
         rank = values.masked_fill(~may_go, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        target_score = TargetScore(forward_func, inputs, target, additional_forward_args, score)
-        whole = target_score(inputs)[0]
+        target_score = TargetScore(forward_func, (inputs,), target, additional_forward_args, score)
+        whole = target_score((inputs,))[0]
         falls = []
         for share in shares:
             n_chosen = (share * may_go.sum(dim=1, keepdim=True).double() - _ROUNDING).ceil()
             is_taken = may_go & ((rank >= n_chosen) if keeps else (rank < n_chosen))
-            falls.append(whole - target_score(inputs.masked_fill(is_taken, replacement))[0])
+            falls.append(whole - target_score((inputs.masked_fill(is_taken, replacement),))[0])
         target_score.check_finite()
         return torch.stack(falls).mean(dim=0).masked_fill((values.isnan() & may_go).any(dim=1), torch.nan)
 

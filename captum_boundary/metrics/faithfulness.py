@@ -21,22 +21,24 @@ from torch import Tensor
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.checks import check_count, check_inputs
 from captum_boundary._core.context import geometry
-from captum_boundary.errors import BoundaryTypeError
 from captum_boundary.metrics._baselines import baselines_for
 from captum_boundary.metrics._curves import TargetScore, exchange_curves, ranks
 
 __all__ = ["deletion", "insertion"]
 
+Tensors = Tensor | tuple[Tensor, ...]
+Baselines = float | Tensor | str | tuple[float | Tensor | str, ...]
+
 
 @overload
 def deletion(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Tensor,
+    inputs: Tensors,
+    attributions: Tensors,
     target: TargetType = ...,
     additional_forward_args: object = ...,
     *,
-    baselines: float | Tensor | str = ...,
+    baselines: Baselines = ...,
     n_steps: int = ...,
     score: str = ...,
     perturbations_per_eval: int = ...,
@@ -46,12 +48,12 @@ def deletion(
 @overload
 def deletion(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Tensor,
+    inputs: Tensors,
+    attributions: Tensors,
     target: TargetType = ...,
     additional_forward_args: object = ...,
     *,
-    baselines: float | Tensor | str = ...,
+    baselines: Baselines = ...,
     n_steps: int = ...,
     score: str = ...,
     perturbations_per_eval: int = ...,
@@ -61,12 +63,12 @@ def deletion(
 @overload
 def deletion(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Tensor,
+    inputs: Tensors,
+    attributions: Tensors,
     target: TargetType = ...,
     additional_forward_args: object = ...,
     *,
-    baselines: float | Tensor | str = ...,
+    baselines: Baselines = ...,
     n_steps: int = ...,
     score: str = ...,
     perturbations_per_eval: int = ...,
@@ -75,12 +77,12 @@ def deletion(
 ) -> Any: ...
 def deletion(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Tensor,
+    inputs: Tensors,
+    attributions: Tensors,
     target: TargetType = None,
     additional_forward_args: object = None,
     *,
-    baselines: float | Tensor | str = 0.0,
+    baselines: Baselines = 0.0,
     n_steps: int = 100,
     score: str = "probability",
     perturbations_per_eval: int = 1,
@@ -97,16 +99,18 @@ def deletion(
 
         forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
             ``(N, 1)`` for a binary model. It is evaluated as it is: call ``model.eval()`` first.
-        inputs (Tensor): Images ``(N, C, H, W)``, or inputs of any other shape ``(N, ...)``.
-        attributions (Tensor): Attributions, shaped like ``inputs``; for images also maps ``(N, 1, H, W)`` or
-            ``(N, H, W)``.
+        inputs (Tensor or tuple[Tensor, ...]): Images ``(N, C, H, W)``, or inputs of any other shape ``(N, ...)``. The
+            features of several inputs are ranked together.
+        attributions (Tensor or tuple[Tensor, ...]): Attributions, shaped like ``inputs``; for images also maps ``(N, 1,
+            H, W)`` or ``(N, H, W)``.
         target (int, tuple, Tensor or list, optional): Class whose score is watched, in any of Captum's forms for 2-D
             outputs. Default: None, the predicted class of each example.
         additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
             Tensors with N entries follow their examples. Default: None
-        baselines (float, Tensor or str, optional): What takes the place of deleted features: a number, a Tensor that
-            broadcasts to the inputs (or to one of them), or ``"blur"`` for a Gaussian blur of the images (11 x 11
-            pixels with deviation 5, as in RISE). For normalized images, 0 is the mean color. Default: 0
+        baselines (float, Tensor, str or tuple, optional): What takes the place of deleted features: a number, a Tensor
+            that broadcasts to the inputs (or to one of them), or ``"blur"`` for a Gaussian blur of the images (11 x 11
+            pixels with deviation 5, as in RISE). For normalized images, 0 is the mean color. A tuple holds one for each
+            input. Default: 0
         n_steps (int, optional): Steps from the first to the last feature, each of an equal number of features up to
             rounding; with more steps than features, one feature a step. RISE takes 224 for images of 224 x 224 pixels.
             Default: 100
@@ -159,12 +163,12 @@ def deletion(
 @overload
 def insertion(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Tensor,
+    inputs: Tensors,
+    attributions: Tensors,
     target: TargetType = ...,
     additional_forward_args: object = ...,
     *,
-    baselines: float | Tensor | str = ...,
+    baselines: Baselines = ...,
     n_steps: int = ...,
     score: str = ...,
     perturbations_per_eval: int = ...,
@@ -174,12 +178,12 @@ def insertion(
 @overload
 def insertion(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Tensor,
+    inputs: Tensors,
+    attributions: Tensors,
     target: TargetType = ...,
     additional_forward_args: object = ...,
     *,
-    baselines: float | Tensor | str = ...,
+    baselines: Baselines = ...,
     n_steps: int = ...,
     score: str = ...,
     perturbations_per_eval: int = ...,
@@ -189,12 +193,12 @@ def insertion(
 @overload
 def insertion(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Tensor,
+    inputs: Tensors,
+    attributions: Tensors,
     target: TargetType = ...,
     additional_forward_args: object = ...,
     *,
-    baselines: float | Tensor | str = ...,
+    baselines: Baselines = ...,
     n_steps: int = ...,
     score: str = ...,
     perturbations_per_eval: int = ...,
@@ -203,12 +207,12 @@ def insertion(
 ) -> Any: ...
 def insertion(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Tensor,
+    inputs: Tensors,
+    attributions: Tensors,
     target: TargetType = None,
     additional_forward_args: object = None,
     *,
-    baselines: float | Tensor | str = "blur",
+    baselines: Baselines = "blur",
     n_steps: int = 100,
     score: str = "probability",
     perturbations_per_eval: int = 1,
@@ -223,13 +227,14 @@ def insertion(
     Args:
 
         forward_func (Callable): The model or any function that returns class scores, evaluated as it is.
-        inputs (Tensor): Images ``(N, C, H, W)``, or inputs of any other shape ``(N, ...)``.
-        attributions (Tensor): Attributions, shaped like ``inputs``; for images also maps ``(N, 1, H, W)`` or
-            ``(N, H, W)``.
+        inputs (Tensor or tuple[Tensor, ...]): Images ``(N, C, H, W)``, or inputs of any other shape ``(N, ...)``. The
+            features of several inputs are ranked together.
+        attributions (Tensor or tuple[Tensor, ...]): Attributions, shaped like ``inputs``; for images also maps ``(N, 1,
+            H, W)`` or ``(N, H, W)``.
         target (int, tuple, Tensor or list, optional): Class whose score is watched. Default: None, the predicted class
             of each example (of the input, not of the baseline).
         additional_forward_args (Any, optional): Further arguments of ``forward_func``. Default: None
-        baselines (float, Tensor or str, optional): What the features are inserted into: a number, a Tensor that
+        baselines (float, Tensor, str or tuple, optional): What the features are inserted into: a number, a Tensor that
             broadcasts to the inputs (or to one of them), or ``"blur"`` for a Gaussian blur of the images; other
             inputs need one of the first two. Default: ``"blur"``
         n_steps (int, optional): Steps from the first to the last feature. Default: 100
@@ -278,12 +283,12 @@ def insertion(
 
 def _area(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Tensor,
+    inputs: Tensors,
+    attributions: Tensors,
     target: TargetType,
     additional_forward_args: object,
     *,
-    baselines: float | Tensor | str,
+    baselines: Baselines,
     is_insertion: bool,
     n_steps: int,
     score: str,
@@ -291,20 +296,14 @@ def _area(
     return_curves: bool,
     show_progress: bool,
 ) -> Any:
-    if isinstance(inputs, tuple):
-        raise BoundaryTypeError(
-            f"inputs must be one Tensor, but it is a tuple of {len(inputs)}. Wrap the model in a function of the input "
-            "whose features are exchanged, and give the others as additional_forward_args."
-        )
-    (inputs,) = check_inputs(inputs)
+    tensors = tuple(tensor.detach() for tensor in check_inputs(inputs))
     check_count("n_steps", n_steps)
     check_count("perturbations_per_eval", perturbations_per_eval)
     with geometry():
-        inputs = inputs.detach()
-        rank, is_missing = ranks(attributions, inputs)
-        replaced = baselines_for(inputs, baselines)
-        target_score = TargetScore(forward_func, inputs, target, additional_forward_args, score)
-        start, end = (replaced, inputs) if is_insertion else (inputs, replaced)
+        rank, is_missing = ranks(attributions, tensors)
+        replaced = baselines_for(tensors, baselines)
+        target_score = TargetScore(forward_func, tensors, target, additional_forward_args, score)
+        start, end = (replaced, tensors) if is_insertion else (tensors, replaced)
         name = "Insertion" if is_insertion else "Deletion"
         shares, curves = exchange_curves(
             target_score, start, end, rank, n_steps, perturbations_per_eval, name if show_progress else None

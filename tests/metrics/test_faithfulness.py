@@ -73,6 +73,36 @@ def test_linear_models_have_a_closed_form():
     torch.testing.assert_close(area, start - (ordered * position).sum(dim=1))
 
 
+@both
+def test_several_inputs_are_one_input_together(measure):
+    model, inputs, attributions, baseline = linear_model(), randn(N, D), randn(N, D, seed=5), randn(D, seed=3)
+    left, right = slice(0, 2), slice(2, D)
+    options = {"target": 1, "return_curves": True, "perturbations_per_eval": 3}
+    expected = measure(model, inputs, attributions, baselines=baseline, **options)
+    actual = measure(
+        lambda x, y: model(torch.cat([x, y], dim=1)),
+        (inputs[:, left], inputs[:, right]),
+        (attributions[:, left], attributions[:, right]),
+        baselines=(baseline[left], baseline[right]),
+        **options,
+    )
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@both
+def test_pixels_and_columns_are_features_alike(measure):
+    images, table = randn(N, 3, 2, 2), randn(N, 2, seed=1)
+    model = lambda x, y: torch.stack([x.sum(dim=(1, 2, 3)) + y.sum(dim=1), 0 * y[:, 0]], dim=1)  # noqa: E731
+    _, curves = measure(
+        model, (images, table), (images, table), target=0, baselines=0.0, score="output", return_curves=True
+    )
+    values = torch.cat([images.sum(dim=1).flatten(1), table], dim=1).sort(dim=1, descending=True).values
+    moved = torch.cat([torch.zeros(N, 1), values.cumsum(dim=1)], dim=1)
+    expected = model(images, table)[:, :1] - moved if measure is deletion else moved
+    torch.testing.assert_close(curves, expected)
+
+
 def test_no_order_beats_that_of_a_linear_model_s_own_attributions():
     model, inputs = linear_model(), randn(N, D)
     attributions = model.weight[1].detach() * inputs
@@ -317,7 +347,12 @@ TABLE = torch.ones(2, 4)
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"inputs": (X,)}, BoundaryTypeError, "inputs must be one Tensor, but it is a tuple of 1"),
+        ({"inputs": (X, X)}, BoundaryValueError, r"attributions must be 2 Tensor\(s\), as inputs are, but they are 1"),
+        (
+            {"baselines": (0.0, 0.0)},
+            BoundaryValueError,
+            "baselines must be one, or one for each of 1 inputs, but are 2",
+        ),
         ({"inputs": X.numpy()}, BoundaryTypeError, "inputs must be a Tensor or a tuple of Tensors, but it is ndarray"),
         ({"inputs": X / 0}, BoundaryValueError, r"inputs contains NaN or infinity in row\(s\) \[0, 1\]"),
         ({"inputs": X.long()}, BoundaryTypeError, "inputs must be floating point"),
