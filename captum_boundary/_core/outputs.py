@@ -7,6 +7,7 @@ is a floating-point Tensor of one or two dimensions.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,11 +16,13 @@ from torch import Tensor
 from captum_boundary._core.modules import unwrapped
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["config_of", "evaluate", "has_one_output", "output_of", "score_tensor"]
+__all__ = ["call_model", "config_of", "evaluate", "has_one_output", "output_of", "score_tensor"]
 
 _NEEDED = "The model must return one Tensor of class scores, but"
 _WRAP = "Wrap it so that it returns the scores alone, for instance"
 
+# What the cache is called among the arguments of decoders of transformers.
+_CACHES = ("past_key_values", "cache")
 # What Hugging Face models say of themselves, where their outputs are no scores of classes that exclude each other.
 _OTHER_PROBLEMS = {
     "multi_label_classification": (
@@ -54,9 +57,45 @@ def output_of(
             f'The model, whose config.problem_type is "{problem}", {_OTHER_PROBLEMS[problem]} If its outputs are '
             "scores of classes after all, wrap it in a function that returns them."
         )
+    return call_model(forward_func, inputs, arguments)
+
+
+def call_model(forward_func: Callable[..., Any], inputs: tuple[Any, ...], arguments: tuple[Any, ...] | None) -> Any:
+    """What the function returns, or an error that names what language models are often given by mistake."""
     # Captum's own helper reads the signature of the function at every call, which takes longer than a small model does.
-    output: object = forward_func(*inputs, *(arguments or ()))
-    return output
+    given = (*inputs, *(arguments or ()))
+    try:
+        return forward_func(*given)
+    except (AttributeError, TypeError, RuntimeError) as error:
+        mistake = _mistake(forward_func, given, error)
+        if mistake is None:
+            raise
+        raise BoundaryTypeError(mistake) from error
+
+
+def _mistake(forward_func: Any, given: tuple[Any, ...], error: Exception) -> str | None:
+    model = unwrapped(forward_func)
+    name = type(model).__name__
+    if isinstance(error, RuntimeError):
+        if "argument #1 'indices'" not in str(error) or not getattr(given[0], "is_floating_point", bool)():
+            return None
+        return (
+            "The model looks numbers up, such as token ids, but it was given floating-point inputs. For embeddings, "
+            "wrap it: lambda embeddings: model(inputs_embeds=embeddings).logits[:, -1]; for ids, search in the layer "
+            "of embeddings, with ModelFromLayer, LayerBoundaryAttribution or LLMBoundaryAttribution."
+        )
+    try:
+        names = list(inspect.signature(getattr(model, "forward", model)).parameters)
+    except (TypeError, ValueError):
+        return None
+    for place, value in zip(names, given, strict=False):
+        if place in _CACHES and isinstance(value, Tensor):
+            return (
+                f"Argument {names.index(place) + 1} of {name}.forward is its cache ({place}), but a Tensor was given. "
+                "Arguments are given by position: wrap the model in a function, such as lambda ids, mask: "
+                "model(ids, attention_mask=mask, use_cache=False).logits."
+            )
+    return None
 
 
 def config_of(forward_func: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from captum_boundary._core.modules import modules_of
+from captum_boundary._core.outputs import call_model
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.layers._origins import Origins
 
@@ -92,7 +93,7 @@ def record(
         if origins is not None:
             origins.add(inputs)
             stack.enter_context(origins)
-        happened.output = _copied(forward_func(*inputs, *(arguments or ())))
+        happened.output = _copied(call_model(forward_func, inputs, arguments))
     if happened.layer_inputs is None:
         raise BoundaryValueError(
             f"The layer, {type(layer).__name__}, was not called when the model was evaluated. Give a module that takes "

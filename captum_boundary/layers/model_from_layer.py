@@ -81,6 +81,11 @@ class ModelFromLayer(nn.Module):
         super().__init__()
         if not callable(forward_func):
             raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
+        if isinstance(layer, list | tuple | nn.ModuleList | nn.ModuleDict):
+            raise BoundaryTypeError(
+                f"layer must be one module, but it is a {type(layer).__name__} of {len(layer)}. To move several "
+                "embeddings together, let one module of the model call them all and return a tuple."
+            )
         if not isinstance(layer, nn.Module):
             raise BoundaryTypeError(
                 f"layer must be a torch.nn.Module of the model, such as model.embedding, but it is "

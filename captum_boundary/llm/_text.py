@@ -41,7 +41,7 @@ def prompt_of(inp: Any, tokenizer: Any, skip_tokens: Sequence[int] | Sequence[st
         ids, tokens = inp.inp_tensor[0], list(inp.values)
         own_movable = None if inp.itp_mask is None else inp.itp_mask[0].bool()
     elif isinstance(inp, list | tuple) and inp and all(isinstance(part, Mapping) for part in inp):
-        text, special = tokenizer.apply_chat_template(list(inp), tokenize=False, add_generation_prompt=True), False
+        text, special = _templated(inp, tokenizer), False
         ids = _encoded(tokenizer, text, special)
     else:
         ids = _given_ids(inp)
@@ -140,6 +140,16 @@ def _encoded(tokenizer: Any, text: str, add_special_tokens: bool = True) -> Tens
     return torch.as_tensor(ids, dtype=torch.long).flatten()
 
 
+def _templated(messages: Any, tokenizer: Any) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+    except (AttributeError, ValueError) as error:
+        raise BoundaryValueError(
+            "Chat messages need a tokenizer with a chat template: set tokenizer.chat_template, or give the prompt as a "
+            f"text. {error}"
+        ) from error
+
+
 def _following(answer: str, name: str, prompt: Prompt, tokenizer: Any) -> Tensor:
     """Ids of an answer as the tokenizer splits it after the prompt, where a space may be understood."""
     alone = _encoded(tokenizer, answer, add_special_tokens=False)
@@ -179,10 +189,9 @@ def _given_ids(inp: Any) -> Tensor:
             "The prompt must be a str, chat messages, a TextTokenInput, token ids or what the tokenizer returns, but "
             f"it is {type(inp).__name__}."
         )
-    tensor = torch.as_tensor(inp)
-    if tensor.ndim == 2 and len(tensor) == 1:
-        tensor = tensor[0]
-    ids = _integers(tensor, "The prompt")
+    if not isinstance(inp, Tensor) and any(isinstance(part, str) for part in inp):
+        raise BoundaryTypeError("The prompt must be one text, but it is a list of texts. Explain one after the other.")
+    ids = _integers(inp, "The prompt")
     return ids if mask is None else ids[torch.as_tensor(mask).reshape(-1).bool()]
 
 

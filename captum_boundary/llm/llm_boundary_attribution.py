@@ -57,7 +57,7 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
 
     Raises:
 
-        BoundaryTypeError: For models and searches of the wrong type.
+        BoundaryTypeError: For models, tokenizers and searches of the wrong type.
         BoundaryValueError: For encoder-decoders, and models whose embeddings cannot be found.
 
     Examples::
@@ -99,6 +99,11 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
                 f"search must be a BoundarySearch, such as NearestBoundary(model), but it is {type(search).__name__}."
             )
         check_count("budget", budget)
+        if not all(callable(getattr(tokenizer, name, None)) for name in ("encode", "decode")):
+            raise BoundaryTypeError(
+                "tokenizer must have encode and decode, as those of transformers have, but it is "
+                f"{type(tokenizer).__name__}."
+            )
         self._embedded = EmbeddedModel(model, embedding_layer)
         self.model = model
         self.tokenizer = tokenizer

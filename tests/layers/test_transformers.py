@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from captum.attr import LayerGradientXActivation, LayerIntegratedGradients
+from captum.attr import LayerDeepLift, LayerGradientXActivation, LayerIntegratedGradients
 from torch import Tensor, nn
 
 from captum_boundary import LayerBoundaryAttribution, ModelFromLayer, NearestBoundary
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers import nearest_tokens
 
 transformers = pytest.importorskip("transformers")
@@ -95,3 +96,32 @@ def test_attributions_of_tokens(model):
         assert maps.isfinite().all()
         tokens, _ = nearest_tokens(boundary.points, embedding.weight, metric="l2", mask=REAL)
         assert ((tokens[..., 0] == -1) == (REAL == 0)).all()
+
+
+def gpt2(**options: Any) -> nn.Module:
+    config = transformers.GPT2Config(
+        vocab_size=V, num_labels=3, pad_token_id=0, **{**CONFIGURATIONS["GPT2"], **options}
+    )
+    return transformers.GPT2ForSequenceClassification(config).eval()
+
+
+def test_what_decoders_are_given_by_mistake_is_named():
+    """The second argument of GPT-2 is its cache; a model of ids gets embeddings; a cache has no scores."""
+    model = gpt2()
+    embedding = model.get_input_embeddings()
+    with pytest.raises(BoundaryTypeError, match=r"Argument 2 of GPT2ForSequenceClassification\.forward is its cache"):
+        LayerBoundaryAttribution(model, embedding).attribute(IDS, additional_forward_args=REAL)
+    with pytest.raises(BoundaryTypeError, match="looks numbers up, such as token ids"):
+        NearestBoundary(model).find(embedding(IDS).detach())
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):  # anything else stays as it is
+        NearestBoundary(lambda x: x.nothing).find(torch.zeros(1, 2))
+    cached = gpt2(use_cache=True)
+    with pytest.raises(BoundaryValueError, match=r"Cache besides its scores: set model\.config\.use_cache = False"):
+        LayerBoundaryAttribution(cached, cached.get_input_embeddings(), LayerDeepLift).attribute(IDS)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, nn.ModuleList])
+def test_several_layers_are_refused_with_a_way_out(kind):
+    layers = kind([nn.Embedding(3, 2), nn.Embedding(4, 2)])
+    with pytest.raises(BoundaryTypeError, match=r"of 2\. To move several embeddings together"):
+        ModelFromLayer(nn.Linear(2, 2), layers)

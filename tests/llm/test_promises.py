@@ -23,6 +23,8 @@ QUICK = {"token_budget": None, "n_candidates": None, "n_steps": 2}
         ((3, "Paris"), {}, BoundaryTypeError, "must be a str, chat messages, a TextTokenInput"),
         ((torch.tensor([0.5]), "Paris"), {}, BoundaryTypeError, "integer token ids"),
         ((torch.tensor([1, 999]), "Paris"), {}, BoundaryValueError, "between 0 and 21, but it contains 999"),
+        (([PROMPT, PROMPT], "Paris"), {}, BoundaryTypeError, "one text, but it is a list of texts"),
+        (([{"role": "user", "content": PROMPT}], "Paris"), {}, BoundaryValueError, "set tokenizer.chat_template"),
         ((torch.ones(2, 3).long(), "Paris"), {}, BoundaryValueError, r"shape is \(2, 3\)"),
         ((PROMPT, ""), {}, BoundaryValueError, "target must have at least one token"),
         ((PROMPT, []), {}, BoundaryValueError, "target must have at least one token"),
@@ -83,10 +85,15 @@ def test_models_that_cannot_be_used_are_refused(small, tokenizer):
         LLMBoundaryAttribution(small.model, tokenizer, embedding_layer=nn.Embedding(2, 3))
     with pytest.raises(BoundaryTypeError, match="must be a BoundarySearch"):
         LLMBoundaryAttribution(small.model, tokenizer, search=small.model)
+    with pytest.raises(BoundaryTypeError, match=r"tokenizer must have encode and decode, .* it is NoneType"):
+        LLMBoundaryAttribution(small.model, None)
     config = transformers.T5Config(vocab_size=22, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     with pytest.raises(BoundaryValueError, match="is an encoder-decoder"):
         LLMBoundaryAttribution(transformers.T5ForConditionalGeneration(config), tokenizer)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    masked = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=22, initializer_range=0.5, **sizes)).eval()
+    with pytest.raises(BoundaryValueError, match="no causal language model"):
+        LLMBoundaryAttribution(masked, tokenizer).attribute(PROMPT, "Paris")
     classifier = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=22, **sizes)).eval()
     with pytest.raises(BoundaryValueError, match=r"logits \(N, L, V\)"):
         LLMBoundaryAttribution(classifier, tokenizer).attribute(PROMPT, "Paris")

@@ -125,6 +125,11 @@ def verify(
 def _require_same(output: object, expected: object) -> None:
     """That two outputs are equal up to rounding, which is relative to the largest score of an example."""
     for one, other in zip(tree_flatten(output)[0], tree_flatten(expected)[0], strict=True):
+        if type(other).__name__.endswith("Cache"):
+            raise ValueError(
+                f"It returns a {type(other).__name__} besides its scores: set model.config.use_cache = False, or wrap "
+                "it in a function that returns the scores alone."
+            )
         if not isinstance(other, Tensor) or not other.is_floating_point() or other.numel() == 0:
             torch.testing.assert_close(one, other)
             continue
