@@ -41,7 +41,7 @@ def write_gallery(
     dataset: Dataset[Any],
     *,
     bounds: Bounds = None,
-    size: int = 160,
+    image_size: int = 160,
     title: str | None = None,
     show_progress: bool = False,
 ) -> Path:
@@ -50,7 +50,7 @@ def write_gallery(
     The page has a summary (distances by class, which classes lie side by side, the least and most certain examples), a
     grid of all examples with their maps, which can be filtered and sorted, and a view of each. It is made of plain
     files: open ``index.html`` in a browser, or copy the folder to wherever it should be seen. Of examples that are not
-    images, it shows the numbers. Pictures are made again where bounds, size or explanations have changed.
+    images, it shows the numbers. Pictures are made again where bounds, image_size or explanations have changed.
 
     Args:
 
@@ -58,7 +58,7 @@ def write_gallery(
         dataset (Dataset): The data set that was explained.
         bounds (tuple, optional): Values of black and white, as a search takes them: ``(lower, upper)``, or tensors for
             normalized images. Default: None, 0 and 1 or, where an image leaves them, its own extremes.
-        size (int, optional): Pixels of the longer side of an image, at most. Default: 160
+        image_size (int, optional): Pixels of the longer side of an image, at most. Default: 160
         title (str, optional): Title of the page. Default: None, the name of the folder.
         show_progress (bool, optional): Show a progress bar. Default: False
 
@@ -84,18 +84,18 @@ def write_gallery(
         'index.html'
     """
     check_dataset(dataset)
-    check_count("size", size)
+    check_count("image_size", image_size)
     explanations = load_explanations(out)
     reader = Reader(dataset, explanations.manifest["settings"]["seed"])
     store, folder = explanations.store, explanations.path / "gallery"
     _check(explanations, dataset, reader)
     keys = []
     if _has_pictures(explanations):
-        look = f"{_PICTURES} {size} {Describer().describe(bounds)}".encode()
+        look = f"{_PICTURES} {image_size} {Describer().describe(bounds)}".encode()
         for batch in tqdm(range(store.n_batches), desc="Pictures", unit="batch", disable=not show_progress):
             keys.append(hashlib.sha256(look + store.rows(batch).read_bytes()).hexdigest()[:8])
             for index in store.examples(batch):
-                _write_picture(folder / "pictures", keys[-1], explanations, reader, index, bounds, size)
+                _write_picture(folder / "pictures", keys[-1], explanations, reader, index, bounds, image_size)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("captum_boundary.datasets", "page"),
         autoescape=True,

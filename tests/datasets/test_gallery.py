@@ -324,7 +324,7 @@ def test_pictures_are_made_again_where_what_they_show_has_changed(tmp_path):
     first = pictures(tmp_path)
     write_gallery(tmp_path, data, bounds=(0, 1))
     assert pictures(tmp_path) == first
-    for changes in ({"bounds": (0, 2)}, {"bounds": (0, 1), "size": 3}):
+    for changes in ({"bounds": (0, 2)}, {"bounds": (0, 1), "image_size": 3}):
         write_gallery(tmp_path, data, **changes)
         other = pictures(tmp_path)
         assert len(other) == 6
