@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,6 +38,8 @@ def test_it_writes_a_picture_and_a_page_and_says_where(tmp_path, capsys):
     html = (folder / "index.html").read_text()
     assert html.count("<tr>") == 3
     assert "data:image/png;base64," in html
+    sentence = next(line for line in lines if line.startswith("In words, of example 0: "))
+    assert sentence.removeprefix("In words, of example 0: ") in html
 
 
 def test_the_network_learns_and_all_points_are_found(explained):
@@ -46,6 +49,34 @@ def test_the_network_learns_and_all_points_are_found(explained):
     assert (model(result.points).argmax(dim=1) == result.boundary.adversarial).all()
     assert (result.delta.abs() < 0.05 * result.margin.abs()).all()
     assert all(values.isfinite().all() and values.abs().max() > 0 for values in result.maps.values())
+
+
+def test_a_row_is_explained_in_a_sentence(explained):
+    _, _, result = explained
+    points = result.digits.images.clone()
+    points[0, 0, 3:5, 3:5] += 0.3
+    points[0, 0, 0, 7] -= 0.2
+    points[1, 0, 7, 0] -= 0.5
+    points[2] += 0.25
+    found = torch.tensor([True, True, False])
+    boundary = replace(result.boundary, points=points, found=found, adversarial=torch.tensor([6, 4, -1]))
+    first, second, third = replace(result, boundary=boundary).sentences()
+    seen = result.boundary.target.tolist()
+    assert first == (
+        f"Brightening the center and darkening the upper right, by at most 0.30 a pixel, turns this {seen[0]} into a 6."
+    )
+    assert second == f"Darkening the lower left, by at most 0.50 a pixel, turns this {seen[1]} into a 4."
+    assert third == f"Nothing was found that turns this {seen[2]} into another digit."
+
+
+def test_the_picture_gives_units_and_tells_changes_from_attributions(explained):
+    _, _, result = explained
+    figure = picture.draw(result)
+    panels = [axes for axes in figure.axes if axes.get_label() != "legend"]
+    by_title = {axes.get_title(): axes for axes in panels if axes.get_title()}
+    assert all(by_title[name].get_xlabel().split(" ", 1)[1].startswith("logits") for name in result.maps)
+    assert by_title["change"].images[0].get_cmap() != by_title["BIG"].images[0].get_cmap()
+    assert not any("±" in axes.get_xlabel() for axes in panels)
 
 
 def test_the_picture_has_a_panel_for_everything(explained):
@@ -60,7 +91,7 @@ def test_the_picture_has_a_panel_for_everything(explained):
 
 
 def test_the_page_escapes_what_it_shows():
-    text = page.page(b"", [("<script>",) * len(explanation.HEADINGS)], accuracy=0.5)
+    text = page.page(b"", [("<script>",) * len(explanation.HEADINGS)], ["<script>"], accuracy=0.5)
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
     assert "50.0%" in text

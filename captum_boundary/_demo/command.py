@@ -29,13 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     print(f"\nRight on {accuracy:.1%} of {len(test.images)} digits that it was not trained on.\n")
     _print_table([explanation.HEADINGS, *rows])
+    sentences = explained.sentences()
+    print(f"\nIn words, of example 0: {sentences[0]}")
 
     buffer = io.BytesIO()
     picture.draw(explained).savefig(buffer, format="png")
     folder = options.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "digits.png").write_bytes(buffer.getvalue())
-    (folder / "index.html").write_text(page.page(buffer.getvalue(), rows, accuracy), encoding="utf-8")
+    (folder / "index.html").write_text(page.page(buffer.getvalue(), rows, sentences, accuracy), encoding="utf-8")
     print(f"\nThe picture: {folder / 'digits.png'}\nThe page:    {folder / 'index.html'}")
     return 0
 

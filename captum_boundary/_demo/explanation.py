@@ -21,11 +21,14 @@ HEADINGS = (
     "true class",
     "predicted",
     "other side",
-    "distance",
-    "margin at input",
-    "margin at boundary",
-    "delta of BIG",
+    "distance (l2)",
+    "margin at input (logits)",
+    "margin at boundary (logits)",
+    "delta of BIG (logits)",
 )
+# Of a grid of three by three over the image.
+_PLACES = ("upper left", "top", "upper right", "left", "center", "right", "lower left", "bottom", "lower right")
+_SMALL = 0.25  # of the largest change of a place: what is not worth a word
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,29 @@ class Explanation:
             )
             for row in range(len(boundary))
         ]
+
+    def sentences(self) -> list[str]:
+        """What turns each digit into another one: where pixels become brighter or darker, by how much, and how far."""
+        return [self._sentence(row) for row in range(len(self.boundary))]
+
+    def _sentence(self, row: int) -> str:
+        boundary, seen = self.boundary, int(self.boundary.target[row])
+        if not boundary.found[row]:
+            return f"Nothing was found that turns this {seen} into another digit."
+        change = (self.points - self.digits.images)[row, 0]
+        brighter, darker = (
+            nn.functional.adaptive_avg_pool2d(part[None].clamp_min(0), 3).flatten() for part in (change, -change)
+        )
+        least = _SMALL * max(float(brighter.max()), float(darker.max()))
+        parts = [
+            f"{verb} the {_PLACES[int(amount.argmax())]}"
+            for verb, amount in (("brightening", brighter), ("darkening", darker))
+            if amount.max() > least
+        ]
+        return (
+            f"{' and '.join(parts).capitalize()}, by at most {change.abs().max():.2f} a pixel, turns this {seen} into a "
+            f"{int(boundary.adversarial[row])}."
+        )
 
 
 def explain(model: nn.Module, digits: Digits, budget: int) -> Explanation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from captum_boundary._demo.explanation import HEADINGS
 
@@ -24,17 +24,24 @@ img {{ width: 100%; height: auto; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }}
+th {{ white-space: normal; vertical-align: bottom; }}
 pre {{ background: #f4f4f4; padding: .8rem 1rem; overflow-x: auto; }}
 </style>
 </head>
 <body>
 <h1>Digits, explained from the decision boundary</h1>
 <p>A small network was trained on handwritten digits; it is right on {accuracy:.1%} of the digits it has not seen. For
-each digit below, the nearest image was found that the network takes for another digit: the boundary point. The three
-maps in the middle are Captum's usual ones, with the gradient at the input or a black image as the baseline. The three
-on the right start from the boundary point: its gradient (BSM), integrated gradients from it (BIG), and DeepLift with it
-as the baseline. They tell which pixels hold the digit on its side of the boundary, with no baseline to be chosen.</p>
+each digit below, the nearest image was found that the network takes for another digit: the boundary point. For the first
+digit: <strong>{first}</strong></p>
+<p>The three maps in the middle are Captum's usual ones, with the gradient at the input or a black image as the baseline.
+The three on the right start from the boundary point: its gradient (BSM), integrated gradients from it (BIG), and DeepLift
+with it as the baseline. They show which pixels keep the digit on its side of the boundary, and no baseline has to be
+chosen.</p>
 <div class="wide"><img src="data:image/png;base64,{picture}" alt="Digits, boundary points and attribution maps"></div>
+<h2>In words</h2>
+<ol start="0">
+{sentences}
+</ol>
 <h2>The numbers</h2>
 <div class="wide"><table>
 <thead><tr>{headings}</tr></thead>
@@ -42,9 +49,10 @@ as the baseline. They tell which pixels hold the digit on its side of the bounda
 {rows}
 </tbody>
 </table></div>
-<p><em>Distance</em> is Euclidean, for pixels in [0, 1]: the smaller, the less it takes to change the decision. The
-<em>margin</em> is the predicted class's score over the best other one; on the boundary it is zero, up to a hair. The
-<em>delta of BIG</em> is by how much the attributions miss the change of the score that they explain.</p>
+<p><em>Distance</em> is Euclidean (l2), for pixels from 0 (black) to 1 (white): the smaller, the less it takes to change
+the decision. The <em>margin</em> is the logit of the predicted class less the largest other logit. Boundary points lie
+just beyond the boundary, where it is 0, so that theirs is slightly negative. The <em>delta of BIG</em> is the sum of the
+attributions less the change of the logit that they explain.</p>
 <h2>With your own model</h2>
 <pre>{example}</pre>
 </body>
@@ -63,9 +71,11 @@ maps = BoundaryIntegratedGradients(model, search).attribute(inputs, boundary=bou
 maps = BoundaryAttribution(model, DeepLift, search).attribute(inputs, boundary=boundary)"""
 
 
-def page(picture: bytes, rows: Iterable[tuple[str, ...]], accuracy: float) -> str:
+def page(picture: bytes, rows: Iterable[tuple[str, ...]], sentences: Sequence[str], accuracy: float) -> str:
     """The page as text, with the picture (PNG) inside it."""
     return _PAGE.format(
+        first=html.escape(sentences[0]),
+        sentences="\n".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences),
         accuracy=accuracy,
         picture=base64.b64encode(picture).decode(),
         headings="".join(f"<th>{html.escape(heading)}</th>" for heading in HEADINGS),
