@@ -47,7 +47,7 @@ class Batch:
     images: Tensor
     target: Tensor
     boxes: Tensor | None
-    boundary: BoundaryPoints
+    boundary: BoundaryPoints | None  # None where no method looks at it
     search_gradients: float  # per image, as all that follows
     search_forwards: float
     search_seconds: float
@@ -55,10 +55,12 @@ class Batch:
     drops: Tensor  # (R, N)
 
 
-def prepare(model: nn.Module, images: Tensor, target: Tensor, boxes: Tensor | None, mean_color: Tensor) -> Batch:
+def prepare(
+    model: nn.Module, images: Tensor, target: Tensor, boxes: Tensor | None, mean_color: Tensor, searches: bool
+) -> Batch:
     counter = Counter()
     begin = time.perf_counter()
-    boundary = search(CountedModel(model, counter)).find(images, target)
+    boundary = search(CountedModel(model, counter)).find(images, target) if searches else None
     seconds = time.perf_counter() - begin
     patches = random_patches(len(images), images.shape[-1])
     return Batch(

@@ -20,6 +20,7 @@ from captum.attr import (
     Saliency,
 )
 from rival_methods import adversarial_gradient_integration, boundary_path_attribution
+from rival_occlusion import averaged, guided_backprop, occlusion, rise
 from rival_paths import guided_integrated_gradients, integrated_decision_gradients
 from smoothed_methods import smoothed_methods
 from torch import Tensor, nn
@@ -108,6 +109,7 @@ def explainers(mean_color: Tensor, backgrounds: Tensor, n_gradients: int) -> dic
         ),
         **mean_normals,
     }
+    squares = _squared_gradients()
     energies = {name: _plain(explain) for name, explain in smoothed_methods(n_gradients).items()}
     return {
         REFERENCE: integrated(black),
@@ -131,6 +133,12 @@ def explainers(mean_color: Tensor, backgrounds: Tensor, n_gradients: int) -> dic
         "DeepLift": _plain(_deep_lift),
         "AGI": _plain(adversarial_gradient_integration),
         "MFABA": _plain(boundary_path_attribution),
+        "Occlusion": _plain(partial(occlusion, mean_color)),
+        "RISE": _plain(rise),
+        "Guided Backprop": _plain(guided_backprop),
+        "Guided Backprop x Grad-CAM": _times_grad_cam(_plain(guided_backprop)),
+        **squares,
+        **{f"{name} x Grad-CAM": _times_grad_cam(square) for name, square in squares.items()},
         **boundary,
         **{f"{name}, squared": _squared(boundary[name]) for name in ("BSM", "BIG", "mean of 5 normals")},
         **energies,
@@ -156,6 +164,18 @@ def _times_grad_cam(energy: Explainer) -> Explainer:
     return _plain(
         lambda model, images, target: energy.explain(model, images, target, None) * _grad_cam(model, images, target)
     )
+
+
+def _squared_gradients() -> dict[str, Explainer]:
+    """Of one gradient, in the window of the energies."""
+
+    def squared(explain: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Explainer:
+        return _plain(lambda model, images, target: averaged(explain(model, images, target).square()))
+
+    return {
+        "Saliency, squared, window": squared(_saliency),
+        "Guided Backprop, squared, window": squared(guided_backprop),
+    }
 
 
 def _noise(n_samples: int, noise: float) -> dict[str, Any]:

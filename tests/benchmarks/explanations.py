@@ -89,15 +89,17 @@ def run(
         result["per image"] = finished_rows(section, result, path)
 
     missing = [name for name in names or methods if name not in result["per image"]]
+    searches = any(methods[name].uses_boundary for name in missing)
     parts = chosen.split(settings.batch_size)
     with tqdm(total=len(parts) * (len(missing) + 1), unit="batch") as bar:
         bar.set_description("boundaries")
         batches = []
         for part in parts:
             its_boxes = None if boxes is None else boxes[part]
-            batches.append(prepare(model, images[part], labels[part], its_boxes, mean_color))
+            batches.append(prepare(model, images[part], labels[part], its_boxes, mean_color, searches))
             bar.update()
-        result["boundaries found"] = sum(int(batch.boundary.found.sum()) for batch in batches)
+        if searches:
+            result["boundaries found"] = sum(int(batch.boundary.found.sum()) for batch in batches if batch.boundary)
         for name in missing:
             bar.set_description(name)
             row = measured(methods[name], model, batches, mean_color, settings, bar.update)
@@ -159,8 +161,10 @@ def differences(per_image: Mapping[str, Mapping[str, Values]], other: str) -> di
 
 def claims(result: Mapping[str, Any]) -> list[Claim]:
     """What the paper finds of BIG and IG, and this project of its boundaries."""
-    found, n_images = result["boundaries found"], result["images"]
-    claims = [Claim(f"a boundary point for each of {n_images} images", found, found == n_images)]
+    claims = []
+    if "boundaries found" in result:
+        found, n_images = result["boundaries found"], result["images"]
+        claims.append(Claim(f"a boundary point for each of {n_images} images", found, found == n_images))
     for column, difference in result["differences"].get("BIG", {}).items():
         if column in ON_OBJECT:
             claims.append(
@@ -203,14 +207,16 @@ def main() -> None:
     parser.add_argument("--leader", default=LEADER, help="row that all others are compared with (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON")
     parser.add_argument("--quick", action="store_true", help="few images and coarse measures")
+    parser.add_argument("--n-curve-steps", type=int, help="of insertion and deletion (default: 50, 8 if quick)")
+    parser.add_argument("--no-sensitivity", action="store_true", help="leave out the measure that takes longest")
     parser.add_argument("--resume", action="store_true", help="keep the rows that an interrupted run has saved")
     parser.add_argument("--threads", type=int, help="threads of torch")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     settings = Settings(
-        n_curve_steps=8 if options.quick else 50,
-        sensitivity_images=1 if options.quick else 5,
+        n_curve_steps=options.n_curve_steps or (8 if options.quick else 50),
+        sensitivity_images=0 if options.no_sensitivity else 1 if options.quick else 5,
         sensitivity_samples=1 if options.quick else 3,
         batch_size=BATCH_SIZES[options.data],
     )

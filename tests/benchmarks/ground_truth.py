@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -39,10 +40,14 @@ COSTS = ("gradients", "forwards")
 N_BACKGROUNDS = 20
 
 
-def run(n_networks: int, n_images: int, n_steps: int, n_gradients: int) -> dict[str, Any]:
+def run(n_networks: int, n_images: int, n_steps: int, n_gradients: int, names: list[str] | None) -> dict[str, Any]:
     images, classes, masks = planted_images(n_images, seed=0)
     backgrounds = planted_images(N_BACKGROUNDS, seed=1)[0]
     methods = explainers(images.mean(dim=(0, 2, 3))[:, None, None], backgrounds, n_gradients)
+    unknown = set(names or ()) - set(methods)
+    if unknown:
+        sys.exit(f"--only takes {'; '.join(methods)}, but not {'; '.join(unknown)}")
+    methods = {name: methods[name] for name in names or methods}
     per_image: dict[str, dict[str, Values]] = {name: {} for name in methods}
     n_correct = []
     with tqdm(total=n_networks * (len(methods) + 1)) as bar:
@@ -118,6 +123,7 @@ def main() -> None:
     parser.add_argument("--n-images", type=int, default=100, help="for each network (default: %(default)s)")
     parser.add_argument("--n-steps", type=int, default=250, help="of training (default: %(default)s)")
     parser.add_argument("--n-gradients", type=int, default=N_GRADIENTS, help="for each image (default: %(default)s)")
+    parser.add_argument("--only", help="rows to compute, separated by semicolons (default: all)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON")
     parser.add_argument("--quick", action="store_true", help="one network and 10 images")
     parser.add_argument("--threads", type=int, help="threads of torch")
@@ -125,7 +131,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     n_networks, n_images = (1, 10) if options.quick else (options.networks, options.n_images)
-    result = run(n_networks, n_images, options.n_steps, options.n_gradients)
+    names = options.only.split(";") if options.only else None
+    result = run(n_networks, n_images, options.n_steps, options.n_gradients, names)
     save(f"{options.n_gradients} gradients", result, options.output / "ground_truth.json")
     print(f"\n{n_networks} networks, {result['correct']} of {n_images} images are classified correctly\n")
     print_table({name: shown(columns, COSTS) for name, columns in result["means"].items()})
