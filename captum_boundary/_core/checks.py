@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -11,7 +12,15 @@ from torch import Tensor
 
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["check_count", "check_inputs", "check_not_negative", "check_positive", "plain_number", "shown"]
+__all__ = [
+    "check_count",
+    "check_inputs",
+    "check_not_negative",
+    "check_positive",
+    "names_in_order",
+    "plain_number",
+    "shown",
+]
 
 
 def check_inputs(inputs: object) -> tuple[Tensor, ...]:
@@ -80,6 +89,27 @@ def check_not_negative(name: str, value: float) -> None:
     """Refuse everything but finite numbers of at least 0."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value < math.inf:
         raise BoundaryValueError(f"{name} must be a number of at least 0, but it is {value!r}.")
+
+
+def names_in_order(class_names: Any) -> list[Any] | None:
+    """Names of classes as a list, from a sequence or from a mapping of classes to names, or of names to classes."""
+    if class_names is None:
+        return None
+    if isinstance(class_names, str | Set):
+        raise BoundaryTypeError(
+            f"class_names must be a sequence of names in the order of the model's outputs, but it is {class_names!r}."
+        )
+    if not isinstance(class_names, Mapping):
+        return list(class_names)
+    names = dict(class_names)
+    if names and all(isinstance(index, numbers.Integral) for index in names.values()):  # as class_to_idx and label2id
+        names = {index: name for name, index in names.items()}
+    if set(names) != set(range(len(names))):
+        raise BoundaryValueError(
+            f"class_names must name every class from 0 on in the order of the model's outputs, but the mapping has the "
+            f"keys {list(names)[:5]}{' ...' if len(names) > 5 else ''}."
+        )
+    return [names[index] for index in range(len(names))]
 
 
 def shown(rows: Tensor) -> str:

@@ -22,7 +22,15 @@ from captum_boundary._core.checks import shown
 from captum_boundary._core.outputs import score_tensor
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["class_scores", "margin_and_rival", "resolve_target", "rival_scores", "shaped_scores"]
+__all__ = [
+    "class_scores",
+    "indices_of",
+    "margin_and_rival",
+    "refuse_not_finite",
+    "resolve_target",
+    "rival_scores",
+    "shaped_scores",
+]
 
 
 def class_scores(output: object, n_examples: int) -> Tensor:
@@ -31,13 +39,18 @@ def class_scores(output: object, n_examples: int) -> Tensor:
     A single output (``(N,)`` or ``(N, 1)``) becomes the two columns ``(0, score)``.
     """
     scores = shaped_scores(output, n_examples)
+    refuse_not_finite(scores)
+    return scores
+
+
+def refuse_not_finite(scores: Tensor) -> None:
+    """Refuse scores ``(N, C)`` of the inputs that are NaN or infinite."""
     finite = torch.isfinite(scores).all(dim=1)
     if not finite.all():
         raise BoundaryValueError(
             f"The model returned NaN or infinite scores for row(s) [{shown(~finite)}] of the inputs. A decision needs "
             "finite scores: look for overflow, log(0) or masked classes."
         )
-    return scores
 
 
 def shaped_scores(output: object, n_examples: int) -> Tensor:
@@ -51,26 +64,31 @@ def shaped_scores(output: object, n_examples: int) -> Tensor:
             f"The model must return floating-point class scores, but it returned {output.dtype}. "
             "Return logits in place of predicted labels."
         )
+    shape = output.shape
     if output.ndim == 1:
         output = output[:, None]
     if output.ndim != 2 or output.shape[0] != n_examples or output.shape[1] == 0:
         raise BoundaryValueError(
             f"The model must return scores of shape (N, C), or (N,) or (N, 1) for a binary model, with "
-            f"N = {n_examples} examples, but it returned shape {tuple(output.shape)}. {_way_out(output)}"
+            f"N = {n_examples} examples, but it returned shape {tuple(shape)}. {_way_out(len(shape))}"
         )
     if output.shape[1] == 1:
         output = torch.cat([torch.zeros_like(output), output], dim=1)
     return output if output.dtype in (torch.float32, torch.float64) else output.float()
 
 
-def _way_out(output: Tensor) -> str:
+def _way_out(n_dimensions: int) -> str:
     """How to make a decision of an output with other dimensions."""
-    if output.ndim == 4:
+    if n_dimensions < 2:
+        return (
+            "Keep the dimension of the examples: squeeze with .squeeze(1) and not .squeeze(), which one example loses."
+        )
+    if n_dimensions == 4:
         return (
             "Wrap it so that it picks a decision, for a segmentation that of one pixel, say: "
             "lambda x: model(x)[:, :, row, column]."
         )
-    if output.ndim == 3:
+    if n_dimensions == 3:
         return (
             "Wrap it so that it picks a decision, for scores of every token or time step that of one position, say: "
             "lambda x: model(x)[:, position], or [:, :, position] where classes come first."
@@ -131,13 +149,15 @@ def _sides(positive: Tensor, predicted: Tensor) -> Tensor:
 def _target_indices(target: TargetType, n_examples: int) -> Tensor:
     if isinstance(target, Tensor):
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-            raise BoundaryTypeError(f"target must hold integer class indices, but its dtype is {target.dtype}.")
+            raise BoundaryTypeError(
+                f"target must hold integer class indices, but its dtype is {target.dtype}. {indices_of(target)}"
+            )
         if target.numel() == 1 and target.ndim <= 1:
             return target.detach().long().repeat(n_examples)
         if target.ndim != 1 or target.numel() != n_examples:
             raise BoundaryValueError(
                 f"A target tensor must have shape ({n_examples},), one class for each example, or one element, "
-                f"but it has shape {tuple(target.shape)}."
+                f"but it has shape {tuple(target.shape)}. {indices_of(target)}".rstrip()
             )
         return target.detach().long()
     if isinstance(target, list):
@@ -147,6 +167,13 @@ def _target_indices(target: TargetType, n_examples: int) -> Tensor:
             )
         return torch.tensor([_class_index(entry) for entry in target], dtype=torch.long, device="cpu")
     return torch.full((n_examples,), _class_index(target), dtype=torch.long, device="cpu")
+
+
+def indices_of(target: Tensor) -> str:
+    """How to make class indices of labels in another form."""
+    if target.ndim == 2 and target.shape[1] > 1:
+        return "Of one-hot labels or probabilities, give target.argmax(dim=1)."
+    return f"Convert it with {'target.squeeze(1)' if target.ndim == 2 else 'target'}.long()."
 
 
 def _class_index(entry: object) -> int:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.captum_helpers import format_additional_forward_args
-from captum_boundary._core.margin import class_scores, shaped_scores
+from captum_boundary._core.failures import other_batch_explained, without_batch_dimension
+from captum_boundary._core.margin import refuse_not_finite, shaped_scores
 from captum_boundary._core.outputs import has_one_output
 from captum_boundary._core.repeatability import Repeatability
 from captum_boundary._core.score_function import NO_GRADIENT, ScoreFunction
@@ -42,17 +43,23 @@ class Model:
 
     def first_scores(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Scores ``(N, C)`` of the examples themselves, or an error if a decision cannot be made of them."""
-        output = self._function(inputs, self._arguments)
-        scores = class_scores(output, len(inputs[0]))
-        self._note(output)
+        scores = self.scores(inputs)
+        refuse_not_finite(scores)
         return scores
 
     def scores(
         self, inputs: tuple[Tensor, ...], examples: Tensor | None = None, looks_at_values: bool = False
     ) -> Tensor:
         """Scores ``(n, C)`` of variants of ``examples`` ``(n,)``, or of all in their order; without a graph."""
-        output = self._function(inputs, self._arguments_of(examples))
-        scores = shaped_scores(output, len(inputs[0]))
+        arguments = self._arguments_of(examples)
+        try:
+            with other_batch_explained(len(inputs[0]), self._n_examples):
+                output = self._function(inputs, arguments)
+                scores = shaped_scores(output, len(inputs[0]))
+        except Exception as error:
+            if self.resolution == 0 and arguments is None and (better := self._without_batch_dimension(inputs)):
+                raise better from error
+            raise
         self._note(output, looks_at_values)
         return scores
 
@@ -60,8 +67,8 @@ class Model:
         self, inputs: tuple[Tensor, ...], examples: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """As :meth:`scores`, with the graph, and the leaves of the graph in the place of ``inputs``."""
-        output, leaves = self._function.differentiable(inputs, self._arguments_of(examples))
-        with torch.enable_grad():
+        with other_batch_explained(len(inputs[0]), self._n_examples), torch.enable_grad():
+            output, leaves = self._function.differentiable(inputs, self._arguments_of(examples))
             scores = shaped_scores(output, len(inputs[0]))
         self._note(output)
         return scores, leaves
@@ -97,6 +104,9 @@ class Model:
             raise BoundaryValueError(NO_GRADIENT)
         pairs = zip(gradients, leaves, strict=True)
         return tuple(torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in pairs)
+
+    def _without_batch_dimension(self, inputs: tuple[Tensor, ...]) -> BoundaryValueError | None:
+        return without_batch_dimension(inputs, lambda one: shaped_scores(self._function(one, None), 1))
 
     def _arguments_of(self, examples: Tensor | None) -> tuple[Any, ...] | None:
         return self._arguments if examples is None else of_examples(self._arguments, self._n_examples, examples)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_boundary._core.arguments import Arguments
 from captum_boundary._core.context import callers_autocast, discarded_graph
+from captum_boundary._core.failures import types_and_exports_explained
 from captum_boundary._core.outputs import output_of, score_tensor
 from captum_boundary.errors import BoundaryValueError
 
@@ -52,7 +53,8 @@ class ScoreFunction:
                 self.has_graph = False
         with torch.inference_mode(False), torch.no_grad(), callers_autocast():
             given = tuple(tensor.detach().clone() for tensor in inputs)
-            return score_tensor(output_of(self.forward_func, given, arguments))
+            with types_and_exports_explained(self.forward_func, inputs):
+                return score_tensor(output_of(self.forward_func, given, arguments))
 
     def differentiable(
         self, inputs: tuple[Tensor, ...], arguments: Arguments, keeps_graph: bool = True
@@ -67,7 +69,8 @@ class ScoreFunction:
             leaves = tuple(_normal(tensor).requires_grad_(tensor.is_floating_point()) for tensor in inputs)
             with callers_autocast(), nullcontext() if keeps_graph else discarded_graph():
                 given = tuple(leaf.clone() for leaf in leaves)
-                return score_tensor(output_of(self.forward_func, given, arguments)), leaves
+                with types_and_exports_explained(self.forward_func, inputs):
+                    return score_tensor(output_of(self.forward_func, given, arguments)), leaves
 
 
 def _normal(tensor: Tensor) -> Tensor:

@@ -83,8 +83,8 @@ class Explanation:
             if amount.max() > least
         ]
         return (
-            f"{' and '.join(parts).capitalize()}, by at most {change.abs().max():.2f} a pixel, turns this {seen} into a "
-            f"{int(boundary.adversarial[row])}."
+            f"{' and '.join(parts).capitalize()}, by at most {change.abs().max():.2f} a pixel, turns this {seen} into "
+            f"a {int(boundary.adversarial[row])}."
         )
 
 

@@ -31,12 +31,12 @@ pre {{ background: #f4f4f4; padding: .8rem 1rem; overflow-x: auto; }}
 <body>
 <h1>Digits, explained from the decision boundary</h1>
 <p>A small network was trained on handwritten digits; it is right on {accuracy:.1%} of the digits it has not seen. For
-each digit below, the nearest image was found that the network takes for another digit: the boundary point. For the first
-digit: <strong>{first}</strong></p>
-<p>The three maps in the middle are Captum's usual ones, with the gradient at the input or a black image as the baseline.
-The three on the right start from the boundary point: its gradient (BSM), integrated gradients from it (BIG), and DeepLift
-with it as the baseline. They show which pixels keep the digit on its side of the boundary, and no baseline has to be
-chosen.</p>
+each digit below, the nearest image was found that the network takes for another digit: the boundary point. For the
+first digit: <strong>{first}</strong></p>
+<p>The three maps in the middle are Captum's usual ones, with the gradient at the input or a black image as the
+baseline. The three on the right start from the boundary point: its gradient (BSM), integrated gradients from it (BIG),
+and DeepLift with it as the baseline. They show which pixels keep the digit on its side of the boundary, and no baseline
+has to be chosen.</p>
 <div class="wide"><img src="data:image/png;base64,{picture}" alt="Digits, boundary points and attribution maps"></div>
 <h2>In words</h2>
 <ol start="0">
@@ -49,10 +49,10 @@ chosen.</p>
 {rows}
 </tbody>
 </table></div>
-<p><em>Distance</em> is Euclidean (l2), for pixels from 0 (black) to 1 (white): the smaller, the less it takes to change
-the decision. The <em>margin</em> is the logit of the predicted class less the largest other logit. Boundary points lie
-just beyond the boundary, where it is 0, so that theirs is slightly negative. The <em>delta of BIG</em> is the sum of the
-attributions less the change of the logit that they explain.</p>
+<p><em>Distance</em> is Euclidean (l2), for pixels from 0 (black) to 1 (white): the smaller, the less it takes to
+change the decision. The <em>margin</em> is the logit of the predicted class less the largest other logit. Boundary
+points lie just beyond the boundary, where it is 0, so that theirs is slightly negative. The <em>delta of BIG</em> is
+the sum of the attributions less the change of the logit that they explain.</p>
 <h2>With your own model</h2>
 <pre>{example}</pre>
 </body>

@@ -327,7 +327,9 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
     ) -> tuple[Any, Any]:
         """Attributions and, if wanted, deltas of all examples; those of examples without a point mean nothing."""
         points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
-        function, score_target, score_arguments = self._score_of(inputs, target, arguments, boundary)
+        function, score_target, score_arguments = self._score_of(
+            inputs, target, arguments, boundary, n_rows=1 if options.get("internal_batch_size") == 1 else 2
+        )
         is_own = len(inputs) in self._built and self._built[len(inputs)][0] is function
         method = self._built[len(inputs)][1] if is_own else self.method(function)
         uses_baselines = self._can.baselines is not None
@@ -358,10 +360,11 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         target: TargetType,
         arguments: tuple[Any, ...] | None,
         boundary: BoundaryPoints,
+        n_rows: int,
     ) -> tuple[Callable[..., Any], Tensor | int | None, tuple[Any, ...] | None]:
         """The function to attribute, with its target and additional arguments. A ``target`` of None needs no check."""
         is_asked = target is not None and not _is_target_of(boundary, target)
-        rows = slice(None) if is_asked else slice(0, 2)  # for the form of the scores a few are enough
+        rows = slice(None) if is_asked else slice(0, n_rows)  # a few show the form of the scores
         few = tuple(tensor[rows] for tensor in inputs)
         output = ScoreFunction(self.forward_func)(few, of_examples(arguments, len(boundary), rows))
         scores = class_scores(output, len(few[0]))

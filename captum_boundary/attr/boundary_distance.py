@@ -152,6 +152,11 @@ class BoundaryDistance(GradientAttribution):  # type: ignore[misc]
             BoundaryNotFoundError: If the search is strict and some group cannot flip the decision.
         """
         tensors = check_inputs(inputs)
+        if any(tensor.ndim == 1 for tensor in tensors):
+            raise BoundaryValueError(
+                f"inputs must hold features of each example, (N, D) for instance, but their shape is "
+                f"{tuple(tensors[0].shape)}. Add a batch dimension: inputs[None]."
+            )
         n_examples = len(tensors[0])
         groups, n_groups = _groups_of(feature_mask, tensors)
         _check_length(target, n_examples)

@@ -138,7 +138,7 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
             width (float, optional): Standard deviation, in pixels, of a Gaussian window that averages energy over
                 neighboring positions of images ``(N, C, H, W)``. Features of a network are larger than a pixel, so that
                 the mean over neighbors has less noise; about a hundredth of the side of an image. Default: 0, none
-            internal_batch_size (int, optional): Copies that pass through the model at once, at least one pair. Default:
+            internal_batch_size (int, optional): Copies that pass through the model at once. Default:
                 None, as many as fit: those that keep 256 MiB for the backward pass on a CPU, or half of what is free on
                 a CUDA device.
             show_progress (bool, optional): Show a progress bar, in copies of all examples. Default: False
@@ -198,17 +198,19 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
             self.forward_func,
             lambda: oracle.scores(oracle.x[few], few),
         )
-        rows_at_once = max(2, rows_at_once)
-        pairs_at_once = min(len(halves), rows_at_once // 2)
+        pairs_at_once = max(1, min(len(halves), rows_at_once // 2))
         of_examples = []
-        for examples in slices(len(oracle), rows_at_once // (2 * pairs_at_once)):
+        for examples in slices(len(oracle), max(1, rows_at_once // (2 * pairs_at_once))):
             rows = oracle.all_rows[examples]
             sums = torch.zeros_like(oracle.x[examples]), torch.zeros_like(oracle.x[examples])
             for pairs in slices(len(halves), pairs_at_once):
                 noise = torch.cat([halves[pairs], -halves[pairs]])
                 spread = noise if scale is None else scale[examples, None] * noise
                 copies = (oracle.x[examples, None] + spread).flatten(0, 1)
-                gradients = _gradients_at_boundaries(oracle, copies, rows.repeat_interleave(len(noise)))
+                of_copies = rows.repeat_interleave(len(noise))
+                # All at once, unless a model takes one row at a time.
+                groups = zip(torch.split(copies, rows_at_once), torch.split(of_copies, rows_at_once), strict=True)
+                gradients = torch.cat([_gradients_at_boundaries(oracle, *group) for group in groups])
                 gradients = gradients.reshape(len(rows), 2, -1, oracle.x.shape[1])
                 parts = gradients if energy == "total" else gradients.mean(dim=1)
                 for total, part in zip(sums, (parts, parts.square()), strict=True):

@@ -147,9 +147,13 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
         tensors = check_inputs(inputs)
         if len(tensors) > 1 or tensors[0].ndim != 4:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+            way_out = (
+                "Add a batch dimension: inputs[None]."
+                if len(tensors) == 1 and tensors[0].ndim == 3
+                else "Give other inputs of the model as additional_forward_args."
+            )
             raise BoundaryValueError(
-                f"inputs must be one Tensor of images (N, C, H, W), but their shapes are {shapes}. Give other inputs "
-                "of the model as additional_forward_args."
+                f"inputs must be one Tensor of images (N, C, H, W), but their shapes are {shapes}. {way_out}"
             )
         check_count("internal_batch_size", internal_batch_size, optional=True)
         (images,) = tensors

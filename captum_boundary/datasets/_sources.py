@@ -156,7 +156,10 @@ class ImageFiles(ImageFolder):  # type: ignore[misc]
 
 
 class NpzArrays(Dataset[Any]):
-    """The arrays ``images`` (or ``inputs``) and ``labels`` of an .npz file; images of bytes are brought to [0, 1]."""
+    """The arrays ``images`` (or ``inputs``) and ``labels`` of an .npz file; images of bytes are brought to [0, 1].
+
+    A table of bytes, ``inputs`` ``(N, D)``, holds numbers, such as ages: these stay as they are.
+    """
 
     def __init__(self, path: Path, labels: bool = True, layout: str | None = None) -> None:
         try:
@@ -166,7 +169,7 @@ class NpzArrays(Dataset[Any]):
         except FileNotFoundError as error:
             raise BoundaryValueError(f"There is no file {path}.") from error
         except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise BoundaryValueError(f"{path} cannot be read as arrays: {error}") from error
+            raise BoundaryValueError(f"{path} cannot be read as arrays: {_fault_of(path, error)}") from error
         self.inputs: Any = kept.get("images", kept.get("inputs"))
         if self.inputs is None:
             raise BoundaryValueError(f"{path} must hold an array images or inputs, but it holds {', '.join(names)}.")
@@ -179,7 +182,8 @@ class NpzArrays(Dataset[Any]):
             raise BoundaryValueError(
                 f"{path} holds {len(self.inputs)} inputs, but labels of shape {self.labels.shape}."
             )
-        if self.inputs.dtype == np.uint8:
+        self.is_pixels = self.inputs.dtype == np.uint8 and ("images" in kept or self.inputs.ndim > 2)
+        if self.is_pixels:
             self.bounds, self.units = (0.0, 1.0), _PIXELS
         if self.inputs.ndim == 4 and (layout == "nhwc" or (layout is None and self.inputs.dtype == np.uint8)):
             if layout is None and (self.inputs.shape[3] not in (1, 3) or self.inputs.shape[1] in (1, 3)):
@@ -199,7 +203,7 @@ class NpzArrays(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         values = torch.from_numpy(np.array(self.inputs[index], dtype=np.float32, order="C"))
-        inputs = values / 255 if self.inputs.dtype == np.uint8 else values
+        inputs = values / 255 if self.is_pixels else values
         return inputs, None if self.labels is None else self.labels[index]
 
 
@@ -343,7 +347,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, UnicodeDecodeError) as error:
-        raise BoundaryValueError(f"{path} cannot be read as weights: {error}") from error
+        raise BoundaryValueError(f"{path} cannot be read as weights: {_fault_of(path, error)}") from error
     for key in ("state_dict", "model"):  # checkpoints hold more than weights
         weights = weights.get(key, weights) if isinstance(weights, dict) else weights
     if not isinstance(weights, dict):
@@ -360,6 +364,17 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             f"The weights in {path} are not those of this model. {error} For another number of classes, give "
             "--num-classes."
         ) from error
+
+
+def _fault_of(path: Path, error: Exception) -> str:
+    """Why a file cannot be read: what its first bytes show, or else what the reader said."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "it is empty. Was a download interrupted?"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS, and not the file itself. Fetch that with: git lfs pull"
+    return str(error)
 
 
 def _in_range(image: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from captum.attr import Attribution
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from captum_boundary._core.checks import check_count
+from captum_boundary._core.checks import check_count, names_in_order
 from captum_boundary.datasets._batch import BatchExplainer, Explained, RetryingExplainer, device_of, find_spec
 from captum_boundary.datasets._examples import (
     ExampleError,
@@ -318,7 +318,7 @@ def _joined(parts: Sequence[Explained], name: str) -> tuple[torch.Tensor, ...]:
 
 def _class_names(dataset: Any, class_names: Sequence[str] | None, spec: ExampleSpec | None) -> list[str] | None:
     """Names of the model's classes: those that were given, or the data set's own."""
-    names = getattr(dataset, "classes", None) if class_names is None else class_names
+    names = names_in_order(getattr(dataset, "classes", None) if class_names is None else class_names)
     if names is None or spec is None:
         return None
     if len(names) != spec.n_classes:

@@ -16,8 +16,9 @@ from captum_boundary._core.arguments import follows
 from captum_boundary._core.batch_sizes import saved_bytes
 from captum_boundary._core.captum_helpers import format_additional_forward_args, format_output, is_tuple
 from captum_boundary._core.checks import check_inputs
+from captum_boundary._core.failures import types_and_exports_explained
 from captum_boundary._core.flat import pack, unpack
-from captum_boundary._core.margin import class_scores
+from captum_boundary._core.margin import class_scores, indices_of
 from captum_boundary._core.model_modes import (
     clone_if_inference,
     evaluation_mode,
@@ -165,7 +166,9 @@ class PointwiseLoss:
         n_repeats = len(points) // len(self)
         arguments = self._of_examples(lambda value: _repeated(value, n_repeats))
         with evaluation_mode(self.model), twice_differentiable(self.model), self._autocast(), self._activations():
-            return functional_call(self.model, self.state, (*unpack(points, self.inputs), *arguments))
+            given = unpack(points, self.inputs)
+            with types_and_exports_explained(self.model, given):
+                return functional_call(self.model, self.state, (*given, *arguments))
 
     def with_layer(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Losses ``(K * N,)`` at ``points`` and the outputs of the layer there, ``(K * N, ...)``."""
@@ -242,7 +245,7 @@ def _check_classification(output: Any, target: Tensor) -> None:
     if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
         raise BoundaryTypeError(
             f"target must hold integer classes, of shape (N,), for the default loss, but it has shape "
-            f"{tuple(target.shape)} and dtype {target.dtype}. For other targets give loss_func."
+            f"{tuple(target.shape)} and dtype {target.dtype}. {indices_of(target)} For other targets give loss_func."
         )
     output = score_tensor(output).detach()
     scores = class_scores(output, len(target))

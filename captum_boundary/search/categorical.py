@@ -49,7 +49,8 @@ class CategoricalBoundary(BoundarySearch):
             categories: an upper limit of 0 for a column that must not become 1.
         categories (Sequence or Mapping): Groups of columns, ``[[3, 4, 5], [6]]``, or by name ``{"color": [3, 4, 5],
             "sold": [6]}``. Of several columns one is 1 and the others are 0; one column alone is 0 or 1.
-        fixed (Sequence[int], optional): Columns that must not change. Default: (), none.
+        fixed (Sequence[int], optional): Columns that must not change, in the place of the ``mask`` of other searches.
+            Default: (), none.
         n_combinations (int, optional): Combinations for which the other columns are searched, for each number of
             groups that change. Each costs up to the budget of the search. Default: 4
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary._core.checks import names_in_order
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 
 __all__ = ["NOT_FOUND", "BoundaryWords", "check_example"]
@@ -29,8 +30,7 @@ class BoundaryWords:
     """What to write about the boundary point of a row."""
 
     def __init__(self, boundary: BoundaryPoints, class_names: Sequence[str] | None) -> None:
-        if isinstance(class_names, str):
-            raise BoundaryTypeError(f"class_names must be a sequence of names, but it is the string {class_names!r}.")
+        class_names = names_in_order(class_names)
         largest = int(torch.maximum(boundary.target, boundary.adversarial).max())
         if class_names is not None and len(class_names) <= largest:
             raise BoundaryValueError(

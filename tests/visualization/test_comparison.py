@@ -263,7 +263,9 @@ def test_errors_of_boundary_and_class_names():
         compare_attributions(IMAGES[:1], {"A": IMAGES[:1]}, boundary=boundary)
     with pytest.raises(BoundaryValueError, match=r"class_names must name every class.*has 1 names"):
         compare_attributions(IMAGES, {"A": IMAGES}, boundary=boundary, class_names=["zero"])
-    with pytest.raises(BoundaryTypeError, match="sequence of names, but it is the string 'abc'"):
+    with pytest.raises(
+        BoundaryTypeError, match="sequence of names in the order of the model's outputs, but it is 'abc'"
+    ):
         compare_attributions(IMAGES, {"A": IMAGES}, boundary=boundary, class_names="abc")
 
 
