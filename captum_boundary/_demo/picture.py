@@ -45,8 +45,8 @@ def draw(explanation: Explanation) -> Figure:
     figure.text(
         0.5,
         0.2 / height,
-        "The number below a map is its largest magnitude, which has the full color. A unit is the step from black (0) to "
-        "white (1).",
+        "The number below a map is its largest magnitude, which has the full color. A unit is the step from black (0) "
+        "to white (1).",
         ha="center",
         va="center",
         size=10,
