@@ -33,6 +33,7 @@ def active_set_refine(
     rival: Tensor | None = None,
     targeted: bool = False,
     gives_up: bool = False,
+    seeks: bool = False,
     phase: Phase | None = Phase.REFINEMENT,
 ) -> tuple[Incumbent, Tensor]:
     """Move to the nearest point of the linearized boundary, linearize there, and so on.
@@ -53,6 +54,8 @@ def active_set_refine(
         rival (Tensor, optional): Class ``(n,)`` whose boundary is linearized first.
         targeted (bool): Whether regions are entered.
         gives_up (bool): Whether examples leave as soon as the boundary is not where linearizations promised it.
+        seeks (bool): Whether there may be examples without any point yet. For these, what stopped just short of the
+            boundary is looked at once more, and a step that the box does not let move ends the refinement.
         phase (Phase, optional): The phase that is named for what is found; None where the caller names it.
 
     Returns:
@@ -63,6 +66,7 @@ def active_set_refine(
     before, is_stationary = incumbent.distance, torch.zeros_like(incumbent.distance, dtype=torch.bool)
     takes_two = targeted and problem.few_dimensions and problem.norm.has_inner_product and problem.oracle.n_classes > 2
     n_new = 2 if takes_two else 1
+    closest, closest_margin = starts, torch.full_like(before, torch.inf) if seeks else before
     active = ActiveSet(
         problem.oracle.all_rows,
         problem=problem,
@@ -70,6 +74,7 @@ def active_set_refine(
         incumbent=incumbent,
         n_gradients=n_gradients,
         planes=CuttingPlanes(problem, min(n_steps, settings.planes)),
+        **({"closest": starts, "closest_margin": closest_margin} if seeks else {}),
     )
     active.keep(n_gradients >= n_new)
     for step in range(0, n_steps, n_new):
@@ -89,6 +94,12 @@ def active_set_refine(
         promised = here.distance(active.points)
         is_promising = (promised > 0) & (promised < (1 - here.tolerance) * active.incumbent.distance)
         continues = is_promising & (active.n_gradients >= step + 2 * n_new)
+        if seeks:
+            is_closer = plane.depth < active.closest_margin
+            active.closest = torch.where(is_closer[:, None], points, active.closest)
+            active.closest_margin = torch.where(is_closer, plane.depth, active.closest_margin)
+            has_moved = here.norm.length(active.points - points) > here.tolerance * promised
+            continues = continues & (has_moved | active.incumbent.is_found)
         if gives_up and step > 0:
             continues = continues & (plane.depth.abs() <= settings.linearity * here.scale)
         is_last = step + n_new >= n_steps
@@ -98,8 +109,21 @@ def active_set_refine(
             stationary = ~is_promising & is_on_boundary & (distance <= active.incumbent.distance)
             incumbent = active.write(incumbent, active.incumbent)
             is_stationary = active.write(is_stationary, stationary)
+            if seeks:
+                closest = active.write(closest, active.closest)
+                closest_margin = active.write(closest_margin, active.closest_margin)
             active.take(places)
+    if seeks:
+        incumbent = _or_near_misses(problem, incumbent, closest, closest_margin)
     return incumbent if phase is None else incumbent.found_by(phase, before), is_stationary
+
+
+def _or_near_misses(problem: Problem, incumbent: Incumbent, points: Tensor, margin: Tensor) -> Incumbent:
+    """What lies just beyond points that stopped short of the boundary, for examples without a point."""
+    rows = (~incumbent.is_found & torch.isfinite(margin)).nonzero().flatten()
+    if len(rows) == 0:
+        return incumbent
+    return incumbent.replaced(rows, line_search(problem.select(rows), points[rows], Phase.REFINEMENT, margin[rows]))
 
 
 def polish(
@@ -127,6 +151,7 @@ def restart(
     n_forwards: int,
     seed: int,
     targeted: bool,
+    seeks: bool = False,
 ) -> tuple[Incumbent, Tensor, Tensor]:
     """Restart from the boundaries of the other classes and from random directions, until that stops gaining.
 
@@ -140,6 +165,7 @@ def restart(
         seed (int): Where the random directions start: the same for every example, so that none depends on its batch.
         targeted (bool): Whether regions are entered. From outside of a region its boundary is where the strongest of
             all rivals is met: no class stands alone.
+        seeks (bool): Whether no example has a point yet, and each ends as soon as it has one.
 
     Returns:
 
@@ -165,7 +191,10 @@ def restart(
         oracle = active.problem.oracle
         left = budget - oracle.gradients_spent
         is_gaining = active.n_stalled < max_stalled
-        places = active.staying((left > 0) & (oracle.forwards_spent < n_forwards) & is_gaining)
+        is_active = (left > 0) & (oracle.forwards_spent < n_forwards) & is_gaining
+        if seeks:  # some forward evaluations are kept for the search that follows
+            is_active &= ~active.incumbent.is_found & (oracle.forwards_spent + left // 4 < n_forwards)
+        places = active.staying(is_active)
         if places is not None:
             incumbent = active.write(incumbent, active.incumbent)
             has_stalled = active.write(has_stalled, ~is_gaining)
@@ -187,7 +216,7 @@ def restart(
                 points = torch.where(linear[:, None], start.points, points)
                 is_linear = active.write(is_linear, linear)
         active.incumbent, _ = active_set_refine(
-            here, settings, points, start, left, settings.restart_gradients, rival, targeted, phase=None
+            here, settings, points, start, left, settings.restart_gradients, rival, targeted, seeks=seeks, phase=None
         )
         has_gained = active.incumbent.distance < (1 - here.tolerance) * before.distance
         active.n_stalled = torch.where(has_gained, 0, active.n_stalled + 1)

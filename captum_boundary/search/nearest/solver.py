@@ -165,12 +165,10 @@ class _Run:
         """From first contact to the nearest point, whichever class lies beyond the boundary."""
         self.incumbent, self.first_margin = newton_phase(self.problem, self.settings, self.budget)
         self._or_random_lines()
+        self._or_restarts()
         rows = self.incumbent.is_found.nonzero().flatten()
         if len(rows) > 0:
             (self._search_few_dimensions if self.problem.few_dimensions else self._search_many_dimensions)(rows)
-        rows = torch.isinf(self.incumbent.distance).nonzero().flatten()
-        if len(rows) > 0:
-            self._restart(rows, self.budget)
 
     def search_one_of_many(self, starts: Tensor | None) -> None:
         """As near, for the boundary of one class or near one start, for less: an example has many of them."""
@@ -182,11 +180,13 @@ class _Run:
             self.incumbent = descend_once(problem, self.settings, problem.x if starts is None else starts, n_steps)
         self._or_random_lines()
         if few:
+            if starts is None:
+                self._or_restarts()
             rows = self.incumbent.is_found.nonzero().flatten()
             part, incumbent = self._at(rows)
             self._set(rows, polish(part, self.settings, incumbent, self.budget, self.targeted))
             if starts is None:
-                self._restart(problem.oracle.all_rows, self.budget)
+                self._restart(self.incumbent.is_found.nonzero().flatten(), self.budget)
 
     @property
     def end(self) -> Tensor:
@@ -254,8 +254,8 @@ class _Run:
         self.is_stationary = self.is_stationary.index_copy(0, rows, is_stationary)
         return is_stationary
 
-    def _restart(self, rows: Tensor, budget: int) -> Tensor:
-        """Restart some rows; whether the model is linear up to their incumbents."""
+    def _restart(self, rows: Tensor, budget: int, seeks: bool = False) -> Tensor:
+        """Restart some rows, until they have a point if it ``seeks``; whether the model is linear up to theirs."""
         n_forwards = _FORWARDS * max(budget, _LEAST_FORWARDS) - _FORWARDS_KEPT
         part, incumbent = self._at(rows)
         incumbent, is_linear, has_stalled = restart(
@@ -266,6 +266,7 @@ class _Run:
             n_forwards,
             self.seed,
             self.targeted,
+            seeks,
         )
         self._set(rows, incumbent)
         self.is_stationary = self.is_stationary.index_copy(0, rows, self.is_stationary[rows] | is_linear)
@@ -277,6 +278,12 @@ class _Run:
         rows = torch.isinf(self.incumbent.distance).nonzero().flatten()
         if len(rows) > 0:
             self._set(rows, random_line_search(self.problem.select(rows), self.settings, self.seed))
+
+    def _or_restarts(self) -> None:
+        """What restarts find, for examples where random lines led nowhere either."""
+        rows = torch.isinf(self.incumbent.distance).nonzero().flatten()
+        if len(rows) > 0:
+            self._restart(rows, self.budget, seeks=True)
 
     def _at(self, rows: Tensor) -> tuple[Problem, Incumbent]:
         """The problem and the incumbents of some rows, in their order."""
