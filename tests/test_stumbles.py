@@ -20,7 +20,8 @@ from captum_boundary import (
     RARLoss,
 )
 from captum_boundary.datasets import explain_dataset
-from captum_boundary.datasets._sources import NpzArrays, load_model
+from captum_boundary.datasets._models import load_model
+from captum_boundary.datasets._sources import NpzArrays
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 from captum_boundary.visualization import describe_feature_changes, show_boundary_point
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_boundary._core.modules import unwrapped
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["call_model", "config_of", "evaluate", "has_one_output", "output_of", "score_tensor"]
+__all__ = ["call_model", "config_of", "has_one_output", "output_of", "score_tensor"]
 
 _NEEDED = "The model must return one Tensor of class scores, but"
 _WRAP = "Wrap it so that it returns the scores alone, for instance"
@@ -36,21 +36,15 @@ _OTHER_PROBLEMS = {
 }
 
 
-def evaluate(forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], arguments: tuple[Any, ...] | None) -> Tensor:
-    """The scores of ``inputs``, whatever the model wraps them in; their shape and values are not looked at.
-
-    Raises:
-
-        BoundaryTypeError: If there are no scores in the output, or several tensors that could be.
-        BoundaryValueError: If a Hugging Face model says of itself that it solves another problem.
-    """
-    return score_tensor(output_of(forward_func, inputs, arguments))
-
-
 def output_of(
     forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], arguments: tuple[Any, ...] | None
 ) -> object:
-    """What the model returns, as it is, unless the model says of itself that these are no scores of classes."""
+    """What the model returns, as it is, whatever it wraps scores in.
+
+    Raises:
+
+        BoundaryValueError: If a Hugging Face model says of itself that it solves another problem.
+    """
     problem = getattr(config_of(forward_func), "problem_type", None)
     if isinstance(problem, str) and problem in _OTHER_PROBLEMS:
         raise BoundaryValueError(
@@ -104,7 +98,12 @@ def config_of(forward_func: Any) -> Any:
 
 
 def score_tensor(output: object) -> Tensor:
-    """The scores in the output of a model, with their graph, or an error that shows how to get at them."""
+    """The scores in the output of a model, with their graph; their shape and values are not looked at.
+
+    Raises:
+
+        BoundaryTypeError: If there are none, or several tensors that could be: it shows how to get at them.
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):

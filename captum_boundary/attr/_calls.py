@@ -132,6 +132,13 @@ def call_in_groups(
                 baselines=tuple(baseline.repeat_interleave(can.least_baselines, 0) for baseline in group.baselines)
             )
         answers.append(call_method(method, can, group, as_tuple, options))
+    return _joined(answers)
+
+
+def _joined(answers: list[Any]) -> Any:
+    """What a method answers about groups of examples, as if they had been one."""
+    if len(answers) == 1:
+        return answers[0]
     if isinstance(answers[0], tuple):
-        return tuple(torch.cat(parts) for parts in zip(*answers, strict=True))
+        return tuple(_joined(list(parts)) for parts in zip(*answers, strict=True))
     return torch.cat(answers)

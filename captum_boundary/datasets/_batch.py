@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -15,23 +16,17 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from captum_boundary._core.captum_helpers import format_additional_forward_args
-from captum_boundary._core.margin import class_scores, margin_and_rival
-from captum_boundary._core.outputs import evaluate, has_one_output
-from captum_boundary.attr import BoundaryNormals
-from captum_boundary.attr._calls import MethodCall, call_method, sizes_that_fit
+from captum_boundary._core.margin import margin_and_rival
+from captum_boundary._core.model import Model
+from captum_boundary._core.random_state import preserve_rng_state, seed_rng
+from captum_boundary.attr import BoundaryDistance, BoundaryNormals
+from captum_boundary.attr._calls import MethodCall, call_in_groups, sizes_that_fit
 from captum_boundary.attr._methods import capabilities_of, known_arguments
-from captum_boundary.datasets._examples import (
-    Example,
-    ExampleError,
-    ExampleSpec,
-    Reader,
-    message_of,
-    preserve_rng_state,
-    seed_everything,
-)
+from captum_boundary.datasets._examples import Example, ExampleError, ExampleSpec, Reader, message_of, seed_of
+from captum_boundary.datasets._store import stored_tensors
 from captum_boundary.errors import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError
 
-__all__ = ["BatchExplainer", "Explained", "RetryingExplainer", "device_of", "find_spec"]
+__all__ = ["BatchExplainer", "Explained", "device_of", "find_spec"]
 
 _OURS = ("inputs", "target", "boundary", "return_boundary", "return_convergence_delta")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -39,90 +34,107 @@ _N_TRIED = 16  # examples on which the model is tried before the first batch
 
 
 class Explained(NamedTuple):
-    """What is known of B examples: their rows, and tensors with B entries."""
+    """What is known of B examples: their rows and, where they could be explained, tensors with B entries to store."""
 
     rows: list[dict[str, Any]]
-    attributions: tuple[Tensor, ...]
-    points: tuple[Tensor, ...]
+    tensors: dict[str, Tensor]
 
 
+@dataclass
 class BatchExplainer:
     """Asks an attribution about batches, always in the same way and with the seeds of their examples."""
 
-    def __init__(
-        self,
-        explainer: Attribution,
-        target: int | str | None,
-        options: Mapping[str, Any],
-        device: torch.device,
-        seed: int,
-        save_points: bool,
-        map_size: tuple[int, int] | None,
-        generators: Sequence[torch.Generator],
-    ) -> None:
-        self.explainer = explainer
-        self.target = target
-        self.options = dict(options)
-        self.device = device
-        self.seed = seed
-        self.save_points = save_points
-        self.map_size = map_size
-        self.generators = generators
-        parameters = _check_options(explainer, options)
-        self.can = capabilities_of(explainer)
-        self.gives_boundary = "return_boundary" in parameters
-        self.gives_delta = "return_convergence_delta" in parameters and bool(explainer.has_convergence_delta())
-        if save_points and not self.gives_boundary:
+    explainer: Attribution
+    target: int | str | None
+    options: Mapping[str, Any]
+    device: torch.device
+    seed: int
+    dtype: torch.dtype
+    save_points: bool
+    map_size: tuple[int, int] | None
+    generators: Sequence[torch.Generator]
+    strict: bool
+
+    def __post_init__(self) -> None:
+        parameters = _check_options(self.explainer, self.options)
+        self.can = capabilities_of(self.explainer)
+        has_one_each = not isinstance(self.explainer, BoundaryDistance)  # which has a boundary for each feature
+        self.gives_boundary = "return_boundary" in parameters and has_one_each
+        self.gives_delta = "return_convergence_delta" in parameters and bool(self.explainer.has_convergence_delta())
+        self.method_options = {**self.options}
+        self.arguments = format_additional_forward_args(self.method_options.pop("additional_forward_args", None))
+        self.size: int | None = None  # examples that fit into memory, once a batch did not
+        if self.save_points and not self.gives_boundary:
             raise BoundaryValueError(
-                f"save_points=True needs an explainer that finds boundary points, but {type(explainer).__name__} does "
-                "not. BoundaryAttribution makes one of any Captum method."
+                f"save_points=True needs an explainer that finds boundary points, but {self.can.name} does not. "
+                "BoundaryAttribution makes one of any Captum method."
             )
 
     def scores(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, bool]:
         """Class scores ``(B, C)`` of the model, and whether it has one output only."""
-        arguments = format_additional_forward_args(self.options.get("additional_forward_args"))
-        output = evaluate(self.explainer.forward_func, inputs, arguments)
-        scores = class_scores(output, len(inputs[0]))
-        return scores, has_one_output(output)
+        model = Model(self.explainer.forward_func, len(inputs[0]), self.arguments)
+        return model.first_scores(inputs), model.is_binary
 
     def stack(self, examples: Sequence[Example]) -> tuple[Tensor, ...]:
         """The inputs of ``examples``, in batches on the device."""
         parts = zip(*(example.inputs for example in examples), strict=True)
         return tuple(torch.stack(part).to(self.device) for part in parts)
 
-    def __call__(self, examples: Sequence[Example]) -> Explained:
-        inputs = self.stack(examples)
-        with preserve_rng_state(self.device, self.generators), warnings.catch_warnings():
-            warnings.simplefilter("ignore", BoundaryNotFoundWarning)  # the rows tell it
-            seed_everything(self.seed, examples[0].index, self.device, self.generators)
-            return self._explain(examples, inputs, examples[0].as_tuple)
+    def __call__(self, examples: Sequence[Example]) -> Iterator[Explained]:
+        """Explain examples in whatever parts they can be: a batch that fails is halved until the fault is alone."""
+        size = self.size or len(examples) or 1
+        if len(examples) > size:
+            for first in range(0, len(examples), size):
+                yield from self(examples[first : first + size])
+        elif examples:
+            try:
+                yield self._explain(examples)
+                return
+            except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # which hold tensors
+                failure = error
+            if len(examples) > 1:
+                half = (len(examples) + 1) // 2
+                if _is_out_of_memory(failure):
+                    self.size = half
+                    torch.cuda.empty_cache()
+                yield from self(examples[:half])
+                yield from self(examples[half:])
+            elif self.strict:
+                index, message = examples[0].index, message_of(failure)
+                raise ExampleError(f"Example {index} could not be explained. {message}") from failure
+            else:
+                yield Explained([{**examples[0].facts, "error": message_of(failure)}], {})
 
-    def _explain(self, examples: Sequence[Example], inputs: tuple[Tensor, ...], as_tuple: bool) -> Explained:
-        scores, has_one_output = self.scores(inputs)
-        prediction = scores.argmax(dim=1)
-        target = self._targets(examples, prediction, has_one_output)
+    def _explain(self, examples: Sequence[Example]) -> Explained:
+        inputs = self.stack(examples)
+        with preserve_rng_state(self.generators), warnings.catch_warnings():
+            warnings.simplefilter("ignore", BoundaryNotFoundWarning)  # the rows tell it
+            seed = seed_of(self.seed, examples[0].index)
+            seed_rng(seed, self.device)
+            for generator in self.generators:
+                generator.manual_seed(seed)
+            scores, is_binary = self.scores(inputs)
+            prediction = scores.argmax(dim=1)
+            target = self._targets(examples, prediction, is_binary)
+            is_plain = is_binary and (not self.can.targets_are_sides or torch.equal(target, prediction))
+            attributions, delta, boundary = self._attribute(inputs, examples[0].as_tuple, None if is_plain else target)
         margin, _ = margin_and_rival(scores, target)
-        is_plain = has_one_output and (not self.can.targets_are_sides or torch.equal(target, prediction))
-        attributions, delta, boundary = self._attribute(inputs, as_tuple, None if is_plain else target)
-        columns = {
-            "prediction": prediction.tolist(),
-            "target": target.tolist(),
-            "margin": margin.tolist(),
-            **_boundary_columns(boundary),
-        }
+        columns = {"prediction": prediction.tolist(), "target": target.tolist(), "margin": margin.tolist()}
+        if boundary is not None:
+            columns |= _boundary_columns(boundary)
         if delta is not None:
             gaps = delta.detach().reshape(len(examples), -1).double().mean(dim=1).tolist()
-            # Where there is no boundary point, there is no gap.
-            columns["completeness_gap"] = [None if gap != gap else gap for gap in gaps]
-        rows = [
-            {**example.facts, **{name: column[number] for name, column in columns.items()}}
-            for number, example in enumerate(examples)
-        ]
-        maps = tuple(_coarse(tensor, self.map_size) for tensor in _tensors(attributions))
-        return Explained(rows, maps, _tensors(boundary.points) if self.save_points else ())
+            columns["completeness_gap"] = [None if gap != gap else gap for gap in gaps]  # none without a boundary point
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        maps = tuple(coarse(tensor, self.map_size) for tensor in _tensors(attributions))
+        tensors = {"index": torch.tensor([example.index for example in examples])}
+        tensors |= stored_tensors("attributions", maps, self.dtype)
+        tensors |= stored_tensors("points", _tensors(boundary.points)) if self.save_points else {}
+        return Explained([example.facts | row for example, row in zip(examples, rows, strict=True)], tensors)
 
-    def _targets(self, examples: Sequence[Example], prediction: Tensor, has_one_output: bool) -> Tensor:
-        if self.target is None or (has_one_output and self.target == 0):  # Captum's index of the only output
+    def _targets(self, examples: Sequence[Example], prediction: Tensor, is_binary: bool) -> Tensor:
+        if self.target is None or (is_binary and self.target == 0):  # Captum's index of the only output
             return prediction
         if self.target != "label":
             return torch.full_like(prediction, int(self.target))
@@ -130,7 +142,7 @@ class BatchExplainer:
         if None in labels:
             raise BoundaryValueError('target="label" needs a data set with labels, but this example has none.')
         target = prediction.new_tensor(labels)
-        if has_one_output and ((target == 0) & (prediction == 1)).any():
+        if is_binary and ((target == 0) & (prediction == 1)).any():
             raise BoundaryValueError(
                 "A model with one output cannot be asked for the negative side of an example on the positive one, "
                 "whose label is 0. Make two outputs of one: lambda x: torch.stack([0 * model(x).flatten(), "
@@ -140,55 +152,15 @@ class BatchExplainer:
 
     def _attribute(self, inputs: tuple[Tensor, ...], as_tuple: bool, target: Tensor | None) -> tuple[Any, Any, Any]:
         """Attributions, and the convergence delta and the boundary where the explainer gives them."""
-        options = {name: value for name, value in self.options.items() if name != "additional_forward_args"}
-        arguments = format_additional_forward_args(self.options.get("additional_forward_args"))
-        call, size = MethodCall(inputs, None, target, arguments), len(inputs[0])
+        call, size, options = MethodCall(inputs, None, target, self.arguments), len(inputs[0]), self.method_options
         if not self.gives_boundary:  # those that do know themselves what fits in memory
             size, options = sizes_that_fit(self.explainer, self.can, self.explainer.forward_func, call, options)
         asked = {"return_convergence_delta": self.gives_delta, "return_boundary": self.gives_boundary}
-        options |= {name: True for name, is_given in asked.items() if is_given}
-        groups = [call.rows(slice(first, first + size)) for first in range(0, len(inputs[0]), size)]
-        answer = _joined([call_method(self.explainer, self.can, group, as_tuple, options) for group in groups])
-        attributions, *others = answer if any(asked.values()) else (answer,)
+        asked = {name: True for name, is_given in asked.items() if is_given}
+        answer = call_in_groups(self.explainer, self.can, call, as_tuple, options | asked, size)
+        attributions, *others = answer if asked else (answer,)
         boundary = others.pop() if self.gives_boundary else None
         return attributions, others[0] if others else None, boundary
-
-
-class RetryingExplainer:
-    """Explains batches in whatever parts they can be, and remembers how many examples fit into memory.
-
-    A batch that fails is halved until the example that makes it fail is alone. With ``strict``, its error is raised.
-    """
-
-    def __init__(self, explain: BatchExplainer, strict: bool) -> None:
-        self.explain = explain
-        self.strict = strict
-        self.size: int | None = None
-
-    def __call__(self, examples: Sequence[Example]) -> tuple[list[Explained], list[Example]]:
-        if not examples:
-            return [], []
-        size = len(examples) if self.size is None else self.size
-        parts = [examples[first : first + size] for first in range(0, len(examples), size)]
-        if len(parts) == 1:
-            try:
-                return [self.explain(examples)], []
-            except Exception as error:
-                traceback.clear_frames(error.__traceback__)  # which hold tensors
-                if len(examples) == 1:
-                    if self.strict:
-                        raise ExampleError(
-                            f"Example {examples[0].index} could not be explained. {message_of(error)}"
-                        ) from error
-                    return [], [examples[0].failed(error)]
-                half = (len(examples) + 1) // 2
-                parts = [examples[:half], examples[half:]]
-                if _is_out_of_memory(error):
-                    self.size = half
-                    if torch.cuda.is_available():
-                        torch.cuda.empty_cache()
-        outcomes = [self(part) for part in parts]
-        return [each for done, _ in outcomes for each in done], [each for _, failed in outcomes for each in failed]
 
 
 def find_spec(explain: BatchExplainer, reader: Reader, n_examples: int) -> ExampleSpec | None:
@@ -196,14 +168,12 @@ def find_spec(explain: BatchExplainer, reader: Reader, n_examples: int) -> Examp
 
     The model, which tells the number of classes, may fail on some of the first examples, but not on all.
     """
-    examples: list[Example] = []
     errors: list[Exception] = []
     for example in islice(reader.readable(n_examples), _N_TRIED):
-        examples.append(example)
         try:
-            with preserve_rng_state(explain.device):
+            with preserve_rng_state():
                 n_classes = explain.scores(explain.stack([example]))[0].shape[1]
-            shapes, dtypes, as_tuple = examples[0].form
+            shapes, dtypes, as_tuple = example.form
             spec = ExampleSpec(shapes, dtypes, as_tuple, n_classes)
             break
         except Exception as error:
@@ -212,18 +182,37 @@ def find_spec(explain: BatchExplainer, reader: Reader, n_examples: int) -> Examp
         if not errors:
             return None
         raise BoundaryValueError(
-            f"The model fails on the first {len(errors)} examples, beginning with shapes {examples[0].form[0]}. "
+            f"The model fails on the first {len(errors)} examples, the last of them with shapes {example.form[0]}. "
             f"{message_of(errors[0])}"
         ) from errors[0]
     if isinstance(explain.target, int) and not 0 <= explain.target < spec.n_classes:
         raise BoundaryValueError(f"target must be between 0 and {spec.n_classes - 1}, but it is {explain.target}.")
-    size = explain.map_size
-    if size is not None and any(len(each) != 3 or size[0] > each[1] or size[1] > each[2] for each in spec.shapes):
-        raise BoundaryValueError(
-            f"map_size={size} needs examples that are images (C, H, W) with at least as many pixels, but their shapes "
-            f"are {spec.shapes}. Leave map_size out to keep attributions as they are."
-        )
+    for shape in spec.shapes:
+        coarse(torch.empty((1, *shape), device="meta"), explain.map_size)
     return spec
+
+
+def coarse(attributions: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Attributions of images ``(N, C, H, W)`` as maps ``(N, h, w)``: sums over channels and over the pixels of a cell.
+
+    A map keeps the sum of the attributions; where cells do not divide the image evenly, up to a little at their rims.
+    """
+    if size is None:
+        return attributions
+    shape = tuple(attributions.shape)
+    if len(shape) != 4 or size[0] > shape[2] or size[1] > shape[3]:
+        raise BoundaryValueError(
+            f"map_size={size} needs attributions of images (N, C, H, W) with at least as many pixels, but their shape "
+            f"is {shape}. Leave map_size out to keep them as they are."
+        )
+    maps: Tensor = adaptive_avg_pool2d(attributions.sum(dim=1), size) * (shape[2] * shape[3] / (size[0] * size[1]))
+    return maps
+
+
+def device_of(forward_func: object) -> torch.device:
+    """Where a model is; the CPU for a function or a model without parameters."""
+    tensors = [*forward_func.parameters(), *forward_func.buffers()] if isinstance(forward_func, nn.Module) else []
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _check_options(explainer: object, options: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
@@ -246,14 +235,10 @@ def _check_options(explainer: object, options: Mapping[str, Any]) -> Mapping[str
 
 
 def _boundary_columns(boundary: Any) -> dict[str, list[Any]]:
-    """The nearest boundary of each example; nothing where the explainer tells of none."""
-    if boundary is None:
-        return {}
+    """The nearest boundary of each example."""
     distance, adversarial, found = boundary.distance, boundary.adversarial, boundary.found
     if isinstance(boundary, BoundaryNormals):
-        distance, nearest = distance.min(dim=1)
-        adversarial = adversarial.gather(1, nearest[:, None]).squeeze(1)
-        found = found.any(dim=1)
+        distance, adversarial, found = distance[:, 0], adversarial[:, 0], found[:, 0]
     return {
         "adversarial": [None if rival < 0 else rival for rival in adversarial.tolist()],
         "distance": distance.tolist(),
@@ -262,45 +247,11 @@ def _boundary_columns(boundary: Any) -> dict[str, list[Any]]:
     }
 
 
-def _joined(answers: list[Any]) -> Any:
-    """What a method answers about groups of examples, as if they had been one."""
-    if len(answers) == 1:
-        return answers[0]
-    if isinstance(answers[0], tuple):
-        return tuple(_joined(list(parts)) for parts in zip(*answers, strict=True))
-    return torch.cat(answers)
-
-
 def _tensors(values: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.detach().cpu() for tensor in (values if isinstance(values, tuple) else (values,)))
-
-
-def _coarse(attributions: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Attributions of images ``(N, C, H, W)`` as maps ``(N, h, w)``: sums over channels and over the pixels of a cell.
-
-    A map keeps the sum of the attributions; where cells do not divide the image evenly, up to a little at their rims.
-    """
-    if size is None:
-        return attributions
-    if attributions.ndim != 4 or any(
-        cells > pixels for cells, pixels in zip(size, attributions.shape[2:], strict=True)
-    ):
-        raise BoundaryValueError(
-            f"map_size={size} needs attributions of images (N, C, H, W) with at least as many pixels, but their shape "
-            f"is {tuple(attributions.shape)}. Leave map_size out to keep them as they are."
-        )
-    pixels_in_a_cell = attributions.shape[2] * attributions.shape[3] / (size[0] * size[1])
-    maps: Tensor = adaptive_avg_pool2d(attributions.sum(dim=1), size) * pixels_in_a_cell
-    return maps
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether fewer examples at once may help."""
     told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
     return told or isinstance(error, MemoryError)
-
-
-def device_of(forward_func: object) -> torch.device:
-    """Where a model is; the CPU for a function or a model without parameters."""
-    tensors = [*forward_func.parameters(), *forward_func.buffers()] if isinstance(forward_func, nn.Module) else []
-    return tensors[0].device if tensors else torch.device("cpu")

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,23 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from torch import nn
+from torchvision.transforms import v2
 
-from captum_boundary.datasets import _sources as sources
 from captum_boundary.datasets._examples import ExampleWarning, Reader
-from captum_boundary.datasets._sources import METHODS, CommandModel
+from captum_boundary.datasets._models import METHODS, build_explainer, load_model
+from captum_boundary.datasets._sources import Standardized, load_data
 from captum_boundary.datasets.explain import explain_dataset
 from captum_boundary.datasets.gallery import write_gallery
 from captum_boundary.datasets.merge import merge_explanations
-from captum_boundary.datasets.reading import Explanations
+from captum_boundary.datasets.reading import Explanations, told
 from captum_boundary.errors import BoundaryError, BoundaryValueError
 from captum_boundary.search import NearestBoundary
 
 __all__ = ["main"]
 
 _NAME = "python -m captum_boundary"
+_NORMS = {"2": 2, "inf": math.inf, "1": 1}
 _FEATURES_AT_ONCE = 2**20  # of the examples of a batch, unless the user chooses: 6 images of 3 x 224 x 224
 
 
@@ -39,34 +42,29 @@ def parser() -> argparse.ArgumentParser:
     description, _, epilog = text.partition("\n---\n")
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(_NAME + " explain", None, description, epilog, formatter_class=form)
-    count: dict[str, Any] = {"type": _at_least(1), "metavar": "N"}
+    count: dict[str, Any] = {"type": positive_integer, "metavar": "N"}
 
     add = parser.add_argument_group("what to explain").add_argument
     add("--model", required=True, help="torchvision:NAME, or package.module:function that returns a model")
     add("--weights", metavar="FILE", help="state dict, as torch.save writes it, or torchvision's DEFAULT and others")
     add("--num-classes", **count, help="classes of a torchvision model, if not 1000")
-    add(
-        "--normalize",
-        nargs=2,
-        type=_numbers,
-        metavar=("MEAN", "STD"),
-        help="of the model, per channel: 0.4,0.5,0.6 0.2",
-    )
+    channels = "of the model, per channel: 0.4,0.5,0.6 0.2"
+    add("--normalize", nargs=2, type=numbers, metavar=("MEAN", "STD"), help=channels)
     data = "folder of images (in a subfolder for each class, if labeled), .npz file with images and labels, or "
     add("--data", required=True, help=data + "package.module:function that returns a Dataset")
     add("--size", **count, help="scale and crop images of a folder to squares of N pixels")
     add("--gray", action="store_true", help="read images of a folder with one channel")
     add("--layout", choices=("nchw", "nhwc"), help="where arrays of an .npz file have their channels")
     add("--no-labels", dest="labels", action="store_false", help="labels are not the model's classes")
-    add("--class-names", type=Path, metavar="FILE", help="text file, the name of one class a line")
+    add("--class-names", type=utf8_lines, metavar="FILE", help="text file, the name of one class a line")
     add("--limit", **count, help="only the first N examples")
 
     add = parser.add_argument_group("how to explain it").add_argument
     methods = ", ".join(METHODS) + ", or package.module:function from a model to a Captum attribution"
     add("--method", default="big", help=methods + " (default: big, integrated gradients from the boundary)")
-    add("--target", type=_target, default=None, help="predicted, label, or the number of a class")
+    add("--target", type=class_number, default=None, help="predicted, label, or the number of a class")
     add("--budget", **count, default=40, help="gradients for each boundary point (default: 40)")
-    add("--norm", type=_norm, default=2, help="norm of the distance: 2, inf or 1 (default: 2)")
+    add("--norm", choices=_NORMS, default="2", help="norm of the distance (default: 2)")
     limits = "limits of real inputs, before --normalize (default: 0 1 for images, none for others)"
     add("--bounds", nargs=2, type=float, metavar=("LOWER", "UPPER"), help=limits)
     space = "search in units of the data (default), or in standard deviations, after --normalize"
@@ -87,9 +85,9 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("on what").add_argument
     add("--batch-size", **count, help="examples at once and in one file (default: by their size, at most 32)")
     add("--internal-batch-size", **count, help="path points at once (default: as many as fit)")
-    add("--workers", type=_at_least(0), default=0, metavar="N", help="processes that read examples (default: 0)")
+    add("--workers", type=int, default=0, metavar="N", help="processes that read examples (default: 0)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU for each process, where there are any)")
-    add("--shard", type=_shard, metavar="I/N", help="only the I-th of N parts, from 0 (default: torchrun's)")
+    add("--shard", type=shard, metavar="I/N", help="only the I-th of N parts, from 0 (default: torchrun's)")
     add("--seed", type=int, default=0, help="seed of all that is random (default: 0)")
     add("--strict", action="store_true", help="stop at the first example that cannot be explained")
     return parser
@@ -100,7 +98,7 @@ def main(words: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal of ASCII
-    act: Callable[[Sequence[str]], int] = _merge if words[0] == "merge" else _explain
+    act = _merge if words[0] == "merge" else _explain
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExampleWarning)  # which the report counts
@@ -115,44 +113,40 @@ def main(words: Sequence[str]) -> int:
 
 def _explain(words: Sequence[str]) -> int:
     options = parser().parse_args(words)
-    device = _device(options.device)
-    dataset = sources.load_data(options.data, options.size, options.gray, options.labels, options.layout, options.out)
-    loaded = sources.load_model(options.model, options.weights, options.num_classes)
-    bounds = (options.bounds and tuple(options.bounds)) or getattr(dataset, "bounds", None)
-    normalize = options.normalize or loaded.normalize
+    device, shown = _device(options.device), sys.stderr is not None
+    dataset = load_data(options.data, options.size, options.gray, options.labels, options.layout, options.out)
+    loaded = load_model(options.model, options.weights, options.num_classes)
+    bounds = options.bounds or getattr(dataset, "bounds", None)
+    normalize, model = options.normalize or loaded.normalize, loaded.model
     if options.distances_in == "std":
         if normalize is None:
             raise BoundaryValueError("--distances-in std needs --normalize: the means and standard deviations.")
-        dataset = sources.Standardized(dataset, normalize[0], normalize[1], bounds)
-        bounds, normalize = dataset.bounds, None
-    model = CommandModel(loaded.model, *(normalize or ())).eval().requires_grad_(False).to(device)
-    search = NearestBoundary(model, bounds=bounds, budget=options.budget, norm=options.norm)
+        dataset = Standardized(dataset, normalize[0], normalize[1], bounds)
+        bounds = dataset.bounds
+    elif normalize is not None:
+        model = nn.Sequential(v2.Normalize(*normalize), model)
+    model = model.eval().requires_grad_(False).to(device)
+    bounds = None if bounds is None else tuple(bounds)
+    search = NearestBoundary(
+        model, bounds=bounds, budget=options.budget, norm=_NORMS[options.norm], show_progress=shown
+    )
+    alike = ("target", "version", "map_size", "save_points", "limit", "seed", "strict", "resume", "verify", "shard")
     explanations = explain_dataset(
-        sources.build_explainer(options.method, model, search),
+        build_explainer(options.method, model, search),
         dataset,
         options.out,
         batch_size=options.batch_size or _batch_size(dataset, options.seed),
-        target=options.target,
         options=_attribute_options(options),
-        version=options.version,
         dtype=getattr(torch, options.dtype),
-        map_size=options.map_size,
-        save_points=options.save_points,
-        limit=options.limit,
-        class_names=_class_names(options) or (None if hasattr(dataset, "classes") else loaded.class_names),
-        seed=options.seed,
-        strict=options.strict,
-        resume=options.resume,
-        verify=options.verify,
-        shard=options.shard,
+        class_names=options.class_names or (None if hasattr(dataset, "classes") else loaded.class_names),
         device=device,
         num_workers=options.workers,
-        show_progress=sys.stderr is not None,
+        show_progress=shown,
+        **{name: getattr(options, name) for name in alike},
     )
     closing = None
     if explanations.is_complete and options.gallery:
-        page = write_gallery(explanations.path, dataset, bounds=bounds, show_progress=sys.stderr is not None)
-        closing = f"The gallery: {page}"
+        closing = f"The gallery: {write_gallery(explanations.path, dataset, bounds=bounds, show_progress=shown)}"
     return _report(explanations, closing)
 
 
@@ -166,35 +160,23 @@ def _merge(words: Sequence[str]) -> int:
 
 
 def _report(explanations: Explanations, closing: str | None) -> int:
-    table = explanations.table(["index", "error", "note", "found", "distance"])
-    failed = table.filter(pc.is_valid(table.column("error")))
-    lines = [f"{table.num_rows - failed.num_rows} of {len(explanations)} examples are explained."]
-    if failed.num_rows:
-        first = failed.slice(0, 1).to_pylist()[0]
-        lines.append(
-            f"{failed.num_rows} have an error in their row, the first of them example {first['index']}: "
-            f"{first['error']}"
-        )
-    noted = table.filter(pc.is_valid(table.column("note")))
-    if noted.num_rows:
-        first = noted.slice(0, 1).to_pylist()[0]
-        lines.append(f"{noted.num_rows} have a note, the first of them example {first['index']}: {first['note']}")
+    table = explanations.table(["error", "found", "distance"])
+    n_explained = table.column("error").null_count
+    lines = [f"{n_explained} of {len(explanations)} examples are explained."]
+    lines += [text for column in ("error", "note") if (text := told(explanations, column))]
     if table.column("found").null_count < table.num_rows:
         near = table.filter(pc.field("found")).column("distance").to_numpy()
         within = f", half of them within {explanations.distance_text(np.median(near))}" if len(near) else ""
         lines.append(f"{len(near)} have a boundary point{within}.")
-    missing = "Other shards are missing."
-    lines += [f"The results: {explanations.path}", missing if not explanations.is_complete else closing or ""]
-    print("\n".join(line for line in lines if line))
-    return 3 if table.num_rows and failed.num_rows == table.num_rows else 0
+    lines.append(f"The results: {explanations.path}")
+    print("\n".join([*lines, (closing or "") if explanations.is_complete else "Other shards are missing."]).rstrip())
+    return 3 if table.num_rows and n_explained == 0 else 0
 
 
 def _attribute_options(options: Namespace) -> dict[str, Any]:
-    chosen = {"n_steps": options.steps, "internal_batch_size": options.internal_batch_size}
-    return {
-        **({"abs": False} if options.method == "saliency" else {}),
-        **{k: v for k, v in chosen.items() if v is not None},
-    }
+    signed = False if options.method == "saliency" else None
+    chosen = {"n_steps": options.steps, "internal_batch_size": options.internal_batch_size, "abs": signed}
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _batch_size(dataset: Any, seed: int) -> int:
@@ -204,26 +186,17 @@ def _batch_size(dataset: Any, seed: int) -> int:
     return max(1, min(32, _FEATURES_AT_ONCE // max(1, n_features)))
 
 
-def _class_names(options: Namespace) -> list[str] | None:
-    if options.class_names is None:
-        return None
-    try:
-        return options.class_names.read_text(encoding="utf-8").splitlines()  # type: ignore[no-any-return]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BoundaryValueError(f"{options.class_names} cannot be read as names of classes: {error}") from error
-
-
 def _device(name: str | None) -> torch.device:
     if name is None and not torch.cuda.is_available():
         return torch.device("cpu")
+    name = name or f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
-        device = torch.device(name or f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}")
-    except RuntimeError as error:
-        raise BoundaryValueError(f"--device must be cpu, cuda or cuda:N, but it is {name}.") from error
-    try:
+        device = torch.device(name)
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BoundaryValueError(f"--device {device} cannot be used: {str(error).partition(chr(10))[0]}") from error
+        raise BoundaryValueError(
+            f"--device must be cpu, cuda or cuda:N, but {name} cannot be used: {str(error).partition(chr(10))[0]}"
+        ) from error
     return device
 
 
@@ -232,35 +205,29 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _at_least(smallest: int) -> Callable[[str], int]:
-    def positive(text: str) -> int:
-        number = int(text)
-        if number < smallest:
-            raise argparse.ArgumentTypeError(f"must be at least {smallest}, but it is {number}")
-        return number
-
-    return positive
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def _norm(text: str) -> float:
-    number = float(text)
-    if number not in (1, 2, math.inf):
-        raise argparse.ArgumentTypeError(f"must be 2, inf or 1, but it is {text}")
-    return number
-
-
-def _target(text: str) -> int | str | None:
-    if text in ("predicted", "label"):
-        return None if text == "predicted" else text
+def positive_integer(text: str) -> int:
+    """Type of an option, whose name argparse shows where a value is none of it; as are those below."""
+    if int(text) < 1:
+        raise ValueError
     return int(text)
 
 
-def _shard(text: str) -> tuple[int, int]:
+def numbers(text: str) -> list[float]:
+    """One for each channel, or one for all."""
+    return [float(part) for part in text.split(",")]
+
+
+def utf8_lines(text: str) -> list[str]:
+    """Those of a file."""
+    return Path(text).read_text(encoding="utf-8").splitlines()
+
+
+def class_number(text: str) -> int | str | None:
+    """A number, or one of two words."""
+    return {"predicted": None, "label": "label"}[text] if text in ("predicted", "label") else int(text)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Part and number of parts."""
     index, count = map(int, text.split("/"))
-    if not 0 <= index < count:
-        raise argparse.ArgumentTypeError(f"must be I/N with I from 0 to N - 1, but it is {text}")
     return index, count

@@ -5,26 +5,25 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
-import random
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from captum_boundary.datasets._identity import hash_of_tensors
+from captum_boundary._core.random_state import preserve_rng_state, seed_rng
+from captum_boundary.datasets._identity import digest_of, hash_of_tensors
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 
 __all__ = ["Example", "ExampleError", "ExampleSpec", "ExampleWarning", "Reader"]
-__all__ += ["check_dataset", "files_of", "message_of", "preserve_rng_state", "printable", "seed_everything"]
+__all__ += ["check_dataset", "describe_files", "message_of", "printable", "seed_of"]
 
 _LONGEST_MESSAGE = 1000
+_ABOUT_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)  # and not about an example
 
 
 class ExampleError(BoundaryError, RuntimeError):
@@ -57,9 +56,10 @@ class Example:
             self.as_tuple,
         )
 
-    def failed(self, error: Exception) -> Example:
-        """The same, failed."""
-        return Example({**self.facts, "error": message_of(error)})
+    @property
+    def failed(self) -> bool:
+        """Whether it could not be read."""
+        return "error" in self.facts
 
 
 class ExampleSpec(NamedTuple):
@@ -75,17 +75,16 @@ class ExampleSpec(NamedTuple):
         if example.form != self[:3]:
             shapes, dtypes, _ = example.form
             raise BoundaryValueError(
-                f"All examples must be alike, but this one has shape {_shown(shapes)} and dtype {_shown(dtypes)} where "
-                f"the first has {_shown(self.shapes)} and {_shown(self.dtypes)}. Bring them to one form in the data "
-                "set's transform."
+                f"All examples must be alike, but this one has shapes {shapes} and dtypes {dtypes} where the first has "
+                f"{self.shapes} and {self.dtypes}. Bring them to one form in the data set's transform."
             )
         if not all(torch.isfinite(tensor).all() for tensor in example.inputs):
             raise BoundaryValueError("It contains NaN or infinity.")
         label = example.facts["label"]
         if label is not None and not 0 <= label < self.n_classes:
             raise BoundaryValueError(
-                f"Its label is {label}, but the model has classes 0 to {self.n_classes - 1}. If labels mean "
-                "something else, leave them out of the data set."
+                f"Its label is {label}, but the model has classes 0 to {self.n_classes - 1}. If labels mean something "
+                "else, leave them out of the data set."
             )
 
 
@@ -100,6 +99,7 @@ class Reader(Dataset[Any]):
         self.seed = seed
         self.spec = spec
         self.strict = strict
+        self.files = _files_of(dataset)
 
     def __getitem__(self, index: int) -> Example:
         return self.__getitems__([index])[0]
@@ -110,37 +110,38 @@ class Reader(Dataset[Any]):
 
     def readable(self, stop: int) -> Iterator[Example]:
         """The examples before ``stop`` that can be read, as they are asked for."""
-        return (example for index in range(stop) if "error" not in (example := self[index]).facts)
+        return (example for index in range(stop) if not (example := self[index]).failed)
 
     def batches(self, batches: Any, num_workers: int) -> Iterator[list[Example]]:
         """The examples of each batch of indices, read by other processes where there are ``num_workers``."""
-        generator = torch.Generator().manual_seed(self.seed)  # not the global one
+        generator = torch.Generator()  # not the global one; what workers draw, they draw from seeds of examples
         options: Any = {"batch_sampler": batches, "num_workers": num_workers, "generator": generator}
         return iter(DataLoader(self, collate_fn=list, **options))
 
     def _read(self, index: int) -> Example:
-        seed_everything(self.seed, index)
-        facts: dict[str, Any] = {"index": index, "name": _name_of(self.dataset, index), "label": None, "digest": None}
+        seed_rng(seed_of(self.seed, index))
+        name = self.files[index][1] if self.files else None
+        facts: dict[str, Any] = {"index": index, "name": name, "label": None, "digest": None}
         example = Example(facts)
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
-            for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # of code, not of the example
+            for kind in _ABOUT_CODE:
                 warnings.simplefilter("ignore", kind)
             try:
-                inputs, as_tuple, label = parse(self.dataset[index])
-                facts["label"], example = label, Example(facts, inputs, as_tuple)
+                inputs, as_tuple, facts["label"] = parse(self.dataset[index])
+                example = Example(facts, inputs, as_tuple)
                 if self.spec is not None:
                     self.spec.check(example)
                 content = hash_of_tensors({str(number): tensor for number, tensor in enumerate(inputs)})
-                facts["digest"] = hashlib.sha256(f"{label} {content}".encode()).hexdigest()[:32]
+                facts["digest"] = digest_of([facts["label"], content])
             except Exception as error:
                 if self.strict:
                     raise ExampleError(f"Example {index} could not be read. {message_of(error)}") from error
+                facts["error"] = message_of(error)
                 if not -(2**63) <= (facts["label"] or 0) < 2**63:  # the message has it
                     facts["label"] = None
-                example = example.failed(error)
-        notes = dict.fromkeys(printable(str(warning.message)) for warning in said)
-        example.facts["note"] = " ".join(notes)[:_LONGEST_MESSAGE] or None
+        notes = dict.fromkeys(printable(str(warning.message)) for warning in noted)
+        facts["note"] = " ".join(notes)[:_LONGEST_MESSAGE] or None
         return example
 
 
@@ -161,36 +162,26 @@ def parse(item: Any) -> tuple[tuple[Tensor, ...], bool, int | None]:
     if isinstance(item, list | tuple) and len(item) in (1, 2):
         item, label = (*item, None)[:2]
     inputs = tuple(item) if isinstance(item, list | tuple) else (item,)
-    if not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
-        kind = f"({', '.join(type(part).__name__ for part in item)})" if isinstance(item, list | tuple) else None
+    if not inputs or not all(isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in inputs):
+        kinds = ", ".join(str(getattr(each, "dtype", type(each).__name__)) for each in inputs)
         raise BoundaryTypeError(
-            "An example must be a Tensor, or (Tensor, label), or ((Tensor, ...), label) for several inputs, but it is "
-            f"{kind or type(item).__name__}. Convert it in the data set's transform."
-        )
-    if not all(tensor.is_floating_point() for tensor in inputs):
-        raise BoundaryTypeError(
-            f"Inputs must be floating point, but their dtype is {_shown(tuple(t.dtype for t in inputs))}. Convert them "
-            "in the data set's transform."
+            "An example must be a floating point Tensor, or (Tensor, label), or ((Tensor, ...), label) for several "
+            f"inputs, but its inputs are {kinds or 'missing'}. Convert them in the data set's transform."
         )
     return inputs, isinstance(item, list | tuple), None if label is None else operator.index(label)
 
 
-def files_of(dataset: Any) -> dict[str, Any] | None:
-    """Digests of the names and sizes, and of the times, of the files of a data set with ``samples``."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    samples = getattr(dataset, "samples", None)
-    if not isinstance(samples, list) or not samples or _path_of(samples[0]) is None:
+def describe_files(dataset: Any) -> dict[str, Any] | None:
+    """Digests of the names and sizes, and of the times, of the files of a data set, where it knows them."""
+    files = _files_of(dataset)
+    if not files:
         return None
     names, times = hashlib.sha256(), hashlib.sha256()
-    root = getattr(dataset, "root", None)
-    for sample in samples:
-        path = str(_path_of(sample))
+    for path, name in files:
         state = os.stat(path) if os.path.exists(path) else None
-        size, time = (None, None) if state is None else (state.st_size, state.st_mtime_ns)
-        names.update(f"{_relative(path, root)!r} {size}\n".encode())
-        times.update(f"{time}\n".encode())
-    return {"count": len(samples), "names_and_sizes": names.hexdigest()[:32], "times": times.hexdigest()[:32]}
+        names.update(f"{name!r} {state and state.st_size}\n".encode())
+        times.update(f"{state and state.st_mtime_ns}\n".encode())
+    return {"count": len(files), "names_and_sizes": names.hexdigest()[:32], "times": times.hexdigest()[:32]}
 
 
 def message_of(error: Exception) -> str:
@@ -203,56 +194,22 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-@contextmanager
-def preserve_rng_state(
-    device: torch.device | None = None, generators: Sequence[torch.Generator] = ()
-) -> Iterator[None]:
-    """Leave the random states of Python, NumPy, PyTorch and ``generators`` as they were."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002, what others draw from
-    states = [generator.get_state() for generator in generators]
-    try:
-        with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+def seed_of(seed: int, index: int) -> int:
+    """The seed of whatever is drawn at random for example ``index`` of a run with ``seed``."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:4], "little")
 
 
-def seed_everything(
-    seed: int, index: int, device: torch.device | None = None, generators: Sequence[torch.Generator] = ()
-) -> None:
-    """Seed all that draws random numbers for example ``index`` of a run with ``seed``."""
-    number = int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:4], "little")
-    random.seed(number)
-    np.random.seed(number)  # noqa: NPY002
-    torch.default_generator.manual_seed(number)
-    if device is not None and device.type == "cuda":
-        torch.cuda.manual_seed(number)
-    for generator in generators:
-        generator.manual_seed(number)
-
-
-def _name_of(dataset: Any, index: int) -> str | None:
-    """The file of an example, where the data set knows it, as torchvision's ``ImageFolder`` does."""
-    while isinstance(dataset, Subset):
-        index, dataset = dataset.indices[index], dataset.dataset
+def _files_of(dataset: Any) -> list[tuple[str, str]]:
+    """The path of each example's file and its name in the data set, where that has ``samples`` as ``ImageFolder``."""
+    if isinstance(dataset, Subset):
+        files = _files_of(dataset.dataset)
+        return [files[index] for index in dataset.indices] if files else []
     samples = getattr(dataset, "samples", None)
-    path = _path_of(samples[index]) if isinstance(samples, list) and index < len(samples) else None
-    return None if path is None else printable(_relative(path, getattr(dataset, "root", None)))
-
-
-def _path_of(sample: Any) -> str | None:
-    path = sample[0] if isinstance(sample, list | tuple) and sample else sample
-    return os.fspath(path) if isinstance(path, str | Path) else None
-
-
-def _relative(path: str, root: Any) -> str:
-    if root is None or not Path(path).is_relative_to(root):
-        return path
-    return Path(path).relative_to(root).as_posix()
-
-
-def _shown(values: tuple[object, ...]) -> str:
-    return str(values[0] if len(values) == 1 else values)
+    if not isinstance(samples, list) or len(samples) != len(dataset):
+        return []
+    paths = [sample[0] if isinstance(sample, list | tuple) and sample else sample for sample in samples]
+    if not all(isinstance(path, str | Path) for path in paths):
+        return []
+    root = getattr(dataset, "root", None)
+    prefix = "" if root is None else os.path.join(root, "")
+    return [(str(path), printable(str(path).removeprefix(prefix).replace(os.sep, "/"))) for path in paths]

@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-import math
 import platform
 import sys
 import types
@@ -25,14 +24,16 @@ import torch
 from torch import Tensor, nn
 
 import captum_boundary
-from captum_boundary.datasets._store import FolderError, Store, write_atomically
+from captum_boundary.datasets._store import FolderError, Store, atomic_file
 
-__all__ = ["Describer", "check_same", "claim", "hash_of_tensors", "read_manifest", "versions"]
+__all__ = ["Describer", "check_same", "claim", "digest_of", "hash_of_tensors", "read_manifest", "versions"]
 
 _PACKAGES = ("captum", "torch", "torchvision", "numpy", "pillow", "pyarrow", "safetensors")
-_FORMAT = "2"
+_FORMAT = "3"  # of the files
+_SHOWN = 12  # differences between two runs
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _OF_MODULES = set(vars(nn.Module()))  # what PyTorch keeps for itself
+_OF_A_RUN = {"show_progress"}  # what changes no result
 
 
 class Describer:
@@ -41,7 +42,6 @@ class Describer:
     def __init__(self) -> None:
         self.known: dict[int, tuple[object, Any]] = {}
         self.layers: dict[int, str] = {}  # qualified names of the layers of models
-        self.classes: dict[type, dict[str, str]] = {}
         self.generators: list[torch.Generator] = []
 
     def describe(self, value: Any) -> Any:
@@ -49,7 +49,7 @@ class Describer:
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float):
-            return value if math.isfinite(value) else str(value)
+            return value if abs(value) < float("inf") else str(value)
         if id(value) in self.layers and id(value) not in self.known:
             return {"layer": self.layers[id(value)]}
         if id(value) not in self.known:
@@ -58,39 +58,37 @@ class Describer:
         return self.known[id(value)][1]
 
     def _describe_object(self, value: Any) -> Any:
-        if isinstance(value, torch.Generator):
-            self.generators.append(value)
-            return "generator"  # its state does not matter: it is seeded for every batch
-        if isinstance(value, torch.dtype | torch.device | torch.Size):
-            return str(value)
-        if isinstance(value, nn.Module):
-            return self._describe_model(value)
-        if isinstance(value, np.generic):
-            return self.describe(value.item())
-        if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
-            return {"tensor": list(value.shape), "hash": hash_of_tensors({"": torch.as_tensor(value)})}
-        if isinstance(value, Mapping):
-            return {str(key): self.describe(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.describe(entry) for entry in value]
-        if isinstance(value, set | frozenset):
-            return sorted(str(self.describe(entry)) for entry in value)
-        if isinstance(value, functools.partial):
-            return self.describe({"partial": value.func, "arguments": value.args, "keywords": value.keywords})
-        if isinstance(value, types.FunctionType):
-            return self._describe_function(value)
-        if isinstance(value, types.MethodType):
-            return {"method": self.describe(value.__func__), "of": self.describe(value.__self__)}
-        if isinstance(value, type):
-            return {"class": _name(value), **self._code_of(value)}
-        if isinstance(value, types.ModuleType | types.BuiltinFunctionType):
-            file = getattr(value, "__file__", None)
-            return [
-                _name(value),
-                None if file is None or _is_installed(_name(value)) else _digest(Path(file).read_text()),
-            ]
-        parts = {name: self.describe(part) for name, part in _kept(value)}
-        return {"class": _name(type(value)), **self._code_of(type(value)), **parts}
+        match value:
+            case torch.Generator():
+                self.generators.append(value)
+                return "generator"  # its state does not matter: it is seeded for every batch
+            case torch.dtype() | torch.device() | torch.Size():
+                return str(value)
+            case np.generic():
+                return self.describe(value.item())
+            case nn.Module():
+                return self._describe_model(value)
+            case Tensor() | np.ndarray(dtype=np.dtype(kind="b" | "i" | "u" | "f")):
+                return {"tensor": list(value.shape), "hash": hash_of_tensors({"": torch.as_tensor(value)})}
+            case Mapping():
+                return {str(key): self.describe(entry) for key, entry in value.items()}
+            case list() | tuple():
+                return [self.describe(entry) for entry in value]
+            case set() | frozenset():
+                return sorted(str(self.describe(entry)) for entry in value)
+            case functools.partial():
+                return self.describe({"partial": value.func, "arguments": value.args, "keywords": value.keywords})
+            case types.FunctionType():
+                return self._describe_function(value)
+            case types.MethodType():
+                return {"method": self.describe(value.__func__), "of": self.describe(value.__self__)}
+            case type():
+                return {"class": _name(value), "code": self._code_of(value)}
+            case types.ModuleType() | types.BuiltinFunctionType():
+                file = None if _is_installed(_name(value)) else getattr(value, "__file__", None)
+                return {"module": _name(value), "code": file and digest_of(Path(file).read_text())}
+        parts = {name: self.describe(part) for name, part in _parts_of(value)}
+        return {**self.describe(type(value)), **parts}
 
     def _describe_function(self, function: types.FunctionType) -> dict[str, Any]:
         """Name, code, and whatever of the user's own it reads from around it, down to the functions that it calls."""
@@ -99,29 +97,27 @@ class Describer:
         used = inspect.getclosurevars(function)
         around = {name: part for name, part in used.nonlocals.items() if name != "__class__"}
         around |= {name: part for name, part in used.globals.items() if _may_matter(part)}
-        code = _digest([_words_of(function.__code__), self.describe([function.__defaults__, function.__kwdefaults__])])
+        defaults = self.describe([function.__defaults__, function.__kwdefaults__])
+        code = digest_of([_words_of(function.__code__), defaults])
         return {"function": _name(function), "code": code, **self.describe(around)}
 
-    def _code_of(self, kind: type) -> dict[str, str]:
-        """A digest of the user's own code in a class and those it stems from."""
-        if kind not in self.classes:
-            self.classes[kind] = {}  # should it name itself
-            own = [each for each in kind.__mro__ if not _is_installed(each.__module__)]
-            parts = [[name, self.describe(part)] for each in own for name, part in _members_of(each)]
-            self.classes[kind] = {"code": _digest(parts)} if own else {}
-        return self.classes[kind]
+    def _code_of(self, kind: type) -> str | None:
+        """A digest of the user's own code in a class and those it stems from; None where there is none."""
+        own = [each for each in kind.__mro__ if not _is_installed(each.__module__)]
+        members = [(name, self.describe(member)) for each in own for name, member in _members_of(each)]
+        return digest_of(members) if own else None
 
     def _describe_model(self, model: nn.Module) -> dict[str, Any]:
         modules = dict(model.named_modules())
         self.layers |= {id(module): name for name, module in modules.items() if name}
         kept = {name: self.describe(_attributes_of(module)) for name, module in modules.items()}
-        code = [[name, _name(type(module)), self._code_of(type(module))] for name, module in modules.items()]
-        own = {name: kept[name] for name, module in modules.items() if kept[name] and self._code_of(type(module))}
+        kinds = {name: self.describe(type(module)) for name, module in modules.items()}
+        own = {name: kept[name] for name, kind in kinds.items() if kept[name] and kind["code"]}
         return {
             "class": _name(type(model)),
             "training": [name for name, module in modules.items() if module.training],
-            "layers": _digest([code, kept, model.code if isinstance(model, torch.jit.ScriptModule) else None]),
-            "attributes": {name: parts if len(str(parts)) < 1000 else _digest(parts) for name, parts in own.items()},
+            "layers": digest_of([kinds, kept, model.code if isinstance(model, torch.jit.ScriptModule) else None]),
+            "attributes": {name: parts if len(str(parts)) < 1000 else digest_of(parts) for name, parts in own.items()},
             "parameters": hash_of_tensors(dict(model.named_parameters())),
             "buffers": hash_of_tensors(dict(model.named_buffers())),
         }
@@ -137,15 +133,15 @@ def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def digest_of(value: Any) -> str:
+    """A short digest of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def versions() -> dict[str, str]:
     """Versions of what results depend on."""
-    versions = {"format": _FORMAT, "captum-boundary": captum_boundary.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "missing"
-    return versions
+    own = {"format": _FORMAT, "captum-boundary": captum_boundary.__version__, "python": platform.python_version()}
+    return own | {package: importlib.metadata.version(package) for package in _PACKAGES}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -171,8 +167,8 @@ def claim(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
         foreign = next((each for each in sorted(store.path.iterdir()) if not each.name.startswith(".")), None)
         if foreign is not None:
             raise FolderError(f"{store.path} holds other files, such as {foreign.name}. Give a folder of its own.")
-        text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-        write_atomically(path, lambda file: file.write(text.encode()))
+        with atomic_file(path) as file:
+            file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
     stored = read_manifest(store.path)
     check_same(stored, manifest, f"in {store.path}")
     return stored
@@ -182,17 +178,21 @@ def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], place: str)
     """Refuse to go on where two manifests differ but in the times of files, and say in what."""
     there, here = dict(_leaves(stored)), dict(_leaves(json.loads(json.dumps(wanted))))
     names = sorted({*there, *here} - {"data.files.times"})
-    missing = "nothing"
-    differing = [name for name in names if there.get(name, missing) != here.get(name, missing)]
-    if differing:
-        values = [
-            [str(json.dumps(leaves[n]) if n in leaves else missing)[:60] for leaves in (there, here)] for n in differing
-        ]
-        lines = [f"  {name}: {old} {place}, {new} now" for name, (old, new) in zip(differing, values, strict=True)]
-        more = [f"  and {len(lines) - 12} more"] if len(lines) > 12 else []
-        remedy = "Give this run a folder of its own, or the settings of the other."
+    pairs = {name: [leaves.get(name, "nothing")[:60] for leaves in (there, here)] for name in names}
+    lines = [f"  {n}: {pairs[n][0]} {place}, {pairs[n][1]} now" for n in names if there.get(n) != here.get(n)]
+    if lines:
+        more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         title = f"The results {place} are those of another run. What differs:"
-        raise FolderError("\n".join([title, *lines[:12], *more, remedy]))
+        remedy = "Give this run a folder of its own, or the settings of the other."
+        raise FolderError("\n".join([title, *lines[:_SHOWN], *more, remedy]))
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _leaves(part, f"{name}.{key}" if name else key)
+    else:
+        yield name, json.dumps(value, sort_keys=True)
 
 
 def _attributes_of(module: nn.Module) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _attributes_of(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in _OF_MODULES} | hooks
 
 
-def _kept(value: object) -> Iterator[tuple[str, object]]:
+def _parts_of(value: object) -> Iterator[tuple[str, object]]:
     """What the constructor was given, as far as it was kept under its name; of a user's own class, all it holds."""
     held = {} if _is_installed(type(value).__module__) else dict(getattr(value, "__dict__", {}))
     try:
@@ -213,10 +213,11 @@ def _kept(value: object) -> Iterator[tuple[str, object]]:
         if kept:
             held.pop(f"_{name}", None)
             held[name] = kept[0]
-    yield from sorted(held.items())
+    yield from sorted((name, part) for name, part in held.items() if name not in _OF_A_RUN)
 
 
 def _members_of(kind: type) -> Iterator[tuple[str, Any]]:
+    """Functions and plain values of a class."""
     for name, member in sorted(vars(kind).items()):
         parts = (member.fget, member.fset) if isinstance(member, property) else (getattr(member, "__func__", member),)
         for part in parts:
@@ -250,27 +251,13 @@ def _is_installed(module: str | None) -> bool:
 
 def _words_of(code: types.CodeType) -> list[Any]:
     """A function's code without its place in a file."""
-    constants = [
-        _words_of(each)
-        if isinstance(each, types.CodeType)
-        else sorted(map(repr, each))
-        if isinstance(each, frozenset)  # whose order changes from process to process
-        else repr(each)
-        for each in code.co_consts
-    ]
-    return [code.co_code.hex(), list(code.co_names), constants]
 
+    def words(value: Any) -> Any:
+        if isinstance(value, types.CodeType):
+            return _words_of(value)
+        return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # in no order of a process
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, part in value.items():
-            yield from _leaves(part, f"{name}.{key}" if name else key)
-    else:
-        yield name, value
+    return [code.co_code.hex(), list(code.co_names), list(map(words, code.co_consts))]
 
 
 def _name(value: Any) -> str:

@@ -5,38 +5,36 @@ from __future__ import annotations
 import operator
 import os
 import random
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pyarrow.compute as pc
 import torch
 from captum.attr import Attribution
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from captum_boundary._core.checks import check_count, names_in_order
-from captum_boundary.datasets._batch import BatchExplainer, Explained, RetryingExplainer, device_of, find_spec
+from captum_boundary._core.checks import check_count, names_in_order, plain_number
+from captum_boundary.datasets._batch import BatchExplainer, device_of, find_spec
 from captum_boundary.datasets._examples import (
     ExampleError,
     ExampleSpec,
     ExampleWarning,
     Reader,
     check_dataset,
-    files_of,
+    describe_files,
     printable,
 )
 from captum_boundary.datasets._identity import Describer, claim, versions
-from captum_boundary.datasets._store import FolderError, Store, checked_folder, locked, rows_file, tensors_file
-from captum_boundary.datasets.reading import Explanations, load_explanations
+from captum_boundary.datasets._store import FolderError, Store, checked_folder, locked, read_rows
+from captum_boundary.datasets.reading import Explanations, load_explanations, told
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["explain_dataset"]
 
 _PATIENCE = 600  # seconds in which another process puts the table together
-_INTERVAL = 1.0  # seconds between looks at the folder, for the progress of all processes
+_NO_TENSORS = {"index": torch.zeros(0, dtype=torch.int64)}  # of a batch without an example that could be explained
 
 
 def explain_dataset(
@@ -110,7 +108,7 @@ def explain_dataset(
             part of this process under ``torchrun`` (``RANK`` of ``WORLD_SIZE``), or else all of it.
         device (torch.device or str, optional): Where inputs are moved. Default: None, where the explainer's model is.
         num_workers (int, optional): Processes that read examples, as for ``DataLoader``. Default: 0, this one.
-        show_progress (bool, optional): Show a progress bar over all processes. Default: False
+        show_progress (bool, optional): Show a progress bar of this process's part. Default: False
 
     Returns:
 
@@ -142,6 +140,7 @@ def explain_dataset(
     check_dataset(dataset)
     check_count("batch_size", batch_size)
     check_count("limit", limit, optional=True)
+    batch_size, limit, target = map(plain_number, (batch_size, limit, target))
     if isinstance(target, bool) or not (target is None or target == "label" or isinstance(target, int)):
         raise BoundaryTypeError(
             f'target must be None (the predicted class), "label" or the number of a class, but it is {target!r}.'
@@ -150,60 +149,65 @@ def explain_dataset(
         raise BoundaryValueError(f"dtype must be torch.float16 or torch.float32, but it is {dtype}.")
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
         raise BoundaryValueError(f"num_workers must be an integer of at least 0, but it is {num_workers!r}.")
-    path = checked_folder(out)
-    n_examples = len(dataset) if limit is None else min(limit, len(dataset))  # type: ignore[arg-type]
     size = (map_size, map_size) if isinstance(map_size, int) else map_size
-    if size is not None and min(size) < 1:
+    if size is not None and (len(size) != 2 or min(size) < 1):
         raise BoundaryValueError(f"map_size must be one or two positive integers, but it is {map_size!r}.")
-    place = device_of(getattr(explainer, "forward_func", None)) if device is None else torch.device(device)
-    describer = Describer()
+    index, count = shard or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    if not 0 <= index < count:
+        raise BoundaryValueError(f"shard must be (i, n) with i from 0 to n - 1, but it is {(index, count)!r}.")
+    path, n_examples = checked_folder(out), min(len(dataset), limit or len(dataset))  # type: ignore[arg-type]
+    place = torch.device(device or device_of(getattr(explainer, "forward_func", None)))
+    describer, seed = Describer(), operator.index(seed)
     with torch.inference_mode(False), torch.no_grad():
         description = describer.describe(explainer)
         explain = BatchExplainer(
-            explainer, target, dict(options or {}), place, operator.index(seed), save_points, size, describer.generators
+            explainer, target, dict(options or {}), place, seed, dtype, save_points, size, describer.generators, strict
         )
         spec = find_spec(explain, Reader(dataset, seed), n_examples)
-        settings = {"target": target, "options": describer.describe(explain.options), "batch_size": batch_size}
-        settings |= {"dtype": str(dtype), "map_size": describer.describe(size), "save_points": save_points}
         manifest = {
             "explainer": description,
             "norm": describer.describe(getattr(getattr(explainer, "search", None), "norm", None)),
-            "multiplies_by_inputs": _multiplies_by_inputs(explainer),
             "data": {
                 "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
-                "files": files_of(dataset),
+                "files": describe_files(dataset),
                 "class_names": _class_names(dataset, class_names, spec),
                 "units": getattr(dataset, "units", None) if units is None else units,
                 "spec": None if spec is None else describer.describe(spec._asdict()),
             },
-            "settings": {**settings, "seed": seed, "n_examples": n_examples},
+            "settings": {
+                **{"target": target, "options": describer.describe(explain.options), "batch_size": batch_size},
+                **{"dtype": str(dtype), "map_size": describer.describe(size), "save_points": save_points},
+                **{"seed": seed, "n_examples": n_examples},
+            },
             "version": version,
             "device": place.type,
             "versions": versions(),
         }
-        store, reader = Store(path, n_examples, batch_size), Reader(dataset, seed, spec, strict)
-        run = _Run(store, _shard_of(shard), reader, manifest)
-        with run.opened(resume), _Progress(store, getattr(explainer, "forward_func", None), show_progress) as progress:
-            run.work(RetryingExplainer(explain, strict), dtype, verify, num_workers, progress)
+        part = _Part(Store(path, n_examples, batch_size), index, count)
+        with part.opened(manifest, resume) as files_have_changed:
+            part.compare(Reader(dataset, seed), verify or files_have_changed, num_workers)
+            part.explain(Reader(dataset, seed, spec, strict), explain, num_workers, show_progress)
     explanations = load_explanations(path)
-    _warn_of_errors(explanations)
+    if message := told(explanations, "error"):
+        warnings.warn(message, ExampleWarning, stacklevel=2)
     return explanations
 
 
-class _Run:
-    """One shard of a run: explains the batches of its own that its folder lacks."""
+class _Part:
+    """The batches of a run that are one process's."""
 
-    def __init__(self, store: Store, shard: tuple[int, int], reader: Reader, manifest: dict[str, Any]) -> None:
+    def __init__(self, store: Store, index: int, count: int) -> None:
         self.store = store
-        self.name = f"{shard[0]}-of-{shard[1]}"
-        self.batches = range(shard[0], store.n_batches, shard[1])
-        self.reader = reader
-        self.manifest = manifest
+        self.name = f"{index}-of-{count}"
+        self.batches = range(index, store.n_batches, count)
         self.marker = store.path / ".stopped"  # by a strict process, for all the others
 
     @contextmanager
-    def opened(self, resume: bool) -> Iterator[None]:
-        """Hold this shard, and put the table together at the end if all others are done."""
+    def opened(self, manifest: dict[str, Any], resume: bool) -> Iterator[bool]:
+        """Hold this part, say whether files of the data have other times, and finish the run if this part is the last.
+
+        ``done`` and ``missing`` are then its batches.
+        """
         path = self.store.path
         if path.exists() and not path.is_dir():
             raise FolderError(f"out must be a folder, but {path} is a file.")
@@ -212,108 +216,57 @@ class _Run:
             with locked(path / ".lock", _PATIENCE):
                 if not resume and any(self.store.rows(batch).exists() for batch in self.batches):
                     raise FolderError(f"{path} holds explanations already. Resume that run, or give another folder.")
-                self.stored = claim(self.store, self.manifest)
-            self.stopped = self.marker.stat().st_mtime_ns if self.marker.exists() else None  # by an earlier run
-            yield
+                stored = claim(self.store, manifest)
+            self.done = [batch for batch in self.batches if self.store.is_done(batch)]
+            self.missing = sorted({*self.batches} - {*self.done})
+            self.stopped_before = self._stopped()
+            yield stored["data"]["files"] != manifest["data"]["files"]
             with locked(path / ".lock", _PATIENCE):
                 if self.store.finish(self.name):
                     self.marker.unlink(missing_ok=True)
 
-    def work(
-        self, explain: RetryingExplainer, dtype: torch.dtype, verify: bool, num_workers: int, progress: _Progress
-    ) -> None:
-        """Explain what is missing, after a look at whether what is there belongs to this data set."""
-        done = {batch for batch in self.batches if self.store.is_done(batch)}
-        same_files = self.stored["data"]["files"] == self.manifest["data"]["files"]
-        self._compare(sorted(done), verify or not same_files, num_workers)
-        missing = [batch for batch in self.batches if batch not in done]
-        if missing:
-            self.store.table.unlink(missing_ok=True)  # it has rows that are gone
-        examples = [self.store.examples(batch) for batch in missing]
-        try:
-            for batch, read in zip(missing, self.reader.batches(examples, num_workers), strict=True):
-                self._stop_with_others()
-                explained, failed = explain([example for example in read if "error" not in example.facts])
-                failed += [example for example in read if "error" in example.facts]
-                rows = [row for part in explained for row in part.rows]
-                tensors = {name: _joined(explained, name) for name in ("attributions", "points")}
-                self.store.write(
-                    batch,
-                    rows_file([*rows, *(example.facts for example in failed)]),
-                    tensors_file([row["index"] for row in rows], tensors, dtype),
-                    self.name,
-                )
-                progress.update()
-        except ExampleError as error:
-            self.marker.write_text(printable(str(error)), encoding="utf-8")
-            raise
-
-    def _compare(self, batches: Sequence[int], verify: bool, num_workers: int) -> None:
+    def compare(self, reader: Reader, verify: bool, num_workers: int) -> None:
         """Refuse to go on where examples that were explained are not those of the data set any more."""
         chance = random.SystemRandom()
-        ranges = [self.store.examples(batch) for batch in batches]
+        ranges = [self.store.examples(batch) for batch in self.done]
         asked = [each if verify else sorted({each[0], each[-1], chance.choice(each)}) for each in ranges]
-        reader = Reader(self.reader.dataset, self.reader.seed)
-        for batch, examples in zip(batches, reader.batches(asked, num_workers), strict=True):
-            digests = self.store.digests(batch)
-            for facts in (example.facts for example in examples):
-                if digests[facts["index"]] not in (None, facts["digest"]):
-                    reason = f" ({facts['error']})" if "error" in facts else ""
+        for batch, examples in zip(self.done, reader.batches(asked, num_workers), strict=True):
+            digests = read_rows([self.store.rows(batch)], ["digest"]).column("digest").to_pylist()
+            for example in examples:
+                if digests[example.index % self.store.batch_size] not in (None, example.facts["digest"]):
+                    reason = f" ({example.facts['error']})" if example.failed else ""
                     raise FolderError(
-                        f"Example {facts['index']} is not the one that was explained in {self.store.path}: the data "
-                        f"set has changed{reason}. Give this run a folder of its own."
+                        f"Example {example.index} is not the one that was explained in {self.store.path}: the data set "
+                        f"has changed{reason}. Give this run a folder of its own."
                     )
 
-    def _stop_with_others(self) -> None:
-        if self.marker.exists() and self.marker.stat().st_mtime_ns != self.stopped:
-            raise ExampleError(f"Another process of this run has stopped. {self.marker.read_text(encoding='utf-8')}")
+    def explain(self, reader: Reader, explain: BatchExplainer, num_workers: int, show_progress: bool) -> None:
+        """Explain and write what is missing."""
+        if self.missing:
+            self.store.table.unlink(missing_ok=True)  # it has rows that are gone
+        examples = [self.store.examples(batch) for batch in self.missing]
+        done = sum(len(self.store.examples(batch)) for batch in self.done)
+        total, is_hidden = done + sum(map(len, examples)), not show_progress
+        with tqdm(total=total, initial=done, desc="Explaining", unit="example", disable=is_hidden) as bar:
+            try:
+                for batch, read in zip(self.missing, reader.batches(examples, num_workers), strict=True):
+                    if self._stopped() not in (None, self.stopped_before):
+                        message = self.marker.read_text(encoding="utf-8")
+                        raise ExampleError(f"Another process of this run has stopped. {message}")
+                    parts = list(explain([example for example in read if not example.failed]))
+                    rows = [row for part in parts for row in part.rows]
+                    rows += [example.facts for example in read if example.failed]
+                    tensors = [part.tensors for part in parts if part.tensors] or [_NO_TENSORS]
+                    joined = {name: torch.cat([each[name] for each in tensors]) for name in tensors[0]}
+                    self.store.write(batch, rows, joined, self.name)
+                    bar.update(len(read))
+            except ExampleError as error:
+                self.marker.write_text(printable(str(error)), encoding="utf-8")
+                raise
 
-
-class _Progress:
-    """A bar over the examples of the whole run: the files in its folder are the work of all processes.
-
-    A model that tells of its evaluations, as the command's does, moves it within a batch.
-    """
-
-    def __init__(self, store: Store, model: Any, show: bool) -> None:
-        self.bar = tqdm(total=store.n_examples, desc="Explaining", unit="example", disable=not show, smoothing=0.05)
-        self.store = store
-        self.model = model if show and hasattr(model, "on_evaluation") else None
-        self.n_evaluations = 0
-        self.next_look = self.next_count = 0.0
-
-    def __enter__(self) -> _Progress:
-        self.update(first=True)
-        if self.model is not None:
-            self.model.on_evaluation = lambda n_inputs: self.evaluated(n_inputs)  # a function, for copies of the model
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.model is not None:
-            self.model.on_evaluation = None
-        self.next_count = 0.0
-        self.update()
-        self.bar.close()
-
-    def evaluated(self, n_inputs: int) -> None:
-        """Show that the model was asked about so many inputs."""
-        self.n_evaluations += n_inputs
-        if time.monotonic() >= self.next_look:
-            self.next_look = time.monotonic() + _INTERVAL
-            self.bar.set_postfix_str(f"{self.n_evaluations:,} model evaluations")
-
-    def update(self, first: bool = False) -> None:
-        """Count the files again, unless that was done a moment ago."""
-        start = time.monotonic()
-        if not self.bar.disable and start >= self.next_count:
-            done = min(len(self.store.written()) * self.store.batch_size, self.store.n_examples)
-            self.bar.initial = done if first else self.bar.initial  # what is there already took no time
-            self.bar.update(done - self.bar.n)
-            self.next_count = time.monotonic() + max(_INTERVAL, 100 * (time.monotonic() - start))
-
-
-def _joined(parts: Sequence[Explained], name: str) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.cat(tensors) for tensors in zip(*(getattr(part, name) for part in parts), strict=True))
+    def _stopped(self) -> int | None:
+        """When a strict process stopped, if one did."""
+        return self.marker.stat().st_mtime_ns if self.marker.exists() else None
 
 
 def _class_names(dataset: Any, class_names: Sequence[str] | None, spec: ExampleSpec | None) -> list[str] | None:
@@ -327,30 +280,4 @@ def _class_names(dataset: Any, class_names: Sequence[str] | None, spec: ExampleS
             f"has {spec.n_classes}. Labels must be classes of the model: give the data set's in its numbering, or none "
             "at all, and class_names for all of the model's classes."
         )
-    return [printable(name if isinstance(name, str) else ", ".join(map(str, name))) for name in names]
-
-
-def _multiplies_by_inputs(explainer: Attribution) -> bool | None:
-    try:
-        return bool(explainer.multiplies_by_inputs)
-    except (AttributeError, NotImplementedError):  # Captum's base class has the property, but not all methods do
-        return None
-
-
-def _shard_of(shard: tuple[int, int] | None) -> tuple[int, int]:
-    """The part of this process: the one that was given, or torchrun's."""
-    index, count = shard or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    if not 0 <= index < count:
-        raise BoundaryValueError(f"shard must be (i, n) with i from 0 to n - 1, but it is {(index, count)!r}.")
-    return index, count
-
-
-def _warn_of_errors(explanations: Explanations) -> None:
-    failed = explanations.table(["index", "error"], filter=pc.field("error").is_valid()).to_pylist()
-    if failed:
-        warnings.warn(
-            f"{len(failed)} of {len(explanations)} examples have an error in their row, the first of them example "
-            f"{failed[0]['index']}: {failed[0]['error']}",
-            ExampleWarning,
-            stacklevel=3,
-        )
+    return [printable(", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)) for name in names]

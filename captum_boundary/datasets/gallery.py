@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,18 +21,19 @@ from tqdm.auto import tqdm
 import captum_boundary
 from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.checks import check_count
-from captum_boundary.datasets._examples import Reader, check_dataset
-from captum_boundary.datasets._identity import Describer
-from captum_boundary.datasets._store import FolderError, write_atomically
-from captum_boundary.datasets._summary import summarize
-from captum_boundary.datasets.reading import Explanations, load_explanations
+from captum_boundary.datasets._examples import Example, Reader, check_dataset
+from captum_boundary.datasets._identity import Describer, digest_of
+from captum_boundary.datasets._store import FolderError, atomic_file
+from captum_boundary.datasets.reading import Explanation, Explanations, load_explanations
 
-__all__ = ["write_gallery"]
+__all__ = ["picture", "summarize", "write_gallery"]
 
+_N_EXTREMES = 12
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _SHARP = 64  # images up to this size are enlarged pixel by pixel
 _COLORS = np.array([[255, 0, 0], [255, 255, 255], [0, 128, 0]], dtype=float)  # Captum's, from negative to positive
 _OUTLIERS = 0.995  # share of pixels whose magnitudes are told apart
-_PICTURES = "1"  # how pictures are made; changed with it
+_PICTURES = 1  # how pictures are made; changed with it
 _COLUMNS = ["index", "name", "label", "prediction", "target", "adversarial", "distance", "margin", "found"]
 _COLUMNS += ["evaluations", "completeness_gap"]
 
@@ -86,16 +88,16 @@ def write_gallery(
     check_dataset(dataset)
     check_count("image_size", image_size)
     explanations = load_explanations(out)
-    reader = Reader(dataset, explanations.manifest["settings"]["seed"])
-    store, folder = explanations.store, explanations.path / "gallery"
-    _check(explanations, dataset, reader)
-    keys = []
-    if _has_pictures(explanations):
-        look = f"{_PICTURES} {image_size} {Describer().describe(bounds)}".encode()
-        for batch in tqdm(range(store.n_batches), desc="Pictures", unit="batch", disable=not show_progress):
-            keys.append(hashlib.sha256(look + store.rows(batch).read_bytes()).hexdigest()[:8])
-            for index in store.examples(batch):
-                _write_picture(folder / "pictures", keys[-1], explanations, reader, index, bounds, image_size)
+    if not explanations.is_complete:
+        raise FolderError(
+            f"{explanations.path} is not complete: {len(explanations) - len(explanations.indices())} of "
+            f"{len(explanations)} examples are missing. Let explain_dataset finish first."
+        )
+    folder, examples = explanations.path / "gallery", _Examples(explanations, dataset)
+    for index in (0, len(explanations) // 2, len(explanations) - 1):
+        examples[index]
+    look = digest_of([_PICTURES, image_size, Describer().describe(bounds)])
+    keys = _write_pictures(folder / "pictures", look, examples, bounds, image_size, show_progress)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("captum_boundary.datasets", "page"),
         autoescape=True,
@@ -103,45 +105,52 @@ def write_gallery(
     )
     content = _content(explanations, keys, title or explanations.path.resolve().name)
     text = environment.get_template("page.html").render(content).encode("utf-8", "backslashreplace")
-    write_atomically(folder / "index.html", lambda file: file.write(text))
+    with atomic_file(folder / "index.html") as file:
+        file.write(text)
     return folder / "index.html"
 
 
-def _check(explanations: Explanations, dataset: Any, reader: Reader) -> None:
-    n_examples = len(explanations)
-    if not explanations.is_complete:
-        raise FolderError(
-            f"{explanations.path} is not complete: {n_examples - len(explanations.indices())} of {n_examples} examples "
-            "are missing. Let explain_dataset finish first."
-        )
-    for index in sorted({0, n_examples // 2, n_examples - 1}):
-        digest = explanations[index].digest
-        if len(dataset) < n_examples or digest not in (None, reader[index].facts["digest"]):
-            raise FolderError(f"The explanations in {explanations.path} are not those of this data set.")
+class _Examples:
+    """What has been explained, beside its explanations."""
+
+    def __init__(self, explanations: Explanations, dataset: Any) -> None:
+        self.explanations = explanations
+        self.reader = Reader(dataset, explanations.manifest["settings"]["seed"])
+        self.n_examples = len(dataset)
+
+    def __getitem__(self, index: int) -> tuple[Example, Explanation]:
+        explanation = self.explanations[index]
+        example = self.reader[index] if index < self.n_examples else None
+        if example is None or not (example.failed or explanation.digest in (None, example.facts["digest"])):
+            raise FolderError(f"The explanations in {self.explanations.path} are not those of this data set.")
+        return example, explanation
 
 
-def _has_pictures(explanations: Explanations) -> bool:
-    spec = explanations.manifest["data"]["spec"]
-    return spec is not None and len(spec["shapes"][0]) == 3 and spec["shapes"][0][0] in (1, 3)
+def _write_pictures(
+    folder: Path, look: str, examples: _Examples, bounds: Bounds, size: int, show_progress: bool
+) -> list[str]:
+    """Write the pictures that are missing, and return the keys in the names of those of each batch."""
+    spec, store = examples.explanations.manifest["data"]["spec"], examples.explanations.store
+    if spec is None or len(spec["shapes"][0]) != 3 or spec["shapes"][0][0] not in (1, 3):
+        return []  # no images
+    keys = []
+    for batch in tqdm(range(store.n_batches), desc="Pictures", unit="batch", disable=not show_progress):
+        keys.append(hashlib.sha256(look.encode() + store.rows(batch).read_bytes()).hexdigest()[:8])
+        for index in store.examples(batch):
+            path = folder / f"{index // 1000:04d}" / f"{index:09d}-{keys[-1]}.webp"
+            if path.exists():
+                continue
+            for old in path.parent.glob(f"{index:09d}-*.webp"):
+                old.unlink()
+            example, explanation = examples[index]
+            if not example.failed and explanation.attributions is not None:
+                content = picture(example.inputs[0], explanation.attributions, bounds, size)
+                with atomic_file(path, durable=False) as file:
+                    file.write(content)
+    return keys
 
 
-def _write_picture(
-    folder: Path, key: str, explanations: Explanations, reader: Reader, index: int, bounds: Bounds, size: int
-) -> None:
-    path = folder / f"{index // 1000:04d}" / f"{index:09d}-{key}.webp"
-    if path.exists():
-        return
-    for old in path.parent.glob(f"{index:09d}-*.webp"):
-        old.unlink()
-    example = reader[index]
-    if "error" not in example.facts and example.inputs[0].ndim == 3 and example.inputs[0].shape[0] in (1, 3):
-        attributions = explanations[index].attributions
-        first = attributions[0] if isinstance(attributions, tuple) else attributions
-        content = picture(example.inputs[0], first if first is None or first.ndim in (2, 3) else None, bounds, size)
-        write_atomically(path, lambda file: file.write(content), durable=False)
-
-
-def picture(image: Tensor, attributions: Tensor | None, bounds: Bounds, size: int) -> bytes:
+def picture(image: Tensor, attributions: Tensor | tuple[Tensor, ...] | None, bounds: Bounds, size: int) -> bytes:
     """WebP of an image ``(C, H, W)`` beside its attributions, each ``size`` pixels wide and high at most."""
     values = torch.nan_to_num(image.float())
     if bounds is None:
@@ -152,7 +161,7 @@ def picture(image: Tensor, attributions: Tensor | None, bounds: Bounds, size: in
     shares = (values - lower) / (upper - lower).clamp_min(torch.finfo(values.dtype).tiny)
     pixels = (shares.clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1)
     left = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    maps = Image.new("RGB", left.size, (128, 128, 128)) if attributions is None else _map(attributions)
+    maps = _map(attributions[0] if isinstance(attributions, tuple) else attributions) or left.point(lambda _: 128)
     if max(left.size) > size:
         left.thumbnail((size, size), Image.Resampling.LANCZOS)
     both = Image.new("RGB", (2 * left.width, left.height))
@@ -163,11 +172,11 @@ def picture(image: Tensor, attributions: Tensor | None, bounds: Bounds, size: in
     return buffer.getvalue()
 
 
-def _map(attributions: Tensor) -> Image.Image:
-    """Attributions, summed over channels, in colors from minus to plus their largest magnitudes."""
+def _map(attributions: Tensor | None) -> Image.Image | None:
+    """Attributions, summed over channels, in colors from minus to plus their largest magnitudes, if they are a map."""
+    if attributions is None or attributions.ndim not in (2, 3) or not attributions.isfinite().all():
+        return None
     values: Any = (attributions.sum(dim=0) if attributions.ndim == 3 else attributions).double().numpy()
-    if not np.isfinite(values).all():
-        return Image.new("RGB", values.shape[::-1], (128, 128, 128))
     scale = np.quantile(np.abs(values), _OUTLIERS) or np.abs(values).max() or 1.0
     places = (np.clip(values / scale, -1, 1) + 1) * (len(_COLORS) - 1) / 2
     channels = [np.interp(places, range(len(_COLORS)), color) for color in _COLORS.T]
@@ -178,23 +187,64 @@ def _content(explanations: Explanations, keys: list[str], title: str) -> dict[st
     """What the page shows, in numbers of no more digits than are shown."""
     table, spec = explanations.table(), explanations.manifest["data"]["spec"]
     columns = {name: [_short(value) for value in table.column(name).to_pylist()] for name in _COLUMNS}
-    notes, errors = (dict(enumerate(table.column(name).to_pylist())) for name in ("note", "error"))
-    summary = summarize(table)
-    summary["largest"] = max((each["distances"][-1] for each in summary["classes"] if each["distances"]), default=0)
+    notes, errors = (
+        {row: text for row, text in enumerate(table.column(name).to_pylist()) if text is not None}
+        for name in ("note", "error")
+    )
     data = {
         "classes": explanations.class_names,
         "columns": columns,
-        "errors": {row: error for row, error in errors.items() if error is not None},
-        "notes": {row: note for row, note in notes.items() if note is not None},
+        "errors": errors,
+        "notes": notes,
         "keys": keys,
         "batchSize": explanations.store.batch_size,
         "sharp": spec is not None and max(spec["shapes"][0], default=0) <= _SHARP,
         "distance": explanations.distance_text(),
     }
-    return {"title": title, "version": captum_boundary.__version__, "data": data, "summary": summary}
+    return {"title": title, "version": captum_boundary.__version__, "data": data, "summary": summarize(table)}
+
+
+def summarize(table: pa.Table) -> dict[str, Any]:
+    """The summary of the rows of a data set; None for shares and means of nothing.
+
+    ``classes`` has, for each explained class, its examples, those with a boundary point, and quantiles of their
+    distances; ``neighbors`` counts pairs of explained and adversarial class.
+    """
+    names = ("index", "label", "prediction", "target", "adversarial", "distance", "margin", "found", "evaluations")
+    numbers = (table.column(name).cast(pa.float64()).to_numpy() for name in names)  # NaN where there is nothing
+    index, label, prediction, target, adversarial, distance, margin, found, evaluations = numbers
+    explained, searched, is_found = np.isfinite(target), np.isfinite(found), found == 1
+    judged = explained & np.isfinite(label)
+    by = np.where(is_found, distance, np.nan) if searched.any() else margin
+    known = np.isfinite(by)
+    order = index[known][np.argsort(by[known], kind="stable")].astype(int).tolist()
+    pairs = zip(target[is_found].astype(int).tolist(), adversarial[is_found].astype(int).tolist(), strict=True)
+    classes, largest = [], 0.0
+    for each in np.unique(target[explained]):
+        near = distance[(target == each) & is_found]
+        quantiles = np.quantile(near, _QUANTILES).tolist() if len(near) else []
+        largest, count = max([largest, *quantiles]), int((target == each).sum())
+        classes.append({"target": int(each), "n": count, "found": len(near), "distances": quantiles})
+    return {
+        "n_examples": table.num_rows,
+        "n_failed": int((~explained).sum()),
+        "accuracy": _mean(label[judged] == prediction[judged]),
+        "found": _mean(is_found[searched]),
+        "distance": float(np.median(distance[is_found])) if is_found.any() else None,
+        "evaluations": _mean(evaluations[searched]),
+        "classes": classes,
+        "largest": largest,
+        "neighbors": Counter(pairs),
+        "least_certain": order[:_N_EXTREMES],
+        "most_certain": order[::-1][:_N_EXTREMES],
+    }
+
+
+def _mean(values: Any) -> float | None:
+    return float(np.mean(values)) if len(values) else None
 
 
 def _short(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else None
+        return float(f"{value:.4g}") if np.isfinite(value) else None
     return value

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
-from functools import partial
 
 from captum_boundary.datasets._identity import check_same, claim, read_manifest
-from captum_boundary.datasets._store import Store, checked_folder, locked, write_atomically
+from captum_boundary.datasets._store import Store, atomic_file, checked_folder, locked
 from captum_boundary.datasets.reading import Explanations, load_explanations
 from captum_boundary.errors import BoundaryValueError
 
@@ -65,8 +63,7 @@ def merge_explanations(parts: Iterable[str | os.PathLike[str]], out: str | os.Pa
                 if store.is_done(batch) and not merged.is_done(batch):
                     merged.table.unlink(missing_ok=True)
                     for file in (store.tensors(batch), store.rows(batch)):
-                        copy = path / file.relative_to(store.path)
-                        with file.open("rb") as source:
-                            write_atomically(copy, partial(shutil.copyfileobj, source), "merge")
+                        with atomic_file(path / file.relative_to(store.path), "merge") as copy:
+                            copy.write(file.read_bytes())
         merged.finish("merge")
     return load_explanations(path)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from captum_boundary.datasets._identity import read_manifest
-from captum_boundary.datasets._store import FolderError, Store, checked_folder, read_parquet
+from captum_boundary.datasets._store import FolderError, Store, checked_folder, example_tensors, read_rows
 
-__all__ = ["Explanation", "Explanations", "load_explanations"]
+__all__ = ["Explanation", "Explanations", "load_explanations", "told"]
 
 
 @dataclass(frozen=True)
@@ -64,29 +64,7 @@ class Explanation:
 class Explanations(Dataset[Explanation]):
     r"""A folder of explanations as a data set whose examples have the same places as those they explain.
 
-    Nothing is held in memory but one batch of rows.
-
-    Args:
-
-        out (str or PathLike): Folder that :func:`explain_dataset` has written.
-
-    Raises:
-
-        FolderError: If there is no such folder, or it holds no explanations.
-
-    Examples::
-
-        >>> import tempfile
-        >>> import torch
-        >>> from captum.attr import Saliency
-        >>> from captum_boundary.datasets import explain_dataset
-        >>> out = tempfile.mkdtemp()
-        >>> _ = explain_dataset(Saliency(torch.nn.Linear(4, 3)), list(torch.randn(10, 4)), out, batch_size=4)
-        >>> explanations = Explanations(out)
-        >>> explanations.is_complete, explanations[-1].index
-        (True, 9)
-        >>> explanations.table(["index", "prediction"]).shape
-        (10, 2)
+    :func:`load_explanations` makes it. Nothing is held in memory but one batch of rows.
     """
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
@@ -106,8 +84,8 @@ class Explanations(Dataset[Explanation]):
             raise IndexError(f"There are {len(self)} explanations, but number {index} was asked for.")
         batch = place // self.store.batch_size
         row = self._rows(batch)[place - self.store.examples(batch).start]
-        tensors = self.store.read_tensors(batch, place)
-        attributions, points = (_together(tensors, name) for name in ("attributions", "points"))
+        stored = self.store.read_tensors(batch, place)
+        attributions, points = (example_tensors(stored, name) for name in ("attributions", "points"))
         return Explanation(**row, attributions=attributions, points=points)
 
     @property
@@ -115,7 +93,7 @@ class Explanations(Dataset[Explanation]):
         r"""Whether all examples have been explained."""
         return self.store.table.exists()
 
-    @cached_property
+    @property
     def class_names(self) -> list[str] | None:
         r"""Names of the model's classes, if they are known."""
         names: list[str] | None = self.manifest["data"]["class_names"]
@@ -144,7 +122,8 @@ class Explanations(Dataset[Explanation]):
 
             - **table** (*pyarrow.Table*): One row for each example that has been explained.
         """
-        return self.store.read_table(columns, filter)
+        files = [self.store.table] if self.is_complete else [self.store.rows(batch) for batch in self.store.written()]
+        return read_rows(files, columns, filter)
 
     def _rows(self, batch: int) -> list[dict[str, Any]]:
         """The rows of a batch; those of the last one asked for are at hand."""
@@ -156,8 +135,20 @@ class Explanations(Dataset[Explanation]):
                     f"Examples {first} to {last} have not been explained yet: run explain_dataset again to go on. "
                     "indices() lists those that have."
                 )
-            self._last = (batch, read_parquet(path).to_pylist())
+            self._last = (batch, read_rows([path]).to_pylist())
         return self._last[1]
+
+
+def told(explanations: Explanations, column: str) -> str:
+    """How many rows have an ``"error"`` or a ``"note"``, and the first of them; empty where none has."""
+    rows = explanations.table(["index", column], pc.field(column).is_valid())
+    if rows.num_rows == 0:
+        return ""
+    first = rows.slice(0, 1).to_pylist()[0]
+    return (
+        f"{rows.num_rows} of {len(explanations)} examples have {'an error' if column == 'error' else 'a note'} in "
+        f"their row, the first of them example {first['index']}: {first[column]}"
+    )
 
 
 def load_explanations(out: str | os.PathLike[str]) -> Explanations:
@@ -190,15 +181,3 @@ def load_explanations(out: str | os.PathLike[str]) -> Explanations:
         (True, 6)
     """
     return Explanations(out)
-
-
-def _together(tensors: dict[str, Tensor], name: str) -> Tensor | tuple[Tensor, ...] | None:
-    if name in tensors:
-        return tensors[name]
-    parts = tuple(tensors[key] for key in sorted(tensors, key=_number) if key.startswith(f"{name}."))
-    return parts or None
-
-
-def _number(name: str) -> tuple[str, int]:
-    stem, _, number = name.partition(".")
-    return stem, int(number or 0)

@@ -310,7 +310,9 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         oracle = problem.oracle
         groups = torch.split(oracle.all_rows, self.internal_batch_size or len(problem))
         seed, parts, limits = seed_of(self.generator), [], []
-        with tqdm(total=1.0, desc=self._description, bar_format=_BAR, disable=not self.show_progress) as bar:
+        with tqdm(
+            total=1.0, desc=self._description, bar_format=_BAR, leave=None, disable=not self.show_progress
+        ) as bar:
             for group in groups:
                 part = SearchProblem(
                     problem if len(groups) == 1 else problem.select(group),

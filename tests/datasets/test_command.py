@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import io
 import os
 import re
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_data import contents, image_model, small_model
-from torchvision.models import get_model_weights, squeezenet1_0
+from small_data import contents, image_model
+from torchvision.models import squeezenet1_0
+from tqdm.auto import tqdm
 
 from captum_boundary.__main__ import main
 from captum_boundary.datasets import load_explanations
-from captum_boundary.datasets._sources import METHODS, CommandModel, load_model
-from captum_boundary.errors import BoundaryValueError
+from captum_boundary.datasets._models import METHODS
+from captum_boundary.datasets._sources import ImageFiles
 
 SUPPORT = Path(__file__).parents[1] / "support"
 OWN = ["--model", "small_data:small_model", "--data", "small_data:Rows", "--budget", "5", "--limit", "20"]
@@ -77,12 +76,12 @@ def test_every_method(tmp_path, method):
 def test_a_folder_of_images(tmp_path, images, capsys):
     words = ["--model", "small_data:image_model", "--data", images, "--out", tmp_path / "out", "--size", 8]
     assert explain(*words, "--class-names", tmp_path / "names.txt") == 1
-    assert "names.txt cannot be read" in capsys.readouterr().err
+    assert "No such file or directory" in capsys.readouterr().err
     (tmp_path / "names.txt").write_text("cat\ndog\nhen\n")
     assert explain(*words, "--budget", 5, "--class-names", tmp_path / "names.txt") == 0
     printed = capsys.readouterr().out
     assert "5 of 6 examples are explained." in printed
-    assert "1 have an error in their row, the first of them example 5: UnidentifiedImageError" in printed
+    assert "1 of 6 examples have an error in their row, the first of them example 5: UnidentifiedImageError" in printed
     explanations = load_explanations(tmp_path / "out")
     assert explanations.table().column("label").to_pylist()[:5] == [0, 0, 0, 1, 1]
     assert explanations.class_names == ["cat", "dog", "hen"]
@@ -99,12 +98,12 @@ def test_a_folder_with_other_classes_than_the_models(tmp_path, images, capsys):
 
 def test_all_options_of_a_run(tmp_path):
     words = [*OWN, "--out", tmp_path, "--dtype", "float16", "--save-points", "--target", "label", "--norm", "inf"]
-    assert explain(*words, "--bounds", -5, 5, "--seed", 3, "--workers", 1, "--device", "cpu") == 0
+    assert explain(*words, "--bounds", -5, 5, "--seed", 2**70, "--workers", 1, "--device", "cpu") == 0
     manifest = load_explanations(tmp_path).manifest
     assert manifest["explainer"]["search"]["bounds"] == [-5, 5]
     assert manifest["explainer"]["search"]["norm"] == "inf"
     settings = manifest["settings"]
-    assert (settings["target"], settings["seed"], settings["dtype"]) == ("label", 3, "torch.float16")
+    assert (settings["target"], settings["seed"], settings["dtype"]) == ("label", 2**70, "torch.float16")
     assert load_explanations(tmp_path)[2].points.shape == (4,)
 
 
@@ -171,23 +170,31 @@ def test_help_is_for_newcomers(capsys):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"--data": "nowhere/at/all"}, "There is no folder nowhere/at/all"),
-        ({"--data": "nowhere.npz"}, "There is no file nowhere.npz"),
-        ({"--data": "no_such_module:data"}, "cannot be imported: No module named 'no_such_module'"),
-        ({"--data": "torch:initial_seed"}, "must return a Dataset with a length, but it returned a int"),
+        ({"--data": "nowhere/at/all"}, "--data must be a folder of images, an .npz file or package.module:function"),
+        ({"--data": "nowhere.npz"}, "nowhere.npz cannot be read as arrays: [Errno 2] No such file"),
+        (
+            {"--data": "no_such_module:data"},
+            "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        (
+            {"--data": "torch:initial_seed"},
+            "with __getitem__ and __len__, so that every example keeps its place when a run goes on, but it is a int",
+        ),
         ({"--model": "resnet18"}, "must be torchvision:NAME or package.module:function"),
         ({"--model": "small_data:Rows"}, "must return a torch.nn.Module, but it returned a Rows"),
         ({"--model": "torchvision:resnet18"}, "needs --weights"),
         ({"--model": "torchvision:nonsense", "--weights": __file__}, "torchvision cannot build torchvision:nonsense"),
-        ({"--weights": "nowhere.pt"}, "There is no file nowhere.pt of weights"),
+        ({"--weights": "nowhere.pt"}, "nowhere.pt cannot be read as weights: [Errno 2] No such file"),
         ({"--weights": __file__}, "cannot be read as weights"),
         ({"--method": "gradcam"}, "--method must be one of big, bsm"),
         ({"--device": "abacus"}, "--device must be cpu, cuda or cuda:N"),
-        ({"--device": "meta"}, "--device meta cannot be used"),
+        ({"--device": "meta"}, "cuda:N, but meta cannot be used"),
         ({"--model": "broken_code:model"}, "--model broken_code:model failed in"),
         ({"--model": "broken_code:model"}, "line 2: ZeroDivisionError"),
         ({"--model": "broken_code:nothing"}, "cannot be imported"),
-        ({"--model": "torchvision:resnet18", "--weights": "IMAGENET"}, "There is no file IMAGENET of weights"),
+        ({"--model": "torchvision:resnet18", "--weights": "IMAGENET"}, "IMAGENET cannot be read as weights"),
+        ({"--workers": "-1"}, "num_workers must be an integer of at least 0, but it is -1"),
+        ({"--shard": "2/2"}, "shard must be (i, n) with i from 0 to n - 1"),
         ({"--target": "7"}, "target must be between 0 and 2, but it is 7"),
     ],
 )
@@ -203,9 +210,9 @@ def test_mistakes_are_explained(tmp_path, capsys, monkeypatch, changes, words):
 @pytest.mark.parametrize(
     "words",
     [
-        ("--workers", "-1"),
         ("--budget", "0"),
-        ("--shard", "2/2"),
+        ("--shard", "2"),
+        ("--target", "hen"),
         ("--norm", "3"),
         ("--bounds", "1"),
         ("--normalize", "a", "b"),
@@ -230,44 +237,6 @@ def test_weights_of_another_model(tmp_path, weights, capsys):
     assert "--num-classes" in printed
 
 
-def test_checkpoints_hold_weights_in_several_ways(tmp_path):
-    wanted = small_model(seed=1)
-    for wrap in (dict, lambda state: {"state_dict": state}, lambda state: {"module." + k: v for k, v in state.items()}):
-        torch.save(wrap(wanted.state_dict()), tmp_path / "weights.pt")
-        model = load_model("small_data:small_model", str(tmp_path / "weights.pt"), None).model
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), wanted.parameters(), strict=True))
-
-
-def test_prefixes_are_stripped_only_where_they_are_not_the_models_own(tmp_path, monkeypatch):
-    (tmp_path / "own.py").write_text(
-        "import small_data\nfrom torch import nn\nclass Held(nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n        self.module = small_data.small_model()\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    states = small_model(seed=1).state_dict()
-    torch.save({"module." + name: tensor for name, tensor in states.items()}, tmp_path / "weights.pt")
-    model = load_model("own:Held", str(tmp_path / "weights.pt"), None).model
-    assert torch.equal(model.module[0].weight, states["0.weight"])
-    torch.save({**states, "module.0.weight": states["0.weight"]}, tmp_path / "weights.pt")
-    with pytest.raises(BoundaryValueError, match="are not those of this model"):
-        load_model("small_data:small_model", str(tmp_path / "weights.pt"), None)
-
-
-def test_normalization_is_the_models_first_layer():
-    images = torch.rand(2, 3, 8, 8)
-    model = image_model()
-    normalized = CommandModel(model, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
-    mean, std = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.6, 0.7]]).view(2, 3, 1, 1)
-    assert torch.equal(normalized(images), model((images - mean) / std))
-    assert torch.equal(CommandModel(model)(images), model(images))
-    asked = []
-    normalized.on_evaluation = asked.append
-    copy.deepcopy(normalized)(images)
-    assert asked in ([2], [])
-    normalized(images)
-    assert asked[-1] == 2
-
-
 def test_distances_in_standard_deviations(tmp_path, images, capsys):
     """With one standard deviation for all channels, they are those in pixels divided by it."""
     words = ["--model", "small_data:image_model", "--data", images, "--size", 8, "--no-labels", "--budget", 30]
@@ -286,16 +255,6 @@ def test_distances_in_standard_deviations(tmp_path, images, capsys):
         assert np.abs(left - right).max() <= 1
     assert explain(*words[:6], "--out", tmp_path / "no", "--distances-in", "std") == 1
     assert "needs --normalize" in capsys.readouterr().err
-
-
-def test_the_bar_moves_within_a_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr("captum_boundary.datasets.explain._INTERVAL", 0.0)
-    shown = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", shown)
-    assert explain(*OWN, "--out", tmp_path, "--batch-size", "20", "--no-gallery") == 0
-    states = re.findall(r"\| (\d+)/20 .* ([\d,]+) model evaluations", shown.getvalue().replace("\r", "\n"))
-    within = {count for done, count in states if done == "0"}
-    assert len(within) >= 5
 
 
 MEMORY = """
@@ -362,24 +321,6 @@ def test_the_size_of_groups_of_path_points_changes_nothing(tmp_path, images):
             torch.testing.assert_close(other, maps[0], rtol=1e-4, atol=1e-6)
 
 
-def test_names_of_classes_come_with_the_weights_of_torchvision(tmp_path, monkeypatch):
-    """Where they are torchvision's own, which the digest in the name of its file tells."""
-    torch.save(squeezenet1_0().state_dict(), tmp_path / "weights.pt")
-    assert load_model("torchvision:squeezenet1_0", str(tmp_path / "weights.pt"), None).class_names is None
-    digest = hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest()[:8]
-    entry = get_model_weights("squeezenet1_0").DEFAULT
-    monkeypatch.setattr(entry, "_value_", replace(entry.value, url=f"https://nowhere/squeezenet1_0-{digest}.pth"))
-    names = load_model("torchvision:squeezenet1_0", str(tmp_path / "weights.pt"), None).class_names
-    assert names[:2] == ["tench", "goldfish"]
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: torch.load(tmp_path / "weights.pt"))
-    monkeypatch.setattr(
-        "torchvision.models._api.load_state_dict_from_url", lambda *_, **__: torch.load(tmp_path / "weights.pt")
-    )
-    loaded = load_model("torchvision:squeezenet1_0", "DEFAULT", None)
-    assert loaded.class_names == names
-    assert loaded.normalize[0] == pytest.approx([0.485, 0.456, 0.406])
-
-
 def test_merging(tmp_path, capsys):
     words = [*OWN, "--batch-size", 5]
     for index in range(2):
@@ -434,3 +375,24 @@ def test_torchrun_writes_what_one_process_does(tmp_path):
     assert done.stdout.count("20 of 20 examples are explained.") == 1
     assert explain(*OWN, "--batch-size", 4, "--out", tmp_path / "one" / "out") == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_normalization_is_the_models_first_layer(tmp_path, images, monkeypatch):
+    mean, std = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.6, 0.7]]).view(2, 3, 1, 1)
+    words = ["--model", "small_data:image_model", "--data", images, "--out", tmp_path / "out", "--size", 8]
+    words += ["--no-labels", "--method", "saliency", "--normalize", "0.1,0.2,0.3", "0.5,0.6,0.7"]
+    assert explain(*words, "--no-gallery") == 0
+    data = ImageFiles(images, size=8)
+    image = data[2][0][None].requires_grad_()
+    scores = image_model()((image - mean) / std)
+    expected = torch.autograd.grad(scores.max(), image)[0][0]
+    torch.testing.assert_close(load_explanations(tmp_path / "out")[2].attributions, expected)
+
+
+def test_a_bar_moves_within_a_batch(tmp_path, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr("captum_boundary.search.boundary_search.tqdm", partial(tqdm, mininterval=0))
+    assert explain(*OWN, "--out", tmp_path, "--batch-size", "20", "--no-gallery") == 0
+    before, _, _ = shown.getvalue().partition("20/20")
+    assert len(set(re.findall(r"boundary: +(\d+)%", before))) >= 4

@@ -23,8 +23,7 @@ from captum_boundary.datasets import (
     load_explanations,
     write_gallery,
 )
-from captum_boundary.datasets._summary import summarize
-from captum_boundary.datasets.gallery import picture
+from captum_boundary.datasets.gallery import picture, summarize
 
 N_EXAMPLES = 130
 failing = pytest.mark.filterwarnings("ignore::captum_boundary.datasets.ExampleWarning")

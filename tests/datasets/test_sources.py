@@ -75,7 +75,7 @@ def test_loose_images_beside_classes_are_refused(tmp_path):
         ImageFiles(tmp_path / "empty")
 
 
-def test_links_are_followed_and_never_in_circles(tmp_path):
+def test_links_to_images_and_classes_are_followed_and_never_in_circles(tmp_path):
     save(tmp_path / "elsewhere" / "1.png")
     save(tmp_path / "data" / "a" / "2.png")
     save(tmp_path / "data" / "b" / "3.png")
@@ -84,18 +84,13 @@ def test_links_are_followed_and_never_in_circles(tmp_path):
     (tmp_path / "data" / "a" / "circle").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "b" / "self").symlink_to(tmp_path / "data" / "b")
     (tmp_path / "data" / "b" / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "data" / "c").symlink_to(tmp_path / "elsewhere")
     data = ImageFiles(tmp_path / "data")
-    assert names(data) == [
-        "a/2.png",
-        "a/linked.png",
-        "a/circle/b/3.png",
-        "a/circle/b/broken.png",
-        "a/linked/1.png",
-        "b/3.png",
-        "b/broken.png",
-    ]
+    assert names(data) == ["a/2.png", "a/linked.png", "b/3.png", "b/broken.png", "c/1.png"]
+    assert data.classes == ["a", "b", "c"]
+    assert len(ImageFiles(tmp_path / "data", labels=False)) == 5
     with pytest.raises(FileNotFoundError):
-        data[6]
+        data[3]
 
 
 def test_results_among_the_images_leave_themselves_out(tmp_path, capsys):
@@ -256,7 +251,9 @@ def test_the_layout_of_arrays_is_not_guessed(tmp_path):
         ({"pixels": np.ones((2, 3))}, "it holds pixels"),
         ({"images": np.ones((2, 3)), "labels": [1]}, "2 inputs, but labels of shape"),
         ({"images": np.ones((2, 3)), "labels": 1}, r"labels of shape \(\)"),
-        ({"images": np.array(1.0)}, r"its shape is \(\)"),
+        ({"images": np.ones((2, 3)), "labels": ["a", "b"]}, "type <U1. It needs one class number"),
+        ({"images": np.ones((2, 3)), "labels": [0.5, 1]}, "type float64"),
+        ({"images": np.array(1.0)}, r"it holds images of shape \(\)"),
         ({"images": np.array([{}, []], dtype=object)}, "cannot be read as arrays"),
     ],
 )
