@@ -64,7 +64,22 @@ class Explanation:
 class Explanations(Dataset[Explanation]):
     r"""A folder of explanations as a data set whose examples have the same places as those they explain.
 
-    :func:`load_explanations` makes it. Nothing is held in memory but one batch of rows.
+    Nothing is held in memory but one batch of rows.
+
+    Args:
+
+        out (str or PathLike): Folder that :func:`explain_dataset` has written.
+
+    Examples::
+
+        >>> import tempfile
+        >>> import torch
+        >>> from captum.attr import Saliency
+        >>> from captum_boundary.datasets import explain_dataset
+        >>> out = tempfile.mkdtemp()
+        >>> explanations = explain_dataset(Saliency(torch.nn.Linear(4, 3)), torch.randn(10, 4), out, batch_size=4)
+        >>> explanations.is_complete, explanations[-1].index, explanations.table(["index", "prediction"]).shape
+        (True, 9, (10, 2))
     """
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
