@@ -77,6 +77,7 @@ class Capabilities:
         least_baselines (int): Baselines of an example, at least.
         shares_baselines (bool): Whether its baselines are a distribution that all examples of a batch share.
         takes_target (bool): Whether it explains an output, which LayerActivation does not.
+        repeats_target (bool): Whether it repeats a target of each example where it repeats the inputs.
         needs_grad (bool): Whether its inputs should require gradients, without which Captum warns.
         has_delta (bool): Whether it has one meaningful convergence delta for each example.
         has_internal_batch_size (bool): Whether it can bound what passes through the model at once.
@@ -91,6 +92,7 @@ class Capabilities:
     least_baselines: int
     shares_baselines: bool
     takes_target: bool
+    repeats_target: bool
     needs_grad: bool
     has_delta: bool
     has_internal_batch_size: bool
@@ -127,6 +129,7 @@ def capabilities_of(method: Attribution) -> Capabilities:
         # A required argument is a distribution, as GradientShap's is.
         shares_baselines=baselines == "baselines" and parameters[baselines].default is inspect.Parameter.empty,
         takes_target="target" in parameters,
+        repeats_target=baselines != "layer_baselines",  # LayerFeatureAblation fixes the target in a closure
         needs_grad=isinstance(core, GradientAttribution),
         # The deltas of a NoiseTunnel are those of its copies, which only a common baseline makes those of the example.
         has_delta=bool(method.has_convergence_delta()) and not (is_noisy and baselines is None),

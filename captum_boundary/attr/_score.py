@@ -13,7 +13,7 @@ from captum_boundary._core.margin import class_scores
 from captum_boundary._core.outputs import score_tensor
 from captum_boundary._core.score_function import ScoreFunction
 
-__all__ = ["FixedArguments", "MarginScore", "ScoreTensor", "fix_shared_tensors"]
+__all__ = ["FixedArguments", "MarginScore", "OutputScore", "ScoreTensor", "fix_shared_tensors"]
 
 
 class ScoreTensor(nn.Module):
@@ -83,6 +83,22 @@ def fix_shared_tensors(
         return forward_func, arguments
     left = tuple(value for position, value in enumerate(arguments or ()) if position not in fixed)
     return FixedArguments(forward_func, len(inputs), fixed), left or None
+
+
+class OutputScore(nn.Module):
+    r"""A model's score of the class ``(N,)`` that is its last argument: shape ``(N,)``.
+
+    For methods that repeat arguments together with the inputs, and targets not.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        super().__init__()
+        self.forward_func = forward_func
+
+    def forward(self, *arguments: Any) -> Tensor:
+        """Evaluate the model at all arguments but the last one, which is the class."""
+        *model_arguments, target = arguments
+        return class_scores(self.forward_func(*model_arguments), len(target)).gather(1, target[:, None])[:, 0]
 
 
 class MarginScore(nn.Module):

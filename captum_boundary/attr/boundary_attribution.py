@@ -30,7 +30,7 @@ from captum_boundary.attr._default_device import default_device_of
 from captum_boundary.attr._layer_methods import HookableFromLayer
 from captum_boundary.attr._methods import build_method, capabilities_of, check_arguments
 from captum_boundary.attr._rewrite.hookable import hookable_copy, inside_parallel
-from captum_boundary.attr._score import MarginScore, ScoreTensor, fix_shared_tensors
+from captum_boundary.attr._score import MarginScore, OutputScore, ScoreTensor, fix_shared_tensors
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 from captum_boundary.search._given import check_same_target, points_for, refuse_mask, search_for
@@ -385,6 +385,8 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             return MarginScore(function), None, (*(arguments or ()), boundary.target, adversarial)
         if has_one_output(output):
             return function, None if output.ndim == 1 else 0, arguments
+        if not self._can.repeats_target:
+            return OutputScore(function), None, (*(arguments or ()), boundary.target)
         return function, boundary.target, arguments
 
     def _scored(self, n_inputs: int) -> ScoreTensor:
