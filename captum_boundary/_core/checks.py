@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = [
+    "check_choice",
     "check_count",
     "check_inputs",
     "check_not_negative",
@@ -62,6 +63,12 @@ def _refuse_values(tensors: tuple[Tensor, ...], is_tuple: bool) -> None:
         if rows:
             name = f"inputs[{index}]" if is_tuple else "inputs"
             raise BoundaryValueError(f"{name} contains NaN or infinity in row(s) {rows}.")
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Refuse everything but the names that an option has."""
+    if not isinstance(value, str) or value not in choices:
+        raise BoundaryValueError(f"{name} must be {' or '.join(map(repr, choices))}, but it is {value!r}.")
 
 
 def check_count(name: str, value: object, optional: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The decorator of ``attribute``: what Captum's own wrappers need, and a warning where they would mix classes."""
+"""What makes a class an attribution of Captum's, as Captum's own wrappers and those of this package need it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from captum.log import log_usage
 
 from captum_boundary._core.user_warnings import warn_user
 
-__all__ = ["captum_method"]
+__all__ = ["BoundaryMethod", "captum_method"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -31,3 +31,13 @@ def captum_method(attribute: Function) -> Function:
 
     logged.__wrapped__ = of_noisy_copies
     return cast(Function, logged)
+
+
+class BoundaryMethod:
+    """What all attributions of this package have in common, beside Captum's base class."""
+
+    _targets_are_sides = True  # of a model with one output, which for Captum's methods has no target
+
+    def attribute_future(self) -> None:
+        r"""This method is not implemented for boundary attributions."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")

@@ -11,16 +11,15 @@ from captum.attr import GradientAttribution
 from torch import Tensor
 
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.checks import check_choice, check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.mask import Mask
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
-from captum_boundary.attr._captum_method import captum_method
+from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
 from captum_boundary.attr._weighting import Weighting, check_weighting
 from captum_boundary.attr.boundary_normals import BoundaryNormals, FlatNormals, collect, flattened
-from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundarySearch
 from captum_boundary.search._given import check_same_target, refuse_mask, search_for
 from captum_boundary.search._neighbors import (
@@ -35,7 +34,7 @@ from captum_boundary.search._same_model import check_same_model
 __all__ = ["AggregatedBoundaryNormals"]
 
 
-class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
+class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
     r"""The weighted mean of the unit normals of several decision boundaries near to the input.
 
     The normal of the nearest boundary tells what would change the decision first. Other boundaries are often hardly
@@ -73,8 +72,6 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         >>> attributions.shape, boundaries.points.shape, boundaries.distance.shape
         (torch.Size([2, 4]), torch.Size([2, 2, 4]), torch.Size([2, 2]))
     """
-
-    _targets_are_sides = True
 
     def __init__(
         self,
@@ -192,8 +189,7 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
             BoundaryNotFoundError: If the search is strict and some example has no boundary at all.
         """
         check_count("n_boundaries", n_boundaries)
-        if sampling not in ("classes", "random"):
-            raise BoundaryValueError(f'sampling must be "classes" or "random", but it is {sampling!r}.')
+        check_choice("sampling", sampling, ("classes", "random"))
         check_weighting(weighting)
         if boundary is not None:
             refuse_mask(mask)
@@ -209,10 +205,6 @@ class AggregatedBoundaryNormals(GradientAttribution):  # type: ignore[misc]
         as_tuple = is_tuple(inputs)
         maps = format_output(as_tuple, oracle.unpack(attributions))
         return (maps, boundaries.shaped(oracle, self.search.norm, as_tuple)) if return_boundary else maps
-
-    def attribute_future(self) -> None:
-        r"""This method is not implemented for boundary attributions."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     @property
     def multiplies_by_inputs(self) -> bool:

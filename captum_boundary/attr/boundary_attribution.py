@@ -17,19 +17,20 @@ from captum_boundary._core.captum_helpers import (
     format_additional_forward_args,
     is_tuple,
 )
-from captum_boundary._core.checks import check_inputs
+from captum_boundary._core.checks import check_choice, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import class_scores, resolve_target
 from captum_boundary._core.mask import Mask
+from captum_boundary._core.modules import unwrapped
 from captum_boundary._core.outputs import has_one_output, score_tensor
 from captum_boundary._core.random_state import preserve_rng_state
 from captum_boundary._core.score_function import ScoreFunction
 from captum_boundary.attr._calls import MethodCall, call_in_groups, call_method, sizes_that_fit
-from captum_boundary.attr._captum_method import captum_method
+from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
 from captum_boundary.attr._default_device import default_device_of
 from captum_boundary.attr._layer_methods import HookableFromLayer
 from captum_boundary.attr._methods import build_method, capabilities_of, check_arguments
-from captum_boundary.attr._rewrite.hookable import hookable_copy, inside_parallel
+from captum_boundary.attr._rewrite.hookable import hookable_copy
 from captum_boundary.attr._score import MarginScore, OutputScore, ScoreTensor, fix_shared_tensors
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints, BoundarySearch
@@ -39,7 +40,7 @@ from captum_boundary.search._same_model import check_same_model
 __all__ = ["BoundaryAttribution"]
 
 
-class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
+class BoundaryAttribution(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
     r"""Any Captum method, made to explain an input from its nearest decision boundary.
 
     Attributions compare an input with a baseline, or look at the slope of the model at some point. The choice of either
@@ -98,7 +99,6 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
     """
 
     _default_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    _targets_are_sides = True
 
     def __init__(
         self,
@@ -108,8 +108,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         score: str = "output",
     ) -> None:
         super().__init__(forward_func)
-        if score not in ("output", "margin"):
-            raise BoundaryValueError(f'score must be "output" or "margin", but it is {score!r}.')
+        check_choice("score", score, ("output", "margin"))
         self.search = search_for(forward_func, search)
         check_same_model(forward_func, self.search.forward_func)
         self.method = method
@@ -302,10 +301,6 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
         )
         return delta
 
-    def attribute_future(self) -> None:
-        r"""This method is not implemented for boundary attributions."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
-
     @property
     def multiplies_by_inputs(self) -> bool:
         r"""Whether the method multiplies by the difference of input and baseline (or by the input)."""
@@ -372,7 +367,7 @@ class BoundaryAttribution(GradientAttribution):  # type: ignore[misc]
             check_same_target(resolve_target(target, scores, has_one_output(output)), boundary.target)
         function: Callable[..., Any]
         if self._can.hooks_modules:
-            scored = ScoreTensor(inside_parallel(self.forward_func), len(inputs))
+            scored = ScoreTensor(unwrapped(self.forward_func), len(inputs))
             function = scored
             if not isinstance(self.forward_func, HookableFromLayer):
                 everything = (*inputs, *(arguments or ()))

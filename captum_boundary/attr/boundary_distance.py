@@ -18,7 +18,7 @@ from captum_boundary._core.captum_helpers import (
     is_tuple,
 )
 from captum_boundary._core.checks import check_inputs
-from captum_boundary.attr._captum_method import captum_method
+from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
 from captum_boundary.errors import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 from captum_boundary.search._given import search_for
@@ -31,7 +31,7 @@ __all__ = ["BoundaryDistance"]
 _VALUES_AT_ONCE = 2**22
 
 
-class BoundaryDistance(GradientAttribution):  # type: ignore[misc]
+class BoundaryDistance(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
     r"""One over the distance of the decision boundary where one feature alone, or one group of features, may move.
 
     Each group of ``feature_mask`` (a token, a word, a column of a table, a segment of an image) is moved alone, all
@@ -175,10 +175,6 @@ class BoundaryDistance(GradientAttribution):  # type: ignore[misc]
             )
         attributions = format_output(is_tuple(inputs), maps)
         return (attributions, BoundaryPoints.cat(parts)) if return_boundary else attributions
-
-    def attribute_future(self) -> None:
-        r"""This method is not implemented for boundary distances."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def _batches(
         self, tensors: tuple[Tensor, ...], arguments: tuple[Any, ...] | None, n_groups: int

@@ -14,14 +14,14 @@ from tqdm.auto import tqdm
 
 from captum_boundary._core.batch_sizes import points_at_once
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.checks import check_choice, check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.flat import unpack
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary._core.margin import margin_and_rival
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
-from captum_boundary.attr._captum_method import captum_method
+from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
 from captum_boundary.attr._local_average import local_average
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, slices
@@ -36,7 +36,7 @@ _DEFAULT_NOISE = 0.1
 _HALF_LARGEST, _HALF_MAX_SCALE = 16.0, 2.0**12
 
 
-class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
+class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
     r"""Mean squared gradients, or mean products of gradients, at the boundaries of noisy copies of the input.
 
     Every noisy copy ``x_i`` of an input has its own nearest boundary, which one Newton step on the margin reaches up to
@@ -87,8 +87,6 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         >>> maps.shape, bool((maps >= 0).all())
         (torch.Size([2, 1, 6, 6]), True)
     """
-
-    _targets_are_sides = True
 
     def __init__(
         self,
@@ -171,10 +169,6 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
         energies_of_inputs: TensorOrTupleOfTensorsGeneric = format_output(is_tuple(inputs), maps)
         return energies_of_inputs
 
-    def attribute_future(self) -> None:
-        r"""This method is not implemented for boundary attributions."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
-
     def has_convergence_delta(self) -> bool:
         r"""Energies do not add up to a difference of outputs: always False."""
         return False
@@ -225,8 +219,7 @@ class BoundaryEnergy(GradientAttribution):  # type: ignore[misc]
                 f"stdev is for {len(self._stdevs)} input(s), but there are {len(tensors)}: give one number for each."
             )
         check_pairs(n_samples)
-        if energy not in _ENERGIES:
-            raise BoundaryValueError(f"energy must be {' or '.join(map(repr, _ENERGIES))}, but it is {energy!r}.")
+        check_choice("energy", energy, _ENERGIES)
         if energy == "common" and n_samples < 4:
             raise BoundaryValueError(f"Common energy needs n_samples of at least 4, but it is {n_samples}.")
         if not isinstance(width, numbers.Real) or not 0 <= width < math.inf:

@@ -22,7 +22,7 @@ from captum_boundary._core.checks import check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import resolve_target
 from captum_boundary._core.model import Model
-from captum_boundary.attr._captum_method import captum_method
+from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
 from captum_boundary.attr._spatial_grid import ReshapeTransform, grid_of
 from captum_boundary.attr.boundary_energy import BoundaryEnergy
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
@@ -34,7 +34,7 @@ __all__ = ["BoundaryGradCam"]
 _WINDOWS_PER_WIDTH = 75
 
 
-class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
+class BoundaryGradCam(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
     r"""Boundary energy of an image times Grad-CAM of a layer: fine as the one, and about the class as the other.
 
     :class:`BoundaryEnergy` tells which pixels the score reacts to near the decision boundary, and not in which
@@ -74,8 +74,6 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
         >>> maps.shape
         torch.Size([2, 3, 16, 16])
     """
-
-    _targets_are_sides = True
 
     def __init__(
         self,
@@ -171,10 +169,6 @@ class BoundaryGradCam(GradientAttribution):  # type: ignore[misc]
         )
         maps: TensorOrTupleOfTensorsGeneric = format_output(is_tuple(inputs), (energies * cam,))
         return maps
-
-    def attribute_future(self) -> None:
-        r"""This method is not implemented for boundary attributions."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def has_convergence_delta(self) -> bool:
         r"""The maps do not add up to a difference of outputs: always False."""

@@ -18,7 +18,7 @@ from captum_boundary._core.captum_helpers import (
     format_output,
     is_tuple,
 )
-from captum_boundary._core.checks import check_count, check_inputs, shown
+from captum_boundary._core.checks import check_choice, check_count, check_inputs, shown
 from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import resolve_target
 from captum_boundary._core.model import Model
@@ -163,8 +163,7 @@ class BoundaryNoiseTunnel(NoiseTunnel):  # type: ignore[misc]
     def _check(
         self, tensors: tuple[Tensor, ...], nt_type: str, n: int, size: int | None, stdevs: Any, options: dict[str, Any]
     ) -> None:
-        if nt_type not in _TYPES:
-            raise BoundaryValueError(f"nt_type must be one of {', '.join(map(repr, _TYPES))}, but it is {nt_type!r}.")
+        check_choice("nt_type", nt_type, _TYPES)
         check_count("nt_samples", n)
         check_count("nt_samples_batch_size", size, optional=True)
         n_stdevs = len(checked_stdevs(stdevs)) if stdevs != 0 else 1

@@ -9,12 +9,12 @@ from captum.attr import LayerAttribution, LayerIntegratedGradients
 from torch import Tensor, nn
 
 from captum_boundary._core.captum_helpers import TargetType
+from captum_boundary._core.checks import check_choice
 from captum_boundary._core.mask import Mask
-from captum_boundary.attr._captum_method import captum_method
+from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
 from captum_boundary.attr._layer_methods import build_layer_method, for_activations, hookable_from_layer
 from captum_boundary.attr._methods import capabilities_of
 from captum_boundary.attr.boundary_attribution import BoundaryAttribution
-from captum_boundary.errors import BoundaryValueError
 from captum_boundary.layers import ModelFromLayer
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 from captum_boundary.search._given import search_for
@@ -23,7 +23,7 @@ from captum_boundary.search._same_model import check_same_model
 __all__ = ["LayerBoundaryAttribution"]
 
 
-class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
+class LayerBoundaryAttribution(BoundaryMethod, LayerAttribution):  # type: ignore[misc]
     r"""Attributions in a layer, from the nearest decision boundary in the space of its activations.
 
     What :class:`BoundaryAttribution` does for inputs, this does for the output or input of any layer: for embeddings of
@@ -72,8 +72,6 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
         (torch.Size([2, 3]), True)
     """
 
-    _targets_are_sides = True
-
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -83,8 +81,7 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
         score: str = "output",
     ) -> None:
         super().__init__(forward_func, layer)
-        if score not in ("output", "margin"):
-            raise BoundaryValueError(f'score must be "output" or "margin", but it is {score!r}.')
+        check_choice("score", score, ("output", "margin"))
         from_layer = ModelFromLayer(forward_func, layer)
         self.search = search_for(forward_func, search)
         check_same_model(forward_func, self.search.forward_func)
@@ -231,10 +228,6 @@ class LayerBoundaryAttribution(LayerAttribution):  # type: ignore[misc]
             return_convergence_delta=return_convergence_delta,
             **kwargs,
         )
-
-    def attribute_future(self) -> None:
-        r"""This method is not implemented for boundary attributions."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     @property
     def multiplies_by_inputs(self) -> bool:

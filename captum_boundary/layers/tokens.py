@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_boundary._core.checks import check_count
+from captum_boundary._core.checks import check_choice, check_count
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["nearest_tokens"]
@@ -62,8 +62,7 @@ def nearest_tokens(
         )
     if k > len(embedding_weight):
         raise BoundaryValueError(f"k must be at most the {len(embedding_weight)} tokens that there are, but it is {k}.")
-    if metric not in ("cosine", "l2"):
-        raise BoundaryValueError(f'metric must be "cosine" or "l2", but it is {metric!r}.')
+    check_choice("metric", metric, ("cosine", "l2"))
     if mask is not None and mask.shape != points.shape[:-1]:
         raise BoundaryValueError(
             f"mask must have one entry for each vector, {tuple(points.shape[:-1])}, but its shape is "

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from captum_boundary._core.captum_helpers import TargetType
+from captum_boundary._core.checks import check_choice
 from captum_boundary._core.margin import resolve_target
 from captum_boundary._core.model import Model
 from captum_boundary.errors import BoundaryValueError
@@ -29,8 +30,7 @@ class TargetScore:
         additional_forward_args: object,
         score: str,
     ) -> None:
-        if score not in ("probability", "output"):
-            raise BoundaryValueError(f'score must be "probability" or "output", but it is {score!r}.')
+        check_choice("score", score, ("probability", "output"))
         self._n_examples = len(inputs[0])
         self._model = Model(forward_func, self._n_examples, additional_forward_args)
         self._examples = torch.arange(self._n_examples, device=inputs[0].device)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_boundary._core.bounds import Bounds, box_of
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric
-from captum_boundary._core.checks import check_inputs
+from captum_boundary._core.checks import check_choice, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.geometry import row_dot
 from captum_boundary._core.norms import L2, Norm, norm_of
@@ -80,8 +80,7 @@ def normal_alignment(
         >>> bool(torch.allclose(cosine, torch.ones(5), atol=1e-5))
         True
     """
-    if score not in ("output", "margin"):
-        raise BoundaryValueError(f'score must be "output" or "margin", but it is {score!r}.')
+    check_choice("score", score, ("output", "margin"))
     with geometry():
         oracle, points = _oracle_of(forward_func, inputs, target, boundary, additional_forward_args)
         normal = _slope(oracle, points, boundary, with_adversarial=True)

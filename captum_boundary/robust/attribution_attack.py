@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_boundary._core.agreement import kendall_tau, top_count, topk_intersection
 from captum_boundary._core.bounds import Bounds, box_of
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._core.checks import check_count, check_inputs, check_not_negative, check_positive
+from captum_boundary._core.checks import check_choice, check_count, check_inputs, check_not_negative, check_positive
 from captum_boundary._core.generators import check_generator
 from captum_boundary._core.geometry import Box
 from captum_boundary._core.model_modes import checkpoints_named, native_recurrence
@@ -138,8 +138,8 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
     ) -> None:
         if not callable(forward_func):
             raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
-        _check_name("objective", objective, OBJECTIVES)
-        _check_name("attribution", attribution, ("ig", "gradient"))
+        check_choice("objective", objective, OBJECTIVES)
+        check_choice("attribution", attribution, ("ig", "gradient"))
         check_not_negative("epsilon", epsilon)
         check_positive("attack_step_size", attack_step_size, optional=True)
         check_positive("softplus_beta", softplus_beta)
@@ -155,7 +155,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         if attribution == "gradient" and baselines is not None:
             raise BoundaryValueError('baselines have no meaning for attribution="gradient": leave them out.')
         if measure is not None and not callable(measure):
-            _check_name("measure", measure, ("kendall", "topk"))
+            check_choice("measure", measure, ("kendall", "topk"))
         check_generator(generator)
         self.forward_func = forward_func
         self.objective = objective
@@ -259,11 +259,6 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         if measure == "kendall" or self.objective == "topk":
             return lambda shares: kendall_tau(clean, shares)
         return objective.value
-
-
-def _check_name(argument: str, name: object, names: tuple[str, ...]) -> None:
-    if name not in names:
-        raise BoundaryValueError(f"{argument} must be one of {', '.join(map(repr, names))}, but it is {name!r}.")
 
 
 def _checked(values: object, n_examples: int) -> Tensor:

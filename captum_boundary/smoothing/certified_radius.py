@@ -14,7 +14,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from captum_boundary._core.captum_helpers import TensorOrTupleOfTensorsGeneric, format_additional_forward_args
-from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.checks import check_choice, check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.flat import geometry_dtype
 from captum_boundary._core.generators import check_generator, seed_of
@@ -231,8 +231,7 @@ def _check(
             f"n_samples must be at least {fewest} to certify anything at alpha={alpha!r}, but it is {n_samples}: so "
             "few votes abstain even where all are for one class."
         )
-    if decision not in _DECISIONS:
-        raise BoundaryValueError(f"decision must be {' or '.join(map(repr, _DECISIONS))}, but it is {decision!r}.")
+    check_choice("decision", decision, _DECISIONS)
     check_generator(generator)
     if len(smoothed._stdevs) != n_inputs:
         raise BoundaryValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_boundary._core.checks import check_count
+from captum_boundary._core.checks import check_choice, check_count
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._averages import AVERAGES, average_over_copies, by_copies
@@ -103,8 +103,7 @@ class SmoothedModel(nn.Module):
             raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
         check_pairs(n_samples)
         check_count("internal_batch_size", internal_batch_size, optional=True)
-        if average not in AVERAGES:
-            raise BoundaryValueError(f"average must be {' or '.join(map(repr, AVERAGES))}, but it is {average!r}.")
+        check_choice("average", average, AVERAGES)
         check_generator(generator)
         self.forward_func = forward_func
         self.stdev = stdev

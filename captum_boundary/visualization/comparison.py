@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_boundary._core.bounds import Bounds
+from captum_boundary._core.checks import check_choice
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._given import points_for
@@ -116,8 +117,7 @@ def compare_attributions(
         (2, 4)
     """
     images = check_images(inputs)
-    if sign not in _SIGNS:
-        raise BoundaryValueError(f"sign must be one of {', '.join(map(repr, _SIGNS))}, but it is {sign!r}.")
+    check_choice("sign", sign, _SIGNS)
     if not 0 <= outlier_perc < 100:
         raise BoundaryValueError(f"outlier_perc must be at least 0 and less than 100, but it is {outlier_perc!r}.")
     views = _views(attributions, boundary, images, class_names, bounds, _SIGNS[sign])

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_boundary._core.bounds import Bounds
+from captum_boundary._core.checks import check_choice
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.visualization._images import check_images, displayed, maps_of
 from captum_boundary.visualization._panels import AxesArray, PanelsToUse, grid, say, show_image, title
@@ -70,8 +71,7 @@ def show_attribution(
         (2, 3)
     """
     images = check_images(inputs)
-    if sign not in _SIGNS:
-        raise BoundaryValueError(f"sign must be one of {', '.join(map(repr, _SIGNS))}, but it is {sign!r}.")
+    check_choice("sign", sign, _SIGNS)
     for name, value, most in (("outlier_perc", outlier_perc, 100), ("alpha_overlay", alpha_overlay, 1)):
         if not 0 <= value <= most or (name == "outlier_perc" and value == most):
             raise BoundaryValueError(f"{name} must be between 0 and {most}, but it is {value!r}.")

@@ -304,7 +304,7 @@ def test_the_class_on_whose_boundary_an_input_lies_is_the_nearest(n_boundaries):
     [
         ({"n_boundaries": 0}, "n_boundaries must be a positive integer, but it is 0"),
         ({"n_boundaries": 2.5}, "n_boundaries must be a positive integer, but it is 2.5"),
-        ({"sampling": "all"}, '"classes" or "random", but it is \'all\''),
+        ({"sampling": "all"}, "'classes' or 'random', but it is 'all'"),
     ],
 )
 def test_bad_options_say_how_to_mend_them(options, message, network, inputs):

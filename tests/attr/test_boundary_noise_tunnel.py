@@ -154,7 +154,7 @@ def test_bad_arguments_say_how_to_mend_them(model, inputs):
             BoundaryNoiseTunnel(method)
     method = BoundaryAttribution(model, Saliency, search(model))
     tunnel = BoundaryNoiseTunnel(method)
-    with pytest.raises(BoundaryValueError, match="nt_type must be one of"):
+    with pytest.raises(BoundaryValueError, match="nt_type must be "):
         tunnel.attribute(inputs, "smooth")
     with pytest.raises(BoundaryValueError, match="nt_samples must be a positive integer"):
         tunnel.attribute(inputs, nt_samples=0)

@@ -458,7 +458,7 @@ def test_bad_arguments_say_how_to_mend_them(model, images):
         LayerBoundaryAttribution(model, nn.Linear(2, 2))
     with pytest.raises(BoundaryTypeError, match="layer must be a torch.nn.Module of the model"):  # noqa: RUF043
         LayerBoundaryAttribution(model, "third")
-    with pytest.raises(BoundaryValueError, match='score must be "output" or "margin"'):
+    with pytest.raises(BoundaryValueError, match="score must be 'output' or 'margin'"):
         LayerBoundaryAttribution(model, model.third, score="logit")
     with pytest.raises(BoundaryTypeError, match="method must be a callable"):
         LayerBoundaryAttribution(model, model.third, method="LayerIntegratedGradients")

@@ -71,7 +71,7 @@ def test_bad_arguments_say_how_to_mend_them():
         nearest_tokens(POINTS, WEIGHT, k=31)
     with pytest.raises(BoundaryValueError, match="k must be a positive integer"):
         nearest_tokens(POINTS, WEIGHT, k=0)
-    with pytest.raises(BoundaryValueError, match='metric must be "cosine" or "l2"'):
+    with pytest.raises(BoundaryValueError, match="metric must be 'cosine' or 'l2'"):
         nearest_tokens(POINTS, WEIGHT, metric="dot")
     with pytest.raises(BoundaryValueError, match=r"one entry for each vector, \(3, 4\), but its shape is \(3,\)"):
         nearest_tokens(POINTS, WEIGHT, mask=torch.ones(3))

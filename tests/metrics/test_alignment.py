@@ -325,7 +325,7 @@ def test_errors_say_what_is_wrong(changes, error, message):
 
 
 def test_errors_of_alignment():
-    with pytest.raises(BoundaryValueError, match='score must be "output" or "margin", but it is \'logit\''):
+    with pytest.raises(BoundaryValueError, match="score must be 'output' or 'margin', but it is 'logit'"):
         normal_alignment(linear(), INPUTS, BOUNDARY, 1, score="logit")
     with pytest.raises(
         BoundaryValueError, match=r"asks for the classes \[0, 1\], but .* is that of the classes \[1, 1\]"

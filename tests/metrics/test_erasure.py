@@ -113,7 +113,7 @@ def test_bad_arguments_say_how_to_mend_them(measure, model):
         measure(model, IDS, MAPS, mask=REAL & (torch.arange(N) != 2)[:, None])
     with pytest.raises(BoundaryValueError, match="shares must hold numbers above 0 and up to 1"):
         measure(model, IDS, MAPS, shares=(0.1, 1.5))
-    with pytest.raises(BoundaryValueError, match='score must be "probability" or "output"'):
+    with pytest.raises(BoundaryValueError, match="score must be 'probability' or 'output'"):
         measure(model, IDS, MAPS, score="logit")
 
 

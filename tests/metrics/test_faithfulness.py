@@ -390,7 +390,7 @@ TABLE = torch.ones(2, 4)
             r"inputs have shape \(2, 3, 6, 6\), baselines \(6,\)\. One value for each channel .* \(C, 1, 1\)",
         ),
         ({"baselines": torch.ones(3, 5, 6)}, BoundaryValueError, r"baselines \(3, 5, 6\)"),
-        ({"score": "logit"}, BoundaryValueError, 'score must be "probability" or "output", but it is \'logit\''),
+        ({"score": "logit"}, BoundaryValueError, "score must be 'probability' or 'output', but it is 'logit'"),
         ({"n_steps": 0}, BoundaryValueError, "n_steps must be a positive integer, but it is 0"),
         ({"perturbations_per_eval": 1.5}, BoundaryValueError, "perturbations_per_eval must be a positive integer"),
         ({"target": 200}, BoundaryValueError, "target must be between 0 and 107"),

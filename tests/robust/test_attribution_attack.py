@@ -446,10 +446,10 @@ BAD_ARGUMENTS = {
     "objective": (
         {"objective": "top"},
         BoundaryValueError,
-        "objective must be one of 'topk', .*'random', but it is 'top'",
+        "objective must be 'topk' or .* or 'random', but it is 'top'",
     ),
-    "attribution": ({"attribution": "lrp"}, BoundaryValueError, "attribution must be one of 'ig', 'gradient'"),
-    "measure": ({"measure": "cosine"}, BoundaryValueError, "measure must be one of 'kendall', 'topk'"),
+    "attribution": ({"attribution": "lrp"}, BoundaryValueError, "attribution must be 'ig' or 'gradient'"),
+    "measure": ({"measure": "cosine"}, BoundaryValueError, "measure must be 'kendall' or 'topk'"),
     "negative epsilon": ({"epsilon": -0.1}, BoundaryValueError, r"at least 0, but it is -0\.1"),
     "infinite epsilon": ({"epsilon": math.inf}, BoundaryValueError, "at least 0, but it is inf"),
     "NaN epsilon": ({"epsilon": math.nan}, BoundaryValueError, "at least 0, but it is nan"),

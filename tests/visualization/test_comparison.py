@@ -243,7 +243,7 @@ ROW = (Figure(), Figure().subplots(1, 2, squeeze=False))
         (BoundaryTypeError, r"attributions\['A'\] must be a Tensor", IMAGES, {"A": [1]}, {}),
         (BoundaryValueError, r"attributions\['A'\].*\(2, C, 4, 4\).*\(1, 3, 4, 4\)", IMAGES, {"A": IMAGES[:1]}, {}),
         (BoundaryValueError, r"attributions\['A'\] contains infinity", IMAGES, {"A": IMAGES / 0}, {}),
-        (BoundaryValueError, "sign must be one of 'all'", IMAGES, {"A": IMAGES}, {"sign": "both"}),
+        (BoundaryValueError, "sign must be 'all'", IMAGES, {"A": IMAGES}, {"sign": "both"}),
         (BoundaryValueError, "outlier_perc must be at least 0", IMAGES, {"A": IMAGES}, {"outlier_perc": 100}),
         (BoundaryTypeError, "boundary must be BoundaryPoints", IMAGES, {"A": IMAGES}, {"boundary": IMAGES}),
         (BoundaryTypeError, "pair of a matplotlib Figure .* it is 3", IMAGES, {"A": IMAGES}, {"plt_fig_axis": 3}),

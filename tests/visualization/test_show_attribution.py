@@ -67,7 +67,7 @@ def test_words_where_there_is_no_map(sign: str) -> None:
 
 
 def test_bad_arguments_say_how_to_mend_them() -> None:
-    with pytest.raises(BoundaryValueError, match="sign must be one of"):
+    with pytest.raises(BoundaryValueError, match="sign must be"):
         show_attribution(IMAGES, MAPS, sign="both")
     with pytest.raises(BoundaryValueError, match="outlier_perc"):
         show_attribution(IMAGES, MAPS, outlier_perc=100)

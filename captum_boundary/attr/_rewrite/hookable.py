@@ -16,7 +16,7 @@ from captum_boundary.attr._rewrite.separation import separated_copy
 from captum_boundary.errors import BoundaryTypeError
 from captum_boundary.layers import ModelFromLayer
 
-__all__ = ["hookable_copy", "inside_parallel"]
+__all__ = ["hookable_copy"]
 
 _SHOWN = 4  # of the operations without a rule that a warning names
 
@@ -50,10 +50,3 @@ def _without_rule(name: str, unruled: list[str]) -> str:
         f"{name} has no rule for {shown}. It takes gradients there, so that attributions do not add up to the "
         "difference of scores: return_convergence_delta=True tells by how much. IntegratedGradients needs no rules."
     )
-
-
-def inside_parallel(model: Any) -> Any:
-    """What parallel wrappers wrap, which hooks must not meet on several devices."""
-    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
-    return model
