@@ -15,12 +15,12 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 @pytest.fixture(scope="module")
 def paths():
-    return _imported("rival_paths")
+    return _imported("baseline_paths")
 
 
 @pytest.fixture(scope="module")
-def planted():
-    return _imported("planted")
+def synthetic_images():
+    return _imported("synthetic_images")
 
 
 @pytest.fixture(scope="module")
@@ -94,20 +94,23 @@ def test_integrated_decision_gradients_weigh_by_the_rise_of_the_score(paths):
     torch.testing.assert_close(maps.flatten(1).sum(dim=1), torch.full((3,), 4 / 3).double(), rtol=0.02, atol=0)
 
 
-def test_planted_causes_tell_the_class_and_distractors_do_not(planted):
-    images, classes, masks = planted.planted_images(40, seed=0)
-    assert (masks.sum(dim=(1, 2)) == planted.GLYPH**2).all()
+def test_causes_tell_the_class_and_distractors_do_not(synthetic_images):
+    images, classes, masks = synthetic_images.make_images(40, seed=0)
+    assert (masks.sum(dim=(1, 2)) == synthetic_images.GLYPH**2).all()
     assert ((images >= 0) & (images <= 1)).all()
     for image, label, mask in zip(images, classes, masks, strict=True):
         rows, columns = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
         square = image[:, rows][:, :, columns]
-        glyph = planted.CAUSES[label].bool()
+        glyph = synthetic_images.CAUSES[label].bool()
         inside, outside = square[:, glyph], square[:, ~glyph]
         assert (inside.std(dim=1) < 0.35).all()
         assert ((inside.mean(dim=1) - outside.mean(dim=1)).abs() > 0.05).any()
-    again = planted.planted_images(40, seed=0)
+    again = synthetic_images.make_images(40, seed=0)
     assert torch.equal(again[0], images)
-    assert len({tuple(glyph.flatten().tolist()) for glyph in (*planted.CAUSES, *planted.DISTRACTORS)}) == 7
+    assert (
+        len({tuple(glyph.flatten().tolist()) for glyph in (*synthetic_images.CAUSES, *synthetic_images.DISTRACTORS)})
+        == 7
+    )
 
 
 def test_every_image_takes_the_noise_that_its_decision_stands(smoothed):

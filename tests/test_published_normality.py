@@ -15,7 +15,7 @@ from torch import nn
 
 pytest.importorskip("sklearn")
 
-MODULES = ("normality_published", "published_networks", "published_way", "normality_measures", "rar_checkpoint")
+MODULES = ("normality_published", "published_networks", "published_paths", "normality_measures", "rar_checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def linear() -> SimpleNamespace:
 
 
 def test_a_linear_network_is_the_same_all_along_the_way(benchmark: SimpleNamespace, linear: SimpleNamespace) -> None:
-    columns = benchmark.published_way.measure(linear.network, linear.images, linear.labels, "cifar10", budget=20)
+    columns = benchmark.published_paths.measure(linear.network, linear.images, linear.labels, "cifar10", budget=20)
     for name, values in columns.items():
         if name.startswith("cosine, 0.") and "before" not in name:
             torch.testing.assert_close(values, torch.ones(8))
@@ -45,7 +45,7 @@ def test_a_linear_network_is_the_same_all_along_the_way(benchmark: SimpleNamespa
             torch.testing.assert_close(values, torch.zeros(8), atol=1e-4, rtol=0)
         if name.startswith("smoothed"):
             torch.testing.assert_close(values, torch.ones(8), atol=1e-3, rtol=0)
-    distance = max(benchmark.published_way.BEFORE["cifar10"])
+    distance = max(benchmark.published_paths.BEFORE["cifar10"])
     is_nearer = columns["distance"] < distance
     assert 0 < is_nearer.sum() < 8
     assert torch.equal(columns[f"cosine, {distance} before"].isnan(), is_nearer)
@@ -54,13 +54,13 @@ def test_a_linear_network_is_the_same_all_along_the_way(benchmark: SimpleNamespa
 def test_images_classified_wrongly_have_no_numbers(benchmark: SimpleNamespace, linear: SimpleNamespace) -> None:
     labels = linear.labels.clone()
     labels[2] = (labels[2] + 1) % 5
-    columns = benchmark.published_way.columns_of(linear.network, linear.images, labels, "cifar10", budget=5)
+    columns = benchmark.published_paths.columns_of(linear.network, linear.images, labels, "cifar10", budget=5)
     assert [i for i, value in enumerate(columns["cosine, 0.0"]) if value is None] == [2]
 
 
 def test_what_lies_on_black_pixels(benchmark: SimpleNamespace) -> None:
     gradient, normal = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[3.0, 0.0, 4.0]])
-    found = benchmark.published_way.on_and_off(gradient, normal, torch.tensor([[True, True, False]]))
+    found = benchmark.published_paths.on_and_off(gradient, normal, torch.tensor([[True, True, False]]))
     expected = {"cosine on the object": 1.0, "gradient off the object": 0.0, "normal off the object": 16 / 25}
     assert {name: values.item() for name, values in found.items()} == pytest.approx(expected, abs=1e-6)
 
@@ -89,7 +89,7 @@ def test_predictions_by_hand(benchmark: SimpleNamespace) -> None:
         "normal": {"cosine, 0.0": cell(0.2), "score": cell(0.2)},
     }
     means = {"far": {"length, 0.0": cell(-0.5)}, "flat": {"length, 0.0": cell(-2.0)}}
-    found = benchmark.published_way.predictions(means, differences, (0.5,))
+    found = benchmark.published_paths.predictions(means, differences, (0.5,))
     of = {name: [claim.holds for claim in found if claim.text.startswith(name)] for name in differences}
     assert of == {"far": [True, True, False, True], "flat": [False, False, True, False], "normal": []}
 
@@ -101,8 +101,8 @@ def test_what_all_scores_share_is_taken_away(benchmark: SimpleNamespace, linear:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return linear.network(images) + (images.flatten(1) @ shared)[:, None]
 
-    plain = benchmark.published_way.measure(linear.network, linear.images, linear.labels, "cifar10", budget=20)
-    shifted = benchmark.published_way.measure(Shifted(), linear.images, linear.labels, "cifar10", budget=20)
+    plain = benchmark.published_paths.measure(linear.network, linear.images, linear.labels, "cifar10", budget=20)
+    shifted = benchmark.published_paths.measure(Shifted(), linear.images, linear.labels, "cifar10", budget=20)
     for name in ("centered score", "cosine, 0.0", "distance"):
         torch.testing.assert_close(shifted[name], plain[name], atol=1e-3, rtol=1e-3)
     assert shifted["score"].abs().mean() < 0.5 < plain["score"].mean()

@@ -215,7 +215,7 @@ class MarginOracle:
         return self.pack(self.unpack(points))
 
     def depth(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Depth ``(n,)`` and strongest rival class ``(n,)`` at ``points`` ``(n, D)``, of all rows or the given ones."""
+        """Depth ``(n,)`` and highest other class ``(n,)`` at ``points`` ``(n, D)``, of all rows or the given ones."""
         depths, rivals = [], []
         with torch.no_grad():
             for part, part_rows in self._parts(points, rows):
@@ -225,13 +225,13 @@ class MarginOracle:
         return _joined(depths), _joined(rivals)
 
     def depth_of(self, scores: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Depth ``(n,)`` and strongest rival class ``(n,)`` where the model returned ``scores`` ``(n, C)``."""
+        """Depth ``(n,)`` and highest other class ``(n,)`` where the model returned ``scores`` ``(n, C)``."""
         best, rival = self._rival_scores(scores, rows).max(dim=1)
         margin = scores.gather(1, self._of(self.target, rows)[:, None]).squeeze(1) - best
         return _usable((self._of(self.sign, rows) * margin).to(self.dtype)), rival
 
     def linearize(self, points: Tensor, rows: Tensor | None = None) -> Linearization:
-        """Linearize the margin over the strongest rival at ``points`` ``(n, D)``."""
+        """Linearize the margin over the highest other class at ``points`` ``(n, D)``."""
         return self._linearize(points, rows, lambda rivals, weight, _: _weigh(rivals.strongest, weight, rivals.scores))
 
     def linearize_over(self, points: Tensor, rival: Tensor) -> Linearization:
@@ -243,7 +243,7 @@ class MarginOracle:
         return self._linearize(points, None, weights_of, is_margin=False)
 
     def linearize_runner_up(self, points: Tensor, rows: Tensor | None = None) -> Linearization:
-        """Linearize the margin over the second strongest rival."""
+        """Linearize the margin over the second highest other class."""
 
         def weights_of(rivals: _Rivals, weight: Tensor, _: slice) -> Tensor:
             return _weigh(rivals.scores.topk(2, dim=1).indices[:, 1:], weight, rivals.scores)

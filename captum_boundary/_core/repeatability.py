@@ -1,4 +1,4 @@
-"""Models that answer otherwise when they are asked again: by chance, by what they keep, or by their batch.
+"""Models whose scores change when they are evaluated again: random ones, those with a state, and those of batches.
 
 A boundary is the zero of one function. What makes a model more than one is found by what it does, not by the names of
 its modules: buffers that an evaluation changed, and scores of the same inputs that differ by more than rounding.

@@ -156,7 +156,7 @@ class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: i
                 predicted class of each example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their examples. Default: None
-            n_boundaries (int, optional): Number of boundaries, K. With 1 it is the nearest of all. Default: 5
+            n_boundaries (int, optional): Number of boundaries, K. With 1 it is the nearest one. Default: 5
             sampling (str, optional): ``"classes"`` takes the nearest points of the regions of K other classes, those
                 with the nearest linearized boundaries; a model with two classes has only one. ``"random"`` takes the
                 boundary of the target's region near to K random points around the input. Default: ``"classes"``

@@ -224,10 +224,10 @@ def _slope(oracle: MarginOracle, points: Tensor, boundary: BoundaryPoints, with_
 
     Only their directions matter. They are scaled to a largest component of 1, for squares of tiny ones would underflow.
     """
-    scores, pull_back = oracle.scores(points, oracle.all_rows)
+    scores, vjp = oracle.scores(points, oracle.all_rows)
     weights = torch.zeros_like(scores)
     if with_adversarial:
         weights.scatter_(1, boundary.adversarial.clamp_min(0)[:, None], -1.0)
     weights.scatter_(1, boundary.target[:, None], 1.0)
-    slope = pull_back(weights)
+    slope = vjp(weights)
     return slope / slope.abs().amax(dim=1, keepdim=True)

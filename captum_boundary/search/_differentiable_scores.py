@@ -26,10 +26,10 @@ class DifferentiableScores(torch.autograd.Function):
         points = points.detach().to(oracle.dtype)
         if not ctx.needs_input_grad[0]:
             return oracle.scores_at(points, rows)
-        scores, ctx.pull_back = oracle.scores(points, rows)
+        scores, ctx.vjp = oracle.scores(points, rows)
         return scores
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.pull_back(weights).to(ctx.dtype), None, None
+        return ctx.vjp(weights).to(ctx.dtype), None, None

@@ -1,4 +1,4 @@
-"""How much noise does a decision stand?"""
+"""How much noise keeps a prediction?"""
 
 from __future__ import annotations
 

@@ -47,10 +47,10 @@ class Scene(NamedTuple):
 
     def slope(self, winner: int, loser: int) -> Tensor:
         """Gradient ``(1, D)`` of one class's score over another's, at the boundary point."""
-        scores, pull_back = self.oracle.scores(self.point, self.row)
+        scores, vjp = self.oracle.scores(self.point, self.row)
         weights = torch.zeros_like(scores)
         weights[0, winner], weights[0, loser] = 1.0, -1.0
-        return pull_back(weights)
+        return vjp(weights)
 
 
 def normal_at(scene: Scene) -> Tensor:

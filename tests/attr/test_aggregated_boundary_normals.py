@@ -90,15 +90,15 @@ def test_one_boundary_is_boundary_saliency_of_unit_length(sampling, network, inp
         saliency = BoundarySaliency(network, score="margin").attribute(inputs, target, boundary=boundary)
         normals = AggregatedBoundaryNormals(network).attribute(inputs, target, n_boundaries=1, sampling=sampling)
         saliency = saliency / saliency.norm(dim=1, keepdim=True)
-        # In a corner, where three classes meet, there are two normals, and the one between that looks along the way.
+        # In a corner, where three classes meet, there are two normals, and one between, parallel to the displacement.
         highest = network(boundary.points).topk(3, dim=1).values
         is_side = highest[:, 1] - highest[:, 2] > 1e-3
         n_sides += int(is_side.sum())
         close(normals[is_side], saliency[is_side], 1e-4)
-        way = inputs - boundary.points
-        along = torch.cosine_similarity(normals, way).abs()  # to and fro, as regions are left and entered
+        displacement = inputs - boundary.points
+        along = torch.cosine_similarity(normals, displacement).abs()  # of either sign: regions are left or entered
         assert (along[~is_side] > 1 - 1e-3).all()
-        assert (along >= torch.cosine_similarity(saliency, way).abs() - 1e-6).all()
+        assert (along >= torch.cosine_similarity(saliency, displacement).abs() - 1e-6).all()
     assert n_sides >= 3 * 6  # of three times seven
 
 
@@ -129,7 +129,7 @@ def test_normals_are_gradients_of_the_margin_over_the_class_beyond(network, inpu
     normals = boundaries.normals.flatten(0, 1)
     best = scores.topk(3, dim=1)
     assert torch.equal(best.indices[:, :2], torch.cat(sides[::-1], dim=1))
-    # Where three regions meet, the normal is between those of two boundaries, along the way to the input.
+    # Where three regions meet, the normal is between those of two boundaries, parallel to the displacement.
     gap = best.values[:, 1] - best.values[:, 2]
     is_side, is_corner = gap > 1e-2, gap < 1e-6
     assert is_side.sum() > 10
@@ -147,7 +147,7 @@ def test_inputs_outside_of_their_target_have_its_boundary_alone(network, inputs)
     assert boundaries.found.sum(dim=1).tolist() == [3, 1, 1, 1, 1, 1, 1]
     close(boundaries.weights[1:, 0], torch.ones(6, dtype=torch.float64))
     assert (network(boundaries.points[1:, 0]).argmax(dim=1) == target[1:]).all()
-    # The normal points into the region of the target, and so did the way to its boundary.
+    # The normal points into the region of the target, and so did the displacement.
     way = boundaries.points[1:, 0] - inputs[1:]
     assert ((boundaries.normals[1:, 0] * way).sum(dim=1) > 0).all()
     assert (boundaries.normals[1:, 1:] == 0).all()

@@ -86,7 +86,7 @@ def random_patches(n_images: int, side: int) -> Tensor:
 
 
 def score_drops(model: nn.Module, images: Tensor, target: Tensor, patches: Tensor, mean_color: Tensor) -> Tensor:
-    """What the target's output loses when each patch is painted over with the mean color."""
+    """What the target's output loses when each patch is occluded by the mean color."""
     with torch.no_grad():
         whole = model(images).gather(1, target[:, None]).squeeze(1)
         painted = (model(torch.where(patch[:, None], mean_color, images)) for patch in patches)
@@ -157,7 +157,7 @@ def _evaluate_batch(
 
 
 def _sensitivity(explainer: Explainer, model: nn.Module, batch: Batch, n_images: int, settings: Settings) -> Tensor:
-    """Largest change of the map when the image moves a little; boundaries are searched anew each time.
+    """Largest change of the map when the image moves a little; boundaries are searched again each time.
 
     Maps have unit length here, so that it is their pattern that counts. The size of some, as those of a loss, varies by
     orders of magnitude.

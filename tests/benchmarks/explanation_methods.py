@@ -9,6 +9,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from baseline_methods import adversarial_gradient_integration, boundary_path_attribution
+from baseline_occlusion import averaged, guided_backprop, occlusion, rise
+from baseline_paths import guided_integrated_gradients, integrated_decision_gradients
 from captum.attr import (
     DeepLift,
     GradientShap,
@@ -19,9 +22,6 @@ from captum.attr import (
     NoiseTunnel,
     Saliency,
 )
-from rival_methods import adversarial_gradient_integration, boundary_path_attribution
-from rival_occlusion import averaged, guided_backprop, occlusion, rise
-from rival_paths import guided_integrated_gradients, integrated_decision_gradients
 from smoothed_methods import smoothed_methods
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
@@ -43,7 +43,7 @@ LEADER = "BoundaryEnergy, total x Grad-CAM"
 
 AFTER_RELU = (0.0, math.inf)  # what the last features of both networks can be
 N_GRADIENTS = 50  # of methods that take any number
-NOISES = (0.08, 0.15)  # standard deviations of the noise of SmoothGrad and its kin
+NOISES = (0.08, 0.15)  # standard deviations of the noise of SmoothGrad and its variants
 AT_ONCE = 20  # images that pass through a network at once
 WITH_GRAD_CAM = (  # energies whose product with Grad-CAM is a row too
     "BoundaryEnergy, total",
@@ -183,7 +183,7 @@ def _noise(n_samples: int, noise: float) -> dict[str, Any]:
 
 
 def _noisy_gradients(n_samples: int, noise: float) -> dict[str, Explainer]:
-    """SmoothGrad (https://arxiv.org/abs/1706.03825) and its kin (https://arxiv.org/abs/1806.10758)."""
+    """SmoothGrad (https://arxiv.org/abs/1706.03825) and its variants (https://arxiv.org/abs/1806.10758)."""
 
     def over_noise(kind: str) -> Explainer:
         return _plain(

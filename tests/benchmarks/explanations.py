@@ -10,7 +10,7 @@ whose cost is counted in the row of each. Columns:
 * Loc, EG, PP, Con: localization on the object's box (ImageNet only), higher is better.
 * insertion (into a blurred image, higher is better) and deletion (to the mean color, lower is better), as in RISE, and
   the first less the second.
-* infidelity: share of the squared drops of the score, when random squares are painted over, that the sums of
+* infidelity: share of the squared drops of the score, when random squares are occluded, that the sums of
   attributions in them do not predict; 1 is that of an empty map.
 * sensitivity: largest change of the map, at unit length, within a maximum norm of 0.02, on the first few images.
 * gradients, forwards, seconds: model evaluations and time for an image.

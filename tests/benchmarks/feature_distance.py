@@ -4,7 +4,8 @@
 
 Tables: ten columns of normal numbers, and one logit learned by a small network. The sign of the first column says which
 of the next two decides, so that two columns matter for each row and the other eight do not. Images: one glyph makes the
-class, among others that do not (see planted.py), and the segments are the nine squares in which glyphs may stand.
+class, among others that do not (see synthetic_images.py), and the segments are the nine squares in which glyphs may
+stand.
 
 Every method gives each feature one number: 1 / distance where it moves alone (BoundaryDistance), the loss of the margin
 where it is replaced by the mean or by values of other examples (Captum's FeatureAblation; Occlusion with windows of a
@@ -27,8 +28,8 @@ import torch
 from captum.attr import FeatureAblation, IntegratedGradients, Saliency
 from counting import CountedModel, Counter
 from intervals import interval, paired_difference
-from planted import GLYPH, planted_images, trained_network
 from report import print_table
+from synthetic_images import GLYPH, make_images, trained_network
 from torch import Tensor, nn
 
 from captum_boundary import BoundaryDistance, NearestBoundary
@@ -132,7 +133,7 @@ def table_task(seed: int, n_examples: int) -> Task:
 
 def image_task(seed: int, n_examples: int) -> Task:
     model = trained_network(seed, 250)
-    images, classes, masks = planted_images(2 * n_examples + 200, seed=seed)
+    images, classes, masks = make_images(2 * n_examples + 200, seed=seed)
     right = model(images).argmax(1) == classes
     print(f"images: {float(right.float().mean()):.1%} of new ones are right")
     side = GLYPH + 1

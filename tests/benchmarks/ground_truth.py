@@ -5,7 +5,7 @@
 Small networks are trained on images in which one glyph, in a random place and color, makes the class, among others
 that are drawn alike for all classes. Every method explains the predicted class of test images. Columns:
 
-* top: share of the 49 highest pixels of the map that lie on the 49 of the glyph's square; by chance 0.09.
+* top: share of the 49 highest pixels of the map that lie on the 49 of the glyph's square; 0.09 for a random map.
 * EG, Con: energy and concentration on the square. Loc and PP count signs, and are left out.
 * gradients, forwards: for an image.
 
@@ -28,8 +28,8 @@ from counting import CountedModel, Counter
 from explanation_methods import N_GRADIENTS, Explainer, explainers, search
 from explanations import shown
 from intervals import Values, interval, paired_difference
-from planted import GLYPH, planted_images, trained_network
 from report import print_table, save
+from synthetic_images import GLYPH, make_images, trained_network
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -41,8 +41,8 @@ N_BACKGROUNDS = 20
 
 
 def run(n_networks: int, n_images: int, n_steps: int, n_gradients: int, names: list[str] | None) -> dict[str, Any]:
-    images, classes, masks = planted_images(n_images, seed=0)
-    backgrounds = planted_images(N_BACKGROUNDS, seed=1)[0]
+    images, classes, masks = make_images(n_images, seed=0)
+    backgrounds = make_images(N_BACKGROUNDS, seed=1)[0]
     methods = explainers(images.mean(dim=(0, 2, 3))[:, None, None], backgrounds, n_gradients)
     unknown = set(names or ()) - set(methods)
     if unknown:

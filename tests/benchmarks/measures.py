@@ -34,7 +34,7 @@ def quality(model: nn.Module, images: Tensor, labels: Tensor, points: Tensor, ba
 
 
 def margins(scores: Tensor, target: Tensor) -> Tensor:
-    """Score of ``target`` less that of its strongest rival, ``(N,)``."""
+    """Score of ``target`` less the highest other one, ``(N,)``."""
     rival = scores.scatter(1, target[:, None], -torch.inf).amax(dim=1)
     return scores.gather(1, target[:, None]).squeeze(1) - rival
 

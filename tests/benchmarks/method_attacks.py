@@ -7,7 +7,7 @@ Three attacks within the same epsilon keep the label and take attribution away f
 * on IG: made for Integrated Gradients from black; on SM: made for the gradient at the input.
 * on BIG: made for Integrated Gradients from each image's nearest boundary point, which is held while the attack runs.
 
-Each is applied to every method, whose maps are computed anew at the perturbed image, boundary points included. Numbers
+Each is applied to every method, whose maps are computed again at the perturbed image, boundary points included. Numbers
 are the share of the strongest features that stay among them, means over correctly classified test images with 95 %
 bootstrap intervals. ``worst`` is the lowest of the three attacks, image by image; ``beside IG`` is what a method keeps
 more than IG does, each under the worst for it, paired by image; ``random`` is a random move of the same size.

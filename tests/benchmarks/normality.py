@@ -5,7 +5,7 @@
 "Robust Models Are More Interpretable Because Attributions Look Normal" (https://arxiv.org/abs/2103.11257) finds that
 the more robust a network is, the more its input gradients resemble the normals of the boundaries nearby, and the nearer
 ordinary attributions are to boundary attributions. Here one architecture is trained as usual, adversarially at three
-strengths, and for attributions that hold still (https://arxiv.org/abs/1905.09957) by the two objectives of that paper.
+strengths, and for stable attributions (https://arxiv.org/abs/1905.09957) by the two objectives of that paper.
 
 Rows of the tables are means. The first two are over 1000 test images, the others over the first ones, to be explained,
 as far as the network classifies them correctly:

@@ -4,7 +4,7 @@
 
 Objectives: ``natural`` (cross-entropy), ``madry`` (adversarial training), ``input_gradient`` (input-gradient
 regularization), ``ig_norm`` and ``ig_sum_norm``. At ``--scale cpu`` small networks train for ten minutes at most an
-objective on two cores; ``--scale paper`` has the published networks, steps and attacks, and wants a GPU. ``--quick`` is
+objective on two cores; ``--scale paper`` has the published networks, steps and attacks, and needs a GPU. ``--quick`` is
 a run of everything in about a minute.
 
 A run that was stopped goes on where it was when started again, and what is finished is not done again: objectives can

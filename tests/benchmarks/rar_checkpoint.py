@@ -72,6 +72,6 @@ class Checkpoint:
                 raise ValueError("it was not written by this benchmark")
         except (zipfile.BadZipFile, EOFError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(
-                f"{self.path} cannot be read: {error}. Nothing was changed. Remove the file to begin anew."
+                f"{self.path} cannot be read: {error}. Nothing was changed. Remove the file to start again."
             ) from error
         return content

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/rar_curve.py --dataset mnist --threads 1 [--minutes 20] [--objective all]
 
-The paper trains for up to 100,000 steps, which wants a GPU. How far does a processor come in the time that there is?
+The paper trains for up to 100,000 steps, which needs a GPU. How far does a processor come in the time that there is?
 Every objective trains until its schedule ends, or for ``--minutes``: the paper's network, with the attacks and paths of
 the small one (``--scale paper_network``), and the small one (``cpu``); ``paper`` has the paper's attacks and paths too.
 At regular times the network is tested, which does not count as training: NA on the first test images, AA under PGD on a

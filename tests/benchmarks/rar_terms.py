@@ -131,7 +131,7 @@ def compare(rows: list[dict[str, float]], reference: list[dict[str, float]]) -> 
 
 
 def claims(differences: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> list[Claim]:
-    """Which settings keep the accuracy of adversarial training, and hold attributions stiller for certain."""
+    """Which settings keep the accuracy of adversarial training with attributions that are significantly more stable."""
     found = []
     for name, row in differences.items():
         if SETTINGS[name][1]:

@@ -165,7 +165,7 @@ def map_quality(
 
 
 def completeness(model: nn.Module, images: Tensor, boundary: BoundaryPoints, sums: Tensor) -> dict[str, Any]:
-    """Errors of the sums of attributions, relative to what the target's output loses on the way to the boundary."""
+    """Errors of the sums of attributions, relative to what the target's output loses up to the boundary."""
     with torch.no_grad():
         drops = [
             (model(image) - model(point))[0, target]

@@ -52,7 +52,7 @@ def smoothgrad_energy(
 
 
 def with_own_noise(explain: Callable[..., Tensor], model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    """Every image with the largest noise that its decision stands, and with the least where it stands none."""
+    """Every image with the largest noise that keeps its prediction, or with the least where none does."""
     noises = largest_stdev(model, images, target, stdevs=NOISES, internal_batch_size=AT_ONCE).clamp_min(NOISES[0])
     parts = zip(images.split(1), target.split(1), noises.tolist(), strict=True)
     return torch.cat([explain(model, image, label, noise=noise) for image, label, noise in parts])

@@ -662,7 +662,7 @@ def test_the_users_hooks_are_called_and_kept(model, inputs):
     assert seen == 2 * ["first", "second", "last"]
 
 
-@pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")  # of decisions that do not hold still
+@pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")  # of decisions that change between calls
 def test_statistics_are_kept_and_training_mode_is_told_of(inputs):
     model = built(Residual).train()
     before = fingerprint(model)

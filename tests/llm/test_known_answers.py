@@ -29,7 +29,7 @@ def benchmark() -> Iterator[SimpleNamespace]:
 
 
 def test_distances_and_substitutions_name_the_word_that_decides(benchmark):
-    """One of eight words decides; by chance an eighth of the first tokens would be that word."""
+    """One of eight words decides; at random an eighth of the first tokens would be that word."""
     model, tokenizer = benchmark.llm_models.rule_decoder(), benchmark.llm_models.RuleTokenizer()
     explain = LLMBoundaryAttribution(model, tokenizer, budget=20)
     right, n_single, n_right_single = 0, 0, 0

@@ -179,7 +179,7 @@ def test_neither_scale_nor_batch_nor_chunks_matter(seed, exponent, n_steps, per_
 @thorough
 @given(st.integers(0, 2**20), st.integers(1, 9))
 def test_inserting_the_least_important_first_is_deletion_backwards(seed, n_steps):
-    if D % n_steps:  # steps of unequal size fall elsewhere on the way back
+    if D % n_steps:  # steps of unequal size fall elsewhere in reverse
         n_steps = D
     model, inputs, attributions = linear_model(), randn(N, D, seed=seed), randn(N, D, seed=seed + 1)
     options = {"target": 1, "baselines": 0.3, "n_steps": n_steps, "return_curves": True}

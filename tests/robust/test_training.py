@@ -96,7 +96,7 @@ def test_damaged_checkpoints_are_named_and_kept(damage: str, finished: Path, tmp
     done = run(tmp_path, "--objective", "ig_sum_norm")
     assert done.returncode == 1
     assert f"{path} cannot be read" in done.stderr
-    assert "Remove the file to begin anew" in done.stderr
+    assert "Remove the file to start again" in done.stderr
     assert path.read_bytes() == content
     assert os.listdir(path.parent) == [path.name]
 

@@ -66,7 +66,7 @@ def assert_same(model: nn.Module, other: nn.Module, **tolerance: float) -> None:
 
 
 def assert_near(model: nn.Module, other: nn.Module) -> None:
-    """What rounding to half precision does to the way from the first weights is little beside the way."""
+    """Rounding to half precision changes the displacement from the first weights by little."""
     first, *ends = (nn.utils.parameters_to_vector(net.parameters()).detach() for net in (network(), model, other))
     assert (ends[0] - ends[1]).norm() < 0.15 * (ends[1] - first).norm()
 
@@ -82,7 +82,7 @@ def largest_size(model: nn.Module) -> float:
     return stronger.regularizer(x, stronger.perturb(x, y), y).mean().item()
 
 
-def test_a_plain_loop_makes_attributions_hold_still() -> None:
+def test_a_plain_loop_makes_attributions_stable() -> None:
     natural, robust = plain(n_epochs=20, weight=0.0), plain(n_epochs=20)
     assert accuracy(natural) > 0.85
     assert accuracy(robust) > 0.83

@@ -108,7 +108,7 @@ def networks(n_networks):
 
 
 def far_end(smoothed, inputs, certificate, boundary, decision, **options):
-    """Least distance along the way to the boundary point at which another class is certified."""
+    """Least distance in the direction of the boundary point at which another class is certified."""
     ends = torch.full_like(boundary.distance, torch.inf)
     for factor in (3.0, 2.0, 1.5, 1.25, 1.1, 1.0):
         points = inputs + factor * (boundary.points - inputs)

@@ -1,4 +1,4 @@
-"""The noise that a decision stands, where it is known."""
+"""The largest noise that keeps a prediction, where it is known."""
 
 from __future__ import annotations
 

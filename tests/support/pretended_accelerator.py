@@ -163,7 +163,7 @@ def _cost(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _cost_of_leaving(name: str) -> Cost:
-    """The host waits for values; not for zeros_like and its kin, which need the shape alone."""
+    """The host waits for values; not for zeros_like and similar functions, which need the shape alone."""
     return Cost(synchronizations=int(name == "_to_copy"))
 
 

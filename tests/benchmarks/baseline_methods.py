@@ -1,4 +1,4 @@
-"""Two methods that sum gradients on the way to other classes, written from the descriptions in their papers.
+"""Two methods that sum gradients on paths to other classes, written from the descriptions in their papers.
 
 Both explain images ``(N, C, H, W)`` in [0, 1] and return attributions of the same shape.
 """

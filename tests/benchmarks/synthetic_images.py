@@ -1,4 +1,4 @@
-"""Images with a planted cause, whose place is known, among distractors, and networks trained on them."""
+"""Images with a synthetic ground truth, one glyph among distractors that decides, and networks trained on them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CAUSES = torch.stack([_PLUS, _FRAME, _STRIPES, _CROSS])
 DISTRACTORS = torch.stack([_STRIPES.T, 1 - _PLUS, 1 - _CROSS])
 
 
-def planted_images(n_images: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """RGB images ``(N, 3, SIDE, SIDE)`` in [0, 1], classes ``(N,)`` and masks ``(N, SIDE, SIDE)`` of the planted cause.
+def make_images(n_images: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """RGB images ``(N, 3, SIDE, SIDE)`` in [0, 1], classes ``(N,)`` and masks ``(N, SIDE, SIDE)`` of the glyph.
 
     An image is a cloudy background with one glyph of its class and some that are the same for all classes, in other
     places, all in random pure colors.
@@ -80,7 +80,7 @@ def trained_network(seed: int, n_steps: int) -> nn.Module:
         network = PlantedNetwork()
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, n_steps)
-    images, classes, _ = planted_images(6000, seed=1000 + seed)
+    images, classes, _ = make_images(6000, seed=1000 + seed)
     draw = torch.Generator().manual_seed(seed)
     for _ in range(n_steps):
         rows = torch.randint(len(images), (64,), generator=draw)

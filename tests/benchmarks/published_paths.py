@@ -1,11 +1,11 @@
-"""Why gradients of robust networks do or do not look normal: along the way to the boundary, and under smoothing.
+"""Why gradients of robust networks do or do not look normal: along the path to the boundary, and under smoothing.
 
-    python tests/benchmarks/published_way.py [--networks FOLDER] [--group mnist ...]
+    python tests/benchmarks/published_paths.py [--networks FOLDER] [--group mnist ...]
 
-On the straight way from each image to its boundary point, the gradient of the margin (of the class and the one beyond
+On the straight path from each image to its boundary point, the gradient of the margin (of the class and the one beyond
 the boundary) is compared with that at the boundary, whose direction is the normal.
 
-* length: its norm relative to that at the boundary, as a power of 2, at shares of the way; 0 is the image.
+* length: its norm relative to that at the boundary, as a power of 2, at shares of the path; 0 is the image.
 * cosine: with the normal, at the same shares.
 * cosine, d before: the same at an l2 distance of d from the boundary, where the image is at least as far.
 * on the object: cosine at the image over the pixels that are not black; off the object: the share of a squared norm
@@ -19,7 +19,7 @@ Explanations of a cosine that falls with robustness make different predictions. 
 merely farther away, so that at an equal distance from the boundary a robust network is no less normal than a standard
 one. *Plateau and cliff*: the score is flat around the image and falls at the boundary, so that the gradient at the
 image is less than half as long as that at the boundary, and at an equal distance it is less normal too. *Blind on
-black*: a robust network does not react to small changes of black pixels, through which the way to its boundary leads;
+black*: a robust network does not react to small changes of black pixels, through which the path to its boundary leads;
 then at least half of what its cosine lacks to the standard one is there again on the object. *Shared by all classes*:
 the gradient of a score has a part that all scores share and no boundary knows of; then at least half of what the
 score's cosine lacks to the standard one is there again for centered scores.
@@ -60,7 +60,7 @@ FLAT, MAX_POWER = -1.0, 10.0  # powers of 2
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    path = options.output / "published_way.json"
+    path = options.output / "published_paths.json"
     try:
         for name in options.group:
             result = examine(name, options)
