@@ -13,7 +13,7 @@ inputs, and each moved input has a boundary point of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, cast, overload
 
 import torch
 from torch import Tensor
@@ -30,51 +30,66 @@ Tensors = Tensor | tuple[Tensor, ...]
 Baselines = float | Tensor | str | tuple[float | Tensor | str, ...]
 
 
-@overload
-def deletion(
-    forward_func: Callable[..., Any],
-    inputs: Tensors,
-    attributions: Tensors,
-    target: TargetType = ...,
-    additional_forward_args: object = ...,
-    *,
-    baselines: Baselines = ...,
-    n_steps: int = ...,
-    score: str = ...,
-    perturbations_per_eval: int = ...,
-    return_curves: Literal[False] = ...,
-    show_progress: bool = ...,
-) -> Tensor: ...
-@overload
-def deletion(
-    forward_func: Callable[..., Any],
-    inputs: Tensors,
-    attributions: Tensors,
-    target: TargetType = ...,
-    additional_forward_args: object = ...,
-    *,
-    baselines: Baselines = ...,
-    n_steps: int = ...,
-    score: str = ...,
-    perturbations_per_eval: int = ...,
-    return_curves: Literal[True],
-    show_progress: bool = ...,
-) -> tuple[Tensor, Tensor]: ...
-@overload
-def deletion(
-    forward_func: Callable[..., Any],
-    inputs: Tensors,
-    attributions: Tensors,
-    target: TargetType = ...,
-    additional_forward_args: object = ...,
-    *,
-    baselines: Baselines = ...,
-    n_steps: int = ...,
-    score: str = ...,
-    perturbations_per_eval: int = ...,
-    return_curves: bool = ...,
-    show_progress: bool = ...,
-) -> Any: ...
+class _AreaUnderCurve(Protocol):
+    """The type of both measures: with the curves or without them."""
+
+    @overload
+    def __call__(
+        self,
+        forward_func: Callable[..., Any],
+        inputs: Tensors,
+        attributions: Tensors,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        baselines: Baselines = ...,
+        n_steps: int = ...,
+        score: str = ...,
+        perturbations_per_eval: int = ...,
+        return_curves: Literal[False] = ...,
+        show_progress: bool = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        forward_func: Callable[..., Any],
+        inputs: Tensors,
+        attributions: Tensors,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        baselines: Baselines = ...,
+        n_steps: int = ...,
+        score: str = ...,
+        perturbations_per_eval: int = ...,
+        return_curves: Literal[True],
+        show_progress: bool = ...,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        forward_func: Callable[..., Any],
+        inputs: Tensors,
+        attributions: Tensors,
+        target: TargetType = ...,
+        additional_forward_args: object = ...,
+        *,
+        baselines: Baselines = ...,
+        n_steps: int = ...,
+        score: str = ...,
+        perturbations_per_eval: int = ...,
+        return_curves: bool = ...,
+        show_progress: bool = ...,
+    ) -> Any: ...
+
+
+def _typed(measure: Callable[..., Any]) -> _AreaUnderCurve:
+    return cast(_AreaUnderCurve, measure)
+
+
+@_typed
 def deletion(
     forward_func: Callable[..., Any],
     inputs: Tensors,
@@ -160,51 +175,7 @@ def deletion(
     )
 
 
-@overload
-def insertion(
-    forward_func: Callable[..., Any],
-    inputs: Tensors,
-    attributions: Tensors,
-    target: TargetType = ...,
-    additional_forward_args: object = ...,
-    *,
-    baselines: Baselines = ...,
-    n_steps: int = ...,
-    score: str = ...,
-    perturbations_per_eval: int = ...,
-    return_curves: Literal[False] = ...,
-    show_progress: bool = ...,
-) -> Tensor: ...
-@overload
-def insertion(
-    forward_func: Callable[..., Any],
-    inputs: Tensors,
-    attributions: Tensors,
-    target: TargetType = ...,
-    additional_forward_args: object = ...,
-    *,
-    baselines: Baselines = ...,
-    n_steps: int = ...,
-    score: str = ...,
-    perturbations_per_eval: int = ...,
-    return_curves: Literal[True],
-    show_progress: bool = ...,
-) -> tuple[Tensor, Tensor]: ...
-@overload
-def insertion(
-    forward_func: Callable[..., Any],
-    inputs: Tensors,
-    attributions: Tensors,
-    target: TargetType = ...,
-    additional_forward_args: object = ...,
-    *,
-    baselines: Baselines = ...,
-    n_steps: int = ...,
-    score: str = ...,
-    perturbations_per_eval: int = ...,
-    return_curves: bool = ...,
-    show_progress: bool = ...,
-) -> Any: ...
+@_typed
 def insertion(
     forward_func: Callable[..., Any],
     inputs: Tensors,
