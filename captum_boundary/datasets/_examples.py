@@ -101,6 +101,9 @@ class Reader(Dataset[Any]):
         self.strict = strict
         self.files = _files_of(dataset)
 
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
     def __getitem__(self, index: int) -> Example:
         return self.__getitems__([index])[0]
 

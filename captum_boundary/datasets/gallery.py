@@ -93,11 +93,11 @@ def write_gallery(
             f"{explanations.path} is not complete: {len(explanations) - len(explanations.indices())} of "
             f"{len(explanations)} examples are missing. Let explain_dataset finish first."
         )
-    folder, examples = explanations.path / "gallery", _Examples(explanations, dataset)
+    folder, reader = explanations.path / "gallery", Reader(dataset, explanations.manifest["settings"]["seed"])
     for index in (0, len(explanations) // 2, len(explanations) - 1):
-        examples[index]
+        _example(explanations, reader, index)
     look = digest_of([_PICTURES, image_size, Describer().describe(bounds)])
-    keys = _write_pictures(folder / "pictures", look, examples, bounds, image_size, show_progress)
+    keys = _write_pictures(folder / "pictures", look, explanations, reader, bounds, image_size, show_progress)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("captum_boundary.datasets", "page"),
         autoescape=True,
@@ -110,27 +110,25 @@ def write_gallery(
     return folder / "index.html"
 
 
-class _Examples:
-    """What has been explained, beside its explanations."""
-
-    def __init__(self, explanations: Explanations, dataset: Any) -> None:
-        self.explanations = explanations
-        self.reader = Reader(dataset, explanations.manifest["settings"]["seed"])
-        self.n_examples = len(dataset)
-
-    def __getitem__(self, index: int) -> tuple[Example, Explanation]:
-        explanation = self.explanations[index]
-        example = self.reader[index] if index < self.n_examples else None
-        if example is None or not (example.failed or explanation.digest in (None, example.facts["digest"])):
-            raise FolderError(f"The explanations in {self.explanations.path} are not those of this data set.")
-        return example, explanation
+def _example(explanations: Explanations, reader: Reader, index: int) -> tuple[Example, Explanation]:
+    """What has been explained, as far as it can be read, and its explanation."""
+    example, explanation = reader[index] if index < len(reader) else None, explanations[index]
+    if example is None or not (example.failed or explanation.digest in (None, example.facts["digest"])):
+        raise FolderError(f"The explanations in {explanations.path} are not those of this data set.")
+    return example, explanation
 
 
 def _write_pictures(
-    folder: Path, look: str, examples: _Examples, bounds: Bounds, size: int, show_progress: bool
+    folder: Path,
+    look: str,
+    explanations: Explanations,
+    reader: Reader,
+    bounds: Bounds,
+    size: int,
+    show_progress: bool,
 ) -> list[str]:
     """Write the pictures that are missing, and return the keys in the names of those of each batch."""
-    spec, store = examples.explanations.manifest["data"]["spec"], examples.explanations.store
+    spec, store = explanations.manifest["data"]["spec"], explanations.store
     if spec is None or len(spec["shapes"][0]) != 3 or spec["shapes"][0][0] not in (1, 3):
         return []  # no images
     keys = []
@@ -142,7 +140,7 @@ def _write_pictures(
                 continue
             for old in path.parent.glob(f"{index:09d}-*.webp"):
                 old.unlink()
-            example, explanation = examples[index]
+            example, explanation = _example(explanations, reader, index)
             if not example.failed and explanation.attributions is not None:
                 content = picture(example.inputs[0], explanation.attributions, bounds, size)
                 with atomic_file(path, durable=False) as file:
