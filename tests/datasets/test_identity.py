@@ -226,11 +226,17 @@ def test_plain_values():
     assert json.loads(json.dumps(description)) == description
     assert description["a"] == [1, 2.5, None, True, "text"]
     assert description["e"] == 0.5
+    assert [describe(np.bool_(flag)) for flag in (True, False)] == [True, False]
     assert describe(np.ones(3)) == describe(np.ones(3)) != describe(np.zeros(3))
     assert describe(torch.ones(3, dtype=torch.bfloat16)) != describe(torch.ones(3))
     selfish: list[object] = []
     selfish.append(selfish)
     assert "again" in str(describe(selfish))
+
+
+def test_what_is_shown_is_no_part_of_the_identity():
+    model = small_model()
+    assert describe(NearestBoundary(model, show_progress=True)) == describe(NearestBoundary(model))
 
 
 def test_generators_are_found_at_any_depth():
