@@ -153,3 +153,19 @@ def test_an_example_with_a_resnet_is_two_clicks_from_the_front_page_at_most() ->
     assert "resnet50(weights=" in front
     assert "(tutorials/02_imagenet_model.ipynb)" in front
     assert "ResNet" in (ROOT / "tutorials" / "02_imagenet_model.ipynb").read_text(encoding="utf-8")
+
+
+def test_figures_of_the_guides_are_made_by_scripts_or_stored_and_have_captions() -> None:
+    image = re.compile(r"```\{image\} \.\./(_generated|images)/(\w+)\.(svg|png)\n:alt: (.+)\n(?::.+\n)*```\n")
+    found = [(page, match) for page in PAGES if page.parent.name == "howto" for match in image.finditer(page.read_text())]
+    assert len(found) >= 12
+    for page, match in found:
+        folder, name, kind, alt = match.groups()
+        source = DOCS / "figures" / f"{name}.py" if folder == "_generated" else DOCS / "images" / f"{name}.{kind}"
+        assert source.is_file(), f"{page_id(page)} shows {name}, which nothing makes"
+        assert len(alt.split()) >= 4
+
+
+def test_every_script_of_a_figure_is_shown() -> None:
+    shown = set(re.findall(r"_generated/(\w+)\.svg", "".join(page.read_text(encoding="utf-8") for page in PAGES)))
+    assert shown == {script.stem for script in (DOCS / "figures").glob("[!_]*.py")}
