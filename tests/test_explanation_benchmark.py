@@ -153,3 +153,61 @@ def test_methods_of_single_features_have_their_closed_forms():
     assert columns["over others"].tolist() == [1, 1]
     worst = module.measured(torch.tensor([[0.0, 1.0, 2.0]]), causes[:1])
     assert (float(worst["first"]), float(worst["over others"])) == (0, 0)
+
+
+@pytest.fixture(scope="module")
+def occluding():
+    return _imported("rival_occlusion")
+
+
+def bright_square(side, rows, columns):
+    """A model whose first class is the light in one square, and images that are gray."""
+
+    def model(images):
+        light = images[:, :, rows, columns].mean(dim=(1, 2, 3))
+        return torch.stack([20 * (light - 0.25), torch.zeros_like(light)], dim=1)
+
+    return model, torch.full((2, 3, side, side), 0.5)
+
+
+@pytest.mark.parametrize("name", ["rise", "occlusion"])
+def test_rivals_that_occlude_find_the_square_that_counts(occluding, name):
+    square = slice(14, 21), slice(7, 14)
+    model, images = bright_square(28, *square)
+    target = torch.tensor([0, 0])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if name == "rise":
+            maps = occluding.rise(model, images, target, n_masks=2000)
+        else:
+            maps = occluding.occlusion(torch.zeros(3, 1, 1), model, images, target)
+    assert maps.shape == images.shape
+    inside = maps[:, :, square[0], square[1]].mean()
+    outside = maps.clone()
+    outside[:, :, square[0], square[1]] = 0
+    assert inside > 1.2 * outside.sum() / (outside != 0).sum()
+    row, column = divmod(int(maps[0].sum(dim=0).argmax()), 28)
+    assert 13 <= row <= 21
+    assert 6 <= column <= 14
+
+
+def test_masks_of_rise_have_the_mean_that_their_sum_is_divided_by(occluding):
+    """Of a model that does not look at the image, the map is its probability everywhere."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        maps = occluding.rise(
+            lambda images: images.new_zeros(len(images), 4), torch.rand(1, 3, 28, 28), torch.tensor([1]), 2000
+        )
+    torch.testing.assert_close(maps, torch.full_like(maps, 0.25), rtol=0, atol=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU")
+def test_guided_backprop_lets_only_positive_slopes_through(occluding):
+    """Through the second layer, the first unit counts and the other one counts against the class."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.ReLU(inplace=True), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        model[1].bias.fill_(1.0)
+        model[3].weight.copy_(torch.tensor([[2.0, -3.0], [0.0, 0.0]]))
+    maps = occluding.guided_backprop(model, torch.ones(1, 1, 1, 2).requires_grad_(), torch.tensor([0]))
+    torch.testing.assert_close(maps, torch.tensor([[[[2.0, 0.0]]]]))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms.functional import gaussian_blur
 
-from captum_boundary import separate_activations
+from captum_boundary.attr import separate_activations
 
 N_MASKS = 250  # of RISE; its paper takes 4,000 to 8,000
 CELLS = 7  # of a mask's coarse grid, on a side, as in the paper
