@@ -157,7 +157,9 @@ def test_an_example_with_a_resnet_is_two_clicks_from_the_front_page_at_most() ->
 
 def test_figures_of_the_guides_are_made_by_scripts_or_stored_and_have_captions() -> None:
     image = re.compile(r"```\{image\} \.\./(_generated|images)/(\w+)\.(svg|png)\n:alt: (.+)\n(?::.+\n)*```\n")
-    found = [(page, match) for page in PAGES if page.parent.name == "howto" for match in image.finditer(page.read_text())]
+    found = [
+        (page, match) for page in PAGES if page.parent.name == "howto" for match in image.finditer(page.read_text())
+    ]
     assert len(found) >= 12
     for page, match in found:
         folder, name, kind, alt = match.groups()
