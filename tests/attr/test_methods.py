@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from captum_boundary import (
     AggregatedBoundaryNormals,
     BoundaryAttribution,
+    BoundaryDistance,
     BoundaryEnergy,
     BoundaryIntegratedGradients,
     BoundarySaliency,
@@ -99,7 +100,13 @@ def test_targets_are_sides_for_our_methods_alone(model):
     class Mine(BoundarySaliency):
         pass
 
-    for ours in (Mine(model), NoiseTunnel(Mine(model)), AggregatedBoundaryNormals(model), BoundaryEnergy(model, 0.1)):
+    for ours in (
+        Mine(model),
+        NoiseTunnel(Mine(model)),
+        AggregatedBoundaryNormals(model),
+        BoundaryEnergy(model, 0.1),
+        BoundaryDistance(model),
+    ):
         assert capabilities_of(ours).targets_are_sides
     assert capabilities_of(LayerBoundaryAttribution(model, model[0])).targets_are_sides
     assert not capabilities_of(Saliency(model)).targets_are_sides
