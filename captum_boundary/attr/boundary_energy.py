@@ -67,8 +67,8 @@ class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
             tuple gives each of several inputs its own. About a tenth of the range of the data suits ordinary networks;
             :func:`largest_stdev` is the largest that keeps a prediction. Default: None, a tenth of the range of the
             values of each example, for each input.
-        generator (torch.Generator, optional): Source of the noise, which gives one number at construction. Default:
-            None, the same noise in all instances.
+        generator (torch.Generator, optional): Source of the noise, asked for one number at construction. Default:
+            None, a fixed seed: the same noise in all instances.
 
     Raises:
 

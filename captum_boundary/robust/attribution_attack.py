@@ -89,8 +89,8 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             that returns ``(N,)`` numbers, the lower the better. Default: None, ``"kendall"`` for ``objective="topk"``,
             and the objective for the others.
         softplus_beta (float, optional): Sharpness of the softplus activations. Default: 20
-        generator (torch.Generator, optional): Source of randomness, for ``objective="random"``. Default: None, the same
-            numbers on every call.
+        generator (torch.Generator, optional): Source of randomness, for ``objective="random"``. Default: None, a
+            fixed seed: the same numbers on every call.
         show_progress (bool, optional): Show a progress bar, in steps. Default: False
         internal_batch_size (int, optional): Points that pass through the model at once, to bound memory. Default: None:
             of paths, as many as suit the caches of a CPU, 10 of larger inputs where their forward pass keeps no more

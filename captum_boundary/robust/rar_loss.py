@@ -126,8 +126,8 @@ class RARLoss(nn.Module):
             model, not those that ``loss_func`` or ``size`` may have. For functions of yours None means that the graph
             is kept until the backward pass, and gradients reach all parameters. So it is under float16 autocast, for
             the sake of ``GradScaler``.
-        generator (torch.Generator, optional): Source of the random starts. Default: None, one of its own with a fixed
-            seed, ``loss.generator``.
+        generator (torch.Generator, optional): Source of the random starts, from which every batch draws on. Default:
+            None, a fixed seed: ``loss.generator``, of its own.
         quadrature (str, optional): Rule of integration by Captum's names of methods: "riemann_right", "riemann_left",
             "riemann_middle", "riemann_trapezoid" or "gausslegendre"; with ``layer`` one of the first two. Default:
             None, "gausslegendre", with ``layer`` "riemann_right", and for ``"norm_power"`` "riemann_left".

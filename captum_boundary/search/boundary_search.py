@@ -77,7 +77,8 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
         max_distance (float, optional): Boundary points further away count as not found. Default: None
         strict (bool, optional): Raise a :class:`BoundaryNotFoundError` where some example has no boundary point, in
             place of a :class:`BoundaryNotFoundWarning`. Default: False
-        generator (torch.Generator, optional): Source of randomness. Default: None, the same numbers on every call.
+        generator (torch.Generator, optional): Source of randomness. Default: None, a fixed seed: the same numbers on
+            every call.
         show_progress (bool, optional): Show a progress bar. Default: False
         internal_batch_size (int, optional): Examples that are searched at once, to bound memory. Default: None, all of
             them.

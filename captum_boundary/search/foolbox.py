@@ -47,7 +47,7 @@ class FoolboxBoundary(BoundarySearch):
         max_distance (float, optional): Boundary points further away count as not found. Default: None
         strict (bool, optional): Raise an error where some example has no boundary point. Default: False
         generator (torch.Generator, optional): Source of a seed for attacks that draw random numbers. The global random
-            state is left as it was. Default: None, the same seed on every call.
+            state is left as it was. Default: None, a fixed seed: the same one on every call.
         show_progress (bool, optional): Show a progress bar of the examples that are done. Default: False
         internal_batch_size (int, optional): Examples that are attacked at once. Default: None, all of them.
 

@@ -53,7 +53,8 @@ class PGDBoundary(BoundarySearch):
             among those that the bounds leave free for 1. Default: 2
         max_distance (float, optional): Boundary points further away count as not found. Default: None
         strict (bool, optional): Raise an error where some example has no boundary point. Default: False
-        generator (torch.Generator, optional): Source of the random start. Default: None, the same one on every call.
+        generator (torch.Generator, optional): Source of the random start. Default: None, a fixed seed: the same one on
+            every call.
         show_progress (bool, optional): Show a progress bar. Default: False
         internal_batch_size (int, optional): Examples that pass through the model at once. Default: None, all of them.
 

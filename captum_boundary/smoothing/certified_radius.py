@@ -104,8 +104,8 @@ def certified_radius(
         alpha (float, optional): Probability, between 0 and 1, that the guarantee is wrong. Default: 0.001
         decision (str, optional): ``"votes"`` or ``"probabilities"``, see above. Default: ``"votes"``
         n_selection (int, optional): Votes that select the class. Default: 100
-        generator (torch.Generator, optional): Source of the noise, asked for one number. Default: None, the same noise
-            on every call.
+        generator (torch.Generator, optional): Source of the noise, asked for one number. Default: None, a fixed seed:
+            the same noise on every call.
         show_progress (bool, optional): Show a progress bar, in votes of an example. Default: False
 
     Returns:

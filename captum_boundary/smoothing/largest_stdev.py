@@ -67,7 +67,8 @@ def largest_stdev(
             0.02 to 0.8, which suit inputs in [0, 1]
         n_samples (int, optional): As in :class:`SmoothedModel`, as all that follows. Default: 16
         average (str, optional): ``"scores"`` or ``"probabilities"``. Default: ``"scores"``
-        generator (torch.Generator, optional): Source of the noise. Default: None, that of other models without one.
+        generator (torch.Generator, optional): Source of the noise. Default: None, a fixed seed, that of smoothed
+            models.
         internal_batch_size (int, optional): Copies that pass through the model at once. Default: None, all of them.
         show_progress (bool, optional): Show a progress bar, in standard deviations. Default: False
 

@@ -59,7 +59,7 @@ class SmoothedModel(nn.Module):
             (or its log-odds), which makes the same decision and whose slope does not vanish where the model is certain.
             Default: ``"scores"``
         generator (torch.Generator, optional): Source of the noise, asked for one number at construction. Default:
-            None, the same noise in all models.
+            None, a fixed seed: the same noise in all models.
         internal_batch_size (int, optional): Copies that pass through the model at once, to bound memory. Where
             gradients are wanted, the passes are computed again for them one after the other: one more forward pass
             of every copy. Default: None, all of them.

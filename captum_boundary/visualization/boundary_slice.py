@@ -86,7 +86,8 @@ def plot_boundary_slice(
             Default: 50
         class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
             their numbers.
-        generator (torch.Generator, optional): Source of the random direction. Default: None, the same one every time.
+        generator (torch.Generator, optional): Source of the random direction. Default: None, a fixed seed: the same one
+            every time.
         internal_batch_size (int, optional): Points that pass through the model at once, to bound memory. Default: 64
         plt_fig_axis (tuple, optional): Figure and axes to draw in. Default: None, new ones of matplotlib's pyplot.
 
