@@ -192,6 +192,7 @@ class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
             self.forward_func,
             lambda: oracle.scores(oracle.x[few], few),
         )
+        rows_at_once = int(rows_at_once)  # of NumPy's too, which torch.split does not take
         pairs_at_once = max(1, min(len(halves), rows_at_once // 2))
         of_examples = []
         for examples in slices(len(oracle), max(1, rows_at_once // (2 * pairs_at_once))):
