@@ -157,7 +157,7 @@ def test_methods_of_single_features_have_their_closed_forms():
 
 @pytest.fixture(scope="module")
 def occluding():
-    return _imported("rival_occlusion")
+    return _imported("baseline_occlusion")
 
 
 def bright_square(side, rows, columns):
@@ -171,7 +171,7 @@ def bright_square(side, rows, columns):
 
 
 @pytest.mark.parametrize("name", ["rise", "occlusion"])
-def test_rivals_that_occlude_find_the_square_that_counts(occluding, name):
+def test_baselines_that_occlude_find_the_square_that_counts(occluding, name):
     square = slice(14, 21), slice(7, 14)
     model, images = bright_square(28, *square)
     target = torch.tensor([0, 0])

@@ -1,4 +1,4 @@
-"""Rivals that occlude parts of the image, and products of Guided Backprop: for a few gradients, or for none.
+"""Baselines that occlude parts of the image, and products of Guided Backprop: for a few gradients, or for none.
 
 All explain the target's score for images ``(N, C, H, W)`` in [0, 1] and return attributions of the same shape.
 """
