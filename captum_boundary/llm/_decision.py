@@ -1,11 +1,12 @@
-r"""The decision of a language model between two answers, as one signed logit of the prompt's embeddings.
+r"""The decision of a language model between two answers, as two scores of the prompt's embeddings.
 
-For a prompt with embeddings :math:`e` and answers :math:`a` and :math:`b`,
+For a prompt with embeddings :math:`e` and answers :math:`a` and :math:`b`, the margin is
 
 .. math:: f(e) = \log p(a \mid e) - \log p(b \mid e),
 
 which is positive where the model prefers :math:`a`. What both answers begin with cancels, and is part of the prompt.
-Where a single token is left of both, the difference of log-probabilities is that of two logits of one position.
+Where a single token is left of both, the difference of log-probabilities is that of two logits of one position. Both
+scores are kept apart, since rounding is relative to their size and not to that of the difference.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["AnswerDecision", "Decision", "TokenDecisions", "decision_between"]
 
 
 class Decision(nn.Module):
-    """Signed logits ``(N,)`` of the embeddings ``(N, M, E)`` of those tokens of the prompt that may move.
+    """Scores ``(N, 2)`` of target and rival, of the embeddings ``(N, M, E)`` of those tokens that may move.
 
     Several decisions about one prompt have numbers, given as an argument ``(N,)``. Captum's layer methods find the
     embeddings at the module ``embeddings``.
@@ -54,6 +55,12 @@ class Decision(nn.Module):
     def rows_at_once(self) -> int:
         """How many rows fit into memory."""
         raise NotImplementedError
+
+    def difference(self, embeddings: Tensor, index: Tensor) -> Tensor:
+        """The score of the target less that of the rival, ``(N,)``, in float32 or better."""
+        scores: Tensor = self(embeddings, index)
+        target, rival = (scores.float() if _is_half(scores) else scores).unbind(dim=1)
+        return target - rival
 
     def positions(self, index: Tensor) -> Tensor:
         """Where in the whole sequence the answers of decisions ``(N,)`` part."""
@@ -96,9 +103,7 @@ class TokenDecisions(Decision):
         logits = self._embedded.logits(self.whole(self.embeddings(embeddings)), self._ids, n)
         own = logits[torch.arange(len(logits), device=logits.device), index.to(logits.device)]
         pairs = torch.stack([self._targets[index], self._rivals[index]], dim=1).to(own.device)
-        chosen = own.gather(1, pairs)
-        difference = chosen[:, 0].float() - chosen[:, 1].float() if _is_half(chosen) else chosen[:, 0] - chosen[:, 1]
-        return difference.to(logits.dtype)
+        return own.gather(1, pairs)
 
 
 class AnswerDecision(Decision):
@@ -137,9 +142,8 @@ class AnswerDecision(Decision):
         answers = self._answers.to(wide.device).repeat_interleave(n, dim=0)
         log_p = wide.log_softmax(dim=2).gather(2, answers[..., None]).squeeze(2)
         counts = self._counts.to(wide).repeat_interleave(n, dim=0)
-        target, rival = (log_p * counts).sum(dim=1).view(2, n)
-        difference: Tensor = target - rival
-        return difference.to(logits.dtype)
+        scores: Tensor = (log_p * counts).sum(dim=1).view(2, n).T
+        return scores.to(logits.dtype)
 
 
 def decision_between(

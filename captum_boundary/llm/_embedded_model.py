@@ -118,21 +118,21 @@ class EmbeddedModel:
                     f"{type(self.model).__name__} must be called with token ids (N, L) alone, but: {error}"
                 ) from error
             embeddings = self.embed(ids)[None]
-            every = _checked(score_tensor(output), embeddings).float()
-            actual = self.logits(embeddings, ids, 1)[:, -1].float()
-            before = self.logits(embeddings[:, :-1], ids[:-1], 1)[:, -1].float() if len(ids) > 1 else None
-        tolerance = torch.finfo(self.weight.dtype).eps ** 0.5 * every.abs().max().clamp_min(1e-3)
-        if before is not None and not (before - every[:, -2]).abs().max() <= tolerance:
-            raise BoundaryValueError(
-                f"{type(self.model).__name__} returns other logits for first tokens if the last one is missing: it "
-                "sees what follows a token and is no causal language model, or its forward is random (call "
-                "model.eval()). For masked language models and classifiers use LayerBoundaryAttribution."
-            )
-        if not (actual - every[:, -1]).abs().max() <= tolerance:
+            expected = _checked(score_tensor(output), embeddings)[:, -1].float()
+            actual = self.logits(embeddings, ids, min(2, len(ids))).float()
+            without_last = self.logits(embeddings[:, :-1], ids[:-1], 1).float() if len(ids) > 1 else actual
+        tolerance = torch.finfo(self.weight.dtype).eps ** 0.5 * expected.abs().max().clamp_min(1e-3)
+        if not (actual[:, -1] - expected).abs().max() <= tolerance:
             raise BoundaryValueError(
                 f"{type(self.model).__name__} does not return the same logits for the embeddings of tokens as for the "
                 "tokens. Its forward may be random (call model.eval()), or look at token ids elsewhere too. Give the "
                 "module whose output is to be moved as embedding_layer."
+            )
+        if not (without_last[:, -1] - actual[:, 0]).abs().max() <= tolerance:
+            raise BoundaryValueError(
+                f"{type(self.model).__name__} returns other logits for first tokens if the last one is missing: it "
+                "sees what follows a token and is no causal language model. For masked language models and classifiers "
+                "use LayerBoundaryAttribution."
             )
 
     def rows_at_once(self, length: int, n_last: int) -> int:

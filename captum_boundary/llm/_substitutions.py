@@ -90,7 +90,7 @@ class _Search:
                     rows[row, place] = self._embedded(token)
             with torch.no_grad():
                 index = torch.full((len(batch),), self.index, device=x.device)
-                parts.append(self.decision(rows, index).float().cpu())
+                parts.append(self.decision.difference(rows, index).float().cpu())
         return torch.cat(parts)
 
     def _embedded(self, token: int) -> Tensor:
@@ -115,7 +115,7 @@ def find_substitutions(
     """
     x = decision.moving
     with torch.no_grad():
-        start = float(decision(x, torch.tensor([index], device=x.device)))
+        start = float(decision.difference(x, torch.tensor([index], device=x.device)))
         log_p = decision.all_logits(x)[0].float().log_softmax(dim=1).cpu()
     search = _Search(decision, index, -1.0 if start < 0 else 1.0, prompt.ids[prompt.movable])
     singles = _single_candidates(search, points, groups, prompt, vocabulary, forbidden, log_p, n_candidates)
@@ -182,7 +182,7 @@ def _linearized(search: _Search, points: Tensor) -> tuple[Tensor, Tensor]:
     for part in torch.split(points, search.decision.rows_at_once):
         with torch.inference_mode(False), torch.enable_grad():
             leaf = part.detach().clone().requires_grad_()
-            score = search.decision(leaf, torch.full((len(leaf),), search.index, device=leaf.device))
+            score = search.decision.difference(leaf, torch.full((len(leaf),), search.index, device=leaf.device))
             slopes.append(torch.autograd.grad(score.sum(), leaf)[0])
         values.append(score.detach().float())
     return torch.cat(values), torch.cat(slopes)

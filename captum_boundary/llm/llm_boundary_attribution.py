@@ -221,12 +221,11 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
         index = torch.arange(n, device=decision.moving.device)
         x = decision.moving.repeat(n, 1, 1)
         search = self._search(decision, self.budget)
-        boundary = search.find(x, additional_forward_args=index)
+        boundary = search.find(x, 0, index)  # class 0 is the target, 1 the rival
         if self.method in (LayerIntegratedGradients, IntegratedGradients):
             options = {"internal_batch_size": max(n, decision.rows_at_once), **options}
-        attributions = LayerBoundaryAttribution(decision, decision.embeddings, self.method, search).attribute(
-            x, additional_forward_args=index, boundary=boundary, **options
-        )
+        method = LayerBoundaryAttribution(decision, decision.embeddings, self.method, search, score="margin")
+        attributions = method.attribute(x, 0, index, boundary=boundary, **options)
         token_attr = _summed(attributions.sum(dim=2), groups, len(names))
         distances: list[Tensor] = []
         substitutions: list[list[Substitution]] = []
@@ -239,7 +238,7 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
                 given = points, groups, prompt, self._own_vocabulary(), forbidden, n_candidates
                 substitutions.append(find_substitutions(decision, number, *given))
         with torch.no_grad():
-            score = decision(x, index).float()
+            score = decision.difference(x, index).float()
         found, neighbors = boundary.found, self._embedded.neighbor_distances(prompt.ids[prompt.movable])
         return LLMBoundaryResult(
             input_tokens=names,
@@ -266,7 +265,8 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
         method = BoundaryDistance(decision, self._search(decision, token_budget))
         _, boundary = method.attribute(
             x,
-            additional_forward_args=torch.tensor([number], device=x.device),
+            0,
+            torch.tensor([number], device=x.device),
             feature_mask=groups[None, :, None],
             return_boundary=True,
         )

@@ -43,14 +43,14 @@ from llm_methods import (
 from llm_models import RuleTokenizer, load_smollm2, rule_decoder, rule_texts
 from llm_prompts import Case, cases
 from report import print_table
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_boundary import NearestBoundary
 from captum_boundary.llm import LLMBoundaryResult
 from captum_boundary.metrics import spearman_rho
 
 TOP = 3
-N_CANDIDATES = 32  # forward passes for substitutions
+N_CANDIDATES = 8  # forward passes for substitutions
 
 
 def of_decision(
@@ -138,14 +138,13 @@ def told(result: LLMBoundaryResult) -> dict[str, Any]:
     }
 
 
-def of_prompt(model: nn.Module, tokenizer: Any, case: Case, point: list[list[float]]) -> dict[str, Any]:
+def of_prompt(explain: RecordingAttribution, case: Case, point: list[list[float]]) -> dict[str, Any]:
     """All that is measured of one prompt with its boundary point."""
     start = time.process_time()
-    answers = (case.target, case.rival)
+    answers, tokenizer = (case.target, case.rival), explain.tokenizer
     decision = Decision(
-        model, torch.tensor(tokenizer.encode(case.prompt)), *(tokenizer.encode(answer)[0] for answer in answers)
+        explain.model, torch.tensor(tokenizer.encode(case.prompt)), *(tokenizer.encode(answer)[0] for answer in answers)
     )
-    explain = RecordingAttribution(model, tokenizer, LayerGradientXActivation, budget=1)
     places = places_of(case.prompt, case, tokenizer)
     row, result = of_decision(decision, torch.tensor(point), explain, (case.prompt, *answers), places)
     at_prompt = explain.attribute(case.prompt, *answers, token_budget=None, n_candidates=N_CANDIDATES)
@@ -191,9 +190,9 @@ def show(rows: list[dict[str, Any]]) -> None:
     nearest = [min(range(row["n_tokens"]), key=row["token distance"].__getitem__) for row in rows]
     last = sum(place == row["n_tokens"] - 1 for place, row in zip(nearest, rows, strict=True))
     print(f"\nnearest token: {nearest.count(0)} times the first, {last} times the last, of {len(nearest)}")
-    if "substitutions" in rows[0]:
+    if rows[0]["kind"] != "rule":
         show_kinds(rows)
-        show_substitutions(rows)
+        show_substitutions([row for row in rows if "substitutions" in row])
 
 
 def differences(rows: list[dict[str, Any]], label: str, other: str, columns: list[str]) -> dict[str, str]:
@@ -272,10 +271,11 @@ def measure(some: list[Case], firm: list[Any], rows: list[Any], firm_path: Path,
         firm += llm_firmness.firmness(model, tokenizer, some[start : start + llm_firmness.ROWS], BUDGET)
         store(firm, firm_path)
         print(f"{len(firm)} boundary points", flush=True)
+    explain = RecordingAttribution(model, tokenizer, LayerGradientXActivation, budget=1)
     known = {row["prompt"] for row in rows}
     for case, measures in zip(some, firm, strict=True):
         if measures["right"] and case.prompt not in known:
-            rows.append(of_prompt(model, tokenizer, case, measures["point"]))
+            rows.append(of_prompt(explain, case, measures["point"]))
             store(rows, path)
             print(f"{rows[-1]['seconds']:.0f} s  {case.prompt}", flush=True)
 

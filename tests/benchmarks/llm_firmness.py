@@ -95,7 +95,7 @@ def firmness(model: nn.Module, tokenizer: Any, some: list[Case], budget: int) ->
                 "typos": flips[:N_TYPOS],
                 "paraphrases": flips[N_TYPOS:],
                 "distance": float(boundary.distance[row]),
-                "margin": float(margin[row]),
+                "margin": float(margin[row].detach()),
                 "slope": float((slope[row] * decisions.mask[row]).norm()),
                 "entropy": float(-(log_p[row].exp() * log_p[row]).sum()),
                 "costs": [int(boundary.n_forward[row]), int(boundary.n_gradient[row])],

@@ -157,16 +157,16 @@ def of_distances(
     decision: Decision, result: LLMBoundaryResult, points: Tensor
 ) -> dict[str, Callable[[], Tensor] | Tensor]:
     """Attributions made of token distances: plain ones, and corrected for tokens to which everything is sensitive."""
-    distance = result.token_distance[0]
+    distance, length = result.token_distance[0], (decision.x[0] - decision.mean).norm(dim=1)
+    general = sensitivity(decision)
     share, loss = own_slopes(decision, points)
     return {
         "token closeness": result.token_closeness[0],
         "1 / token distance": 1 / distance,
         "length / token distance": decision.x[0].norm(dim=1) / distance,
-        "mean embedding / token distance": (decision.x[0] - decision.mean).norm(dim=1) / distance,
-        "sensitivity x token distance, inverse": 1 / (distance * sensitivity(decision)),
-        "closeness / sensitivity": result.token_closeness[0]
-        / (sensitivity(decision) * (decision.x[0] - decision.mean).norm(dim=1)),
+        "mean embedding / token distance": length / distance,
+        "1 / (token distance x sensitivity)": 1 / (distance * general),
+        "closeness / sensitivity": result.token_closeness[0] / (general * length),
         "real tokens beyond the boundary": share,
         "slope at own point": loss,
     }
@@ -184,10 +184,6 @@ def other_methods(decision: Decision, point: Tensor) -> dict[str, Callable[[], T
     path = {"n_steps": N_PATH_STEPS, "internal_batch_size": ROWS}
     return {
         "BIG": over_tokens(IntegratedGradients, "score", **path | {"n_steps": N_STEPS}, baselines=point[None]),
-        "IG, zero": over_tokens(IntegratedGradients, "score", **path),
-        "IG, mean": over_tokens(
-            IntegratedGradients, "score", **path, baselines=decision.mean.expand_as(decision.x).contiguous()
-        ),
         "Captum LayerIG": over_tokens(
             IntegratedGradients, "log_p", **path, baselines=zero_token.expand_as(decision.x).contiguous()
         ),

@@ -105,6 +105,23 @@ def test_a_linear_model_has_the_distances_of_its_weights(linear, tokenizer):
     assert not linear.tokens._forward_hooks
 
 
+def test_decisions_that_are_nearly_open_have_a_boundary(small, tokenizer):
+    """Rounding is relative to the logits, which are large here, and not to their small difference."""
+    answers = ("Paris .", "London red")
+    model = small.decoder("llama", tokenizer)
+    method = LLMBoundaryAttribution(model, tokenizer)
+    point = method.attribute(PROMPT, *answers, **QUICK).boundary.points[0]
+    ids = tokenizer.encode(PROMPT)
+    embedding = model.get_input_embeddings()
+    with torch.no_grad():  # words at the boundary: nearly as likely, up to rounding of the last digits
+        embedding.weight[ids] = torch.lerp(embedding.weight[ids], point, 0.9995)
+    model.lm_head.register_forward_hook(lambda _, __, logits: logits + 500)
+    result = LLMBoundaryAttribution(model, tokenizer).attribute(PROMPT, *answers, **{**QUICK, "token_budget": 10})
+    assert 0 < abs(float(result.score)) < 0.05
+    assert result.boundary.found.all()
+    assert result.token_distance.isfinite().sum() >= 4
+
+
 def test_padding_is_left_out(small, tokenizer):
     method = LLMBoundaryAttribution(small.model, tokenizer, budget=8)
     expected = method.attribute(PROMPT, "Paris", "London", **QUICK)

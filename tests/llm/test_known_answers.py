@@ -55,7 +55,7 @@ def test_the_benchmark_of_the_rule(benchmark, capsys):
     table = capsys.readouterr().out
     assert all(
         label in table
-        for label in ("token closeness", "length / token distance", "BIG", "IG, zero", "attention rollout")
+        for label in ("token closeness", "length / token distance", "BIG", "Captum LayerIG", "attention rollout")
     )
     for row in rows:
         assert row["methods"]["occlusion"]["occlusion"] == pytest.approx(1)
