@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -194,7 +195,8 @@ class RARLoss(nn.Module):
         for name, count in (("n_steps", n_steps), ("attack_steps", attack_steps), ("attack_n_steps", attack_n_steps)):
             check_count(name, count)
         check_count("internal_batch_size", internal_batch_size, optional=True)
-        if not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 0:
+        is_whole = isinstance(warmup, numbers.Integral) and not isinstance(warmup, bool)
+        if not is_whole or warmup < 0:
             raise BoundaryValueError(f"warmup must be a number of training calls, 0 or more, but it is {warmup!r}.")
         if weight is not None:
             check_not_negative("weight", weight)
@@ -225,7 +227,7 @@ class RARLoss(nn.Module):
         self.bounds = bounds
         self.loss_func = cross_entropy if loss_func is None else loss_func
         self.random_start = random_start
-        self.warmup = warmup
+        self.warmup = int(warmup)
         self.training_calls = 0
         self.terms = check_terms(terms)
         self.smooth = smooth

@@ -68,13 +68,15 @@ def neighboring_classes(search: BoundarySearch, problem: Problem, n_classes: int
 
 def neighbors_in_random_directions(search: BoundarySearch, problem: Problem, n: int) -> Neighbors:
     """Points of the boundary of the target's region, near to the input, found from ``n`` points around it."""
-    plain = problem.in_plain_norm()
+    plain = problem.in_plain_units()
     oracle, x = plain.oracle, plain.x
     generator = torch.Generator("cpu").manual_seed(seed_of(search.generator))
     lines = torch.randn(n, x.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(x)
     lines = lines / plain.norm.length(lines)[:, None]
     distance = linearized_distance(plain, plain.linearize(x))
-    distance = torch.where(torch.isfinite(distance) & (distance > 0), distance, 1 + plain.norm.length(x))
+    size = plain.norm.length(x)
+    size = torch.where(size > 0, size, 1.0)
+    distance = torch.where(torch.isfinite(distance) & (distance > 0), distance, size)
     reach = _START_DISTANCE * distance
     rows = oracle.all_rows.repeat_interleave(n, output_size=n * len(x))
     starts = plain.box.of(rows).clamp(x[rows] + (reach[:, None, None] * lines).flatten(0, 1))
@@ -87,7 +89,7 @@ def _neighbors(search: BoundarySearch, problem: Problem, rows: Tensor, classes: 
     boundary = search._find_pairs(problem, rows, classes, **options)
     pairs = search._pairs(problem, rows, classes)
     points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
-    normals = unit_normals(pairs, pairs.oracle.pack(points), boundary.distance)
+    normals = unit_normals(pairs, pairs.oracle.pack(points))
     # Towards the target's side: an input outside of the region of its target has that region beyond the boundary.
     normals = normals * oracle.sign[rows, None]
     is_other = classes != oracle.target[rows]
@@ -106,8 +108,9 @@ def _nearest_classes(problem: Problem, n: int) -> Tensor:
     classes = rival_scores(oracle.start_scores, oracle.target).topk(n_screened, dim=1).indices
     if n_screened == n:
         return classes
+    plain = problem.in_plain_units()
     distances = [
-        linearized_distance(problem, problem.oracle.linearize_over(problem.x, rival)) for rival in classes.unbind(dim=1)
+        linearized_distance(plain, plain.oracle.linearize_over(plain.x, rival)) for rival in classes.unbind(dim=1)
     ]
     nearest = torch.stack(distances, dim=1).argsort(dim=1, stable=True)[:, :n]
     return classes.gather(1, nearest)

@@ -21,7 +21,7 @@ _NEIGHBORHOOD = 2e-4
 _SAME_PIECE = 1e-6
 
 
-def unit_normals(problem: Problem, points: Tensor, distance: Tensor) -> Tensor:
+def unit_normals(problem: Problem, points: Tensor) -> Tensor:
     """Unit normals ``(n, D)`` at ``points``, towards the side of the input; zero where the slope is.
 
     Where the boundary is smooth, its normal is the direction of the slope. A closest point of a network with kinks
@@ -33,20 +33,20 @@ def unit_normals(problem: Problem, points: Tensor, distance: Tensor) -> Tensor:
     rounding. In many dimensions a network has kinks everywhere and each bends the boundary by little: there the slope
     is taken as it is.
     """
-    plain = problem.in_plain_norm()
-    normals = _plain_normals(plain, plain.oracle.to_units(points), distance)
+    plain = problem.in_plain_units()
+    normals = _plain_normals(plain, plain.oracle.to_units(points))
     # By the chain rule, a slope is divided by the units as a point is.
     return normals if plain is problem else L2.steepest(plain.oracle.to_units(normals))
 
 
-def _plain_normals(problem: Problem, points: Tensor, distance: Tensor) -> Tensor:
+def _plain_normals(problem: Problem, points: Tensor) -> Tensor:
     slopes = L2.steepest(problem.linearize(points).slope)
     if not problem.few_dimensions:
         return slopes
     generator = torch.Generator("cpu").manual_seed(0)
     offsets = torch.randn(_NEIGHBORS, points.shape[1], generator=generator, dtype=torch.float64, device="cpu")
     offsets = L2.steepest(offsets).to(points)
-    reach = _NEIGHBORHOOD * torch.where(torch.isfinite(distance), distance, 0.0)
+    reach = _NEIGHBORHOOD * problem.distance(points)
     pieces = []
     for offset in offsets:
         beside = problem.box.clamp(points + reach[:, None] * offset)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import Box
-from captum_boundary._core.norms import Norm, norm_of
+from captum_boundary._core.geometry import Box, power_of_two
+from captum_boundary._core.norms import LINF, Norm, norm_of
 from captum_boundary._core.oracle import Linearization, MarginOracle
 
 __all__ = ["ActiveSet", "Incumbent", "Phase", "Problem"]
@@ -22,6 +22,8 @@ _BAND = {torch.float64: (1e-10, 4e-9), torch.float32: (1.5e-5, 6e-5)}
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 # Up to here restarts find other parts of the boundary. In more dimensions descents pay better.
 _FEW_DIMENSIONS = 512
+# Inputs whose largest value is larger than this, or smaller than its inverse, are searched in another unit.
+_LARGE = 2.0**30
 _SLACK = 0.05  # of the depth of an input
 
 
@@ -73,12 +75,21 @@ class Problem:
         part._set(self._numbers[rows])
         return part
 
-    def in_plain_norm(self) -> Problem:
-        """The same in coordinates in which the norm has no weights: those of ``oracle.to_units``."""
+    def in_plain_units(self) -> Problem:
+        """The same in coordinates in which the norm has no weights, nor inputs squares that overflow or underflow.
+
+        They are those of ``oracle.to_units``.
+        """
         norm, factors = self.norm.plain()
-        if factors is None:
+        x = self.x if factors is None else self.x * factors
+        least, largest = torch.stack(LINF.length(x).aminmax()).tolist()  # one question to an accelerator
+        if least > 1 / _LARGE and largest < _LARGE and factors is None:
             return self
-        unit, part = 1 / factors[None], copy.copy(self)
+        size = power_of_two(x)
+        is_ordinary = (size > 1 / _LARGE) & (size < _LARGE) | (x == 0).all(dim=1, keepdim=True)
+        unit = torch.where(is_ordinary, 1.0, size)
+        unit = unit if factors is None else unit / factors
+        part = copy.copy(self)
         part.oracle, part.norm = self.oracle.in_units(unit, self.box), norm
         part.x = part.oracle.x
         lower, upper = self.box.lower / unit, self.box.upper / unit

@@ -28,6 +28,6 @@ def test_normals_are_the_same_on_all_sides_of_kinks() -> None:
     problem = Problem(MarginOracle(scores, (inputs,)), box_of(None, (inputs,)), 2, torch.tensor(1e-12))
     slopes = problem.linearize(points).slope
     assert (slopes - slopes[:1]).abs().amax() > 0.5
-    normals = unit_normals(problem, points, problem.distance(points))
+    normals = unit_normals(problem, points)
     torch.testing.assert_close(normals, normals[:1].expand(4, 3), rtol=0, atol=1e-6)
     torch.testing.assert_close(normals.norm(dim=1), torch.ones(4, dtype=torch.float64))

@@ -54,7 +54,13 @@ def newton_phase(problem: Problem, settings: NearestBoundarySettings, n_gradient
         reached, reached_margin = newton_steps(inside, settings, starts, inside.signed_margin(starts), n_inside)
         points, margin = points.index_copy(0, rows, reached), margin.index_copy(0, rows, reached_margin)
     points, margin = newton_steps(problem, settings, points, margin, n_further)
-    return line_search(problem, points, Phase.NEWTON, margin), first_margin
+    incumbent = line_search(problem, points, Phase.NEWTON, margin)
+    if problem.norm.is_sparse:
+        # Newton steps were those of l2. Where the model is linear, one of the norm's own ends on the nearest point.
+        required = (plane.value + problem.overshoot).clamp_min(0.0)
+        own = problem.norm.project_onto_half_space(problem.x, plane.slope, required, problem.box)
+        incumbent = incumbent.improved_by(own, problem.distance(own), problem.signed_margin(own), Phase.NEWTON)
+    return incumbent, first_margin
 
 
 def newton_steps(
@@ -97,7 +103,8 @@ def random_line_search(problem: Problem, settings: NearestBoundarySettings, seed
         generator = torch.Generator("cpu").manual_seed(seed + trial)
         options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
         uniform, normal = (draw(x.shape[1], **options).to(x) for draw in (torch.rand, torch.randn))
-        radius = 0.5 * 4.0 ** (trial % 8) * (1 + x.abs().mean(dim=1, keepdim=True))
+        size = x.abs().mean(dim=1, keepdim=True)
+        radius = 4.0 ** (trial % 8) * torch.where(size > 0, size, 0.5)
         inside = box.lower + uniform * (box.upper - box.lower)
         ends = box.clamp(torch.where(torch.isfinite(inside), inside, x + radius * normal))
         found = found.improved_by(ends, problem.distance(ends), problem.signed_margin(ends), Phase.LINE_SEARCH)

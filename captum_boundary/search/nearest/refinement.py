@@ -244,7 +244,8 @@ def _random_starts(
     generator = torch.Generator("cpu").manual_seed(seed)
     directions = torch.randn(n_directions, n_inputs, generator=generator, dtype=torch.float64, device="cpu").to(x)
     directions = directions / problem.norm.length(directions)[:, None]
-    guess = (1 + problem.norm.length(x)) * 2.0 ** (seed % 5)  # for those without a boundary point yet
+    size = problem.norm.length(x)
+    guess = torch.where(size > 0, size, 1.0) * 2.0 ** (seed % 5)  # for those without a boundary point yet
     radius = torch.where(incumbent.is_found, incumbent.distance, guess)
     # The directions of one example stand together.
     many = problem.select(problem.oracle.all_rows.repeat_interleave(n_directions, output_size=n * n_directions))

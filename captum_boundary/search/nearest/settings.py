@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from captum_boundary._core.checks import plain_number
 from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["NearestBoundarySettings"]
@@ -103,3 +104,4 @@ class NearestBoundarySettings:
             value = getattr(self, field.name)
             if not (math.isfinite(value) and value >= 0):
                 raise BoundaryValueError(f"{field.name} must be finite and not negative, but it is {value!r}.")
+            object.__setattr__(self, field.name, plain_number(value))

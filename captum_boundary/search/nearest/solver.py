@@ -124,7 +124,7 @@ class NearestBoundary(BoundarySearch):
 
     def propose(self, problem: SearchProblem) -> Proposal:
         r"""Points on the boundary, as near as the budget allows, and how the search of each example ended."""
-        inner, seed = problem._problem.in_plain_norm(), problem.seed
+        inner, seed = problem._problem.in_plain_units(), problem.seed
         starts = None if problem.starts is None else inner.oracle.to_units(problem.starts)
 
         def search(part: Problem, targeted: bool, rows: Tensor) -> _Run:
@@ -137,8 +137,9 @@ class NearestBoundary(BoundarySearch):
 
         with torch.no_grad(), self._watched(problem, inner.oracle):
             incumbent, end = _on_each_side(inner, search)
-            points = inner.oracle.from_units(incumbent.points)
-            points = torch.where(incumbent.points == inner.x, problem.x, points)  # what did not move is not rounded
+            points = incumbent.points
+            if inner is not problem._problem:  # what did not move is not rounded
+                points = torch.where(points == inner.x, problem.x, inner.oracle.from_units(points))
         return Proposal(points, 10 * incumbent.phase + end)
 
     @contextmanager

@@ -11,9 +11,10 @@ from captum_boundary._core.bounds import box_of
 from captum_boundary._core.norms import L1
 from captum_boundary._core.oracle import Linearization, MarginOracle
 from captum_boundary.search import NearestBoundarySettings
-from captum_boundary.search._problem import Incumbent, Problem
+from captum_boundary.search._line_search import line_search
+from captum_boundary.search._problem import Incumbent, Phase, Problem
 from captum_boundary.search.nearest.descent import descend
-from captum_boundary.search.nearest.first_contact import newton_phase
+from captum_boundary.search.nearest.first_contact import newton_step
 from captum_boundary.search.nearest.step_rules import _AIM, Iterate, TrustRegionLPStep
 
 SETTINGS = NearestBoundarySettings()
@@ -116,6 +117,6 @@ def test_a_descent_ends_at_the_closest_point_of_a_hyperplane(bounds) -> None:
     problem = problem_of(inputs, bounds, depth=20.0)
     plane = problem.linearize(inputs)
     exact = problem.distance(L1.project_onto_half_space(inputs, plane.slope, plane.depth, problem.box))
-    known, _ = newton_phase(problem, SETTINGS, 10)
+    known = line_search(problem, newton_step(problem, SETTINGS, inputs, plane), Phase.NEWTON)
     assert (known.distance > 1.45 * exact).all()
     assert (descend(problem, SETTINGS, known, torch.full((8,), 36), seed=0).distance < 1.01 * exact).all()
