@@ -66,6 +66,9 @@ def load_model(name: str, weights: str | None, n_classes: int | None) -> LoadedM
     except (ValueError, TypeError) as error:
         raise BoundaryValueError(f"torchvision cannot build {name}: {error}.") from error
     if weights not in known.__members__:
+        if not Path(weights).exists():
+            choices = ", ".join(known.__members__)
+            raise BoundaryValueError(f"--weights of {name} must be a file or one of {choices}, but it is {weights}.")
         model, content = _with_weights(model, Path(weights)), Path(weights).read_bytes()
         ending = f"-{hashlib.sha256(content).hexdigest()[:8]}.pth"  # of the names of torchvision's own files
         names = [entry.meta.get("categories") for entry in known if entry.url.endswith(ending)]

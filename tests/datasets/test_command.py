@@ -192,7 +192,10 @@ def test_help_is_for_newcomers(capsys):
         ({"--model": "broken_code:model"}, "--model broken_code:model failed in"),
         ({"--model": "broken_code:model"}, "line 2: ZeroDivisionError"),
         ({"--model": "broken_code:nothing"}, "cannot be imported"),
-        ({"--model": "torchvision:resnet18", "--weights": "IMAGENET"}, "IMAGENET cannot be read as weights"),
+        (
+            {"--model": "torchvision:resnet18", "--weights": "IMAGENET"},
+            "or one of IMAGENET1K_V1, DEFAULT, but it is IMAGENET",
+        ),
         ({"--workers": "-1"}, "num_workers must be an integer of at least 0, but it is -1"),
         ({"--shard": "2/2"}, "shard must be (i, n) with i from 0 to n - 1"),
         ({"--target": "7"}, "target must be between 0 and 2, but it is 7"),
