@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from captum_boundary._core.batch_sizes import points_at_once
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._core.checks import check_choice, check_count, check_inputs, plain_number
+from captum_boundary._core.checks import check_choice, check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.flat import unpack
 from captum_boundary._core.generators import check_generator, seed_of
@@ -186,13 +186,13 @@ class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
         halves = oracle.pack(NoiseSource(self._seed).normal(n_samples // 2, oracle.inputs, stdevs))
         scale = _tenth_of_range(oracle) if self._stdevs is None else None
         few = oracle.all_rows[:2]
-        rows_at_once = plain_number(internal_batch_size) or points_at_once(
+        rows_at_once = internal_batch_size or points_at_once(
             len(oracle) * n_samples,
             tuple(tensor[:2] for tensor in oracle.inputs),
             self.forward_func,
             lambda: oracle.scores(oracle.x[few], few),
         )
-        rows_at_once = int(rows_at_once)  # of NumPy's too, which torch.split does not take
+        rows_at_once = int(rows_at_once)  # of NumPy's numbers too, which torch.split does not take
         pairs_at_once = max(1, min(len(halves), rows_at_once // 2))
         of_examples = []
         for examples in slices(len(oracle), max(1, rows_at_once // (2 * pairs_at_once))):
