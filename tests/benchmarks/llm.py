@@ -33,9 +33,11 @@ from captum.attr import LayerGradientXActivation
 from intervals import interval, paired_difference
 from llm_methods import (
     BUDGET,
-    TOKEN_BUDGET,
+    REAL,
+    RULE,
     Decision,
     RecordingAttribution,
+    Settings,
     of_distances,
     others,
     resampling,
@@ -54,13 +56,18 @@ N_CANDIDATES = 8  # forward passes for substitutions
 
 
 def of_decision(
-    decision: Decision, point: Tensor, explain: RecordingAttribution, arguments: tuple[Any, ...], places: dict[str, Any]
+    decision: Decision,
+    point: Tensor,
+    explain: RecordingAttribution,
+    arguments: tuple[Any, ...],
+    places: dict[str, Any],
+    settings: Settings,
 ) -> tuple[dict[str, Any], LLMBoundaryResult]:
     """All attributions of one prompt, what they cost and how good they are, and the result about its tokens alone."""
-    result = explain.attribute(*arguments, token_budget=TOKEN_BUDGET, n_candidates=N_CANDIDATES)
+    result = explain.attribute(*arguments, token_budget=settings.token_budget, n_candidates=N_CANDIDATES)
     maps = of_distances(decision, result, explain.points)
     costs = dict.fromkeys(maps, explain.costs)
-    other_maps, other_costs = others(decision, point)
+    other_maps, other_costs = others(decision, point, settings)
     maps.update(other_maps)
     costs.update(other_costs)
     costs["BIG"][1] += BUDGET
@@ -146,7 +153,7 @@ def of_prompt(explain: RecordingAttribution, case: Case, point: list[list[float]
         explain.model, torch.tensor(tokenizer.encode(case.prompt)), *(tokenizer.encode(answer)[0] for answer in answers)
     )
     places = places_of(case.prompt, case, tokenizer)
-    row, result = of_decision(decision, torch.tensor(point), explain, (case.prompt, *answers), places)
+    row, result = of_decision(decision, torch.tensor(point), explain, (case.prompt, *answers), places, REAL)
     at_prompt = explain.attribute(case.prompt, *answers, token_budget=None, n_candidates=N_CANDIDATES)
     flips = {
         "from the boundary": told(result),
@@ -168,7 +175,7 @@ def of_rule(n_texts: int) -> list[dict[str, Any]]:
         if decision.whole > 0:
             places = {"cause": [int(place)], "irrelevant": [k for k in range(len(ids)) if k != int(place)]}
             point = NearestBoundary(decision.score, budget=BUDGET).find(decision.x).points[0]
-            row, _ = of_decision(decision, point, explain, (ids, [int(answer)], [int(rival)]), places)
+            row, _ = of_decision(decision, point, explain, (ids, [int(answer)], [int(rival)]), places, RULE)
             rows.append({"kind": "rule"} | row)
     return rows
 

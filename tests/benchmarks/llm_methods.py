@@ -10,19 +10,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from captum.attr import InputXGradient, IntegratedGradients, Saliency
+from captum.attr import GradientShap, InputXGradient, IntegratedGradients, Saliency
 from torch import Tensor, nn
 
 from captum_boundary.llm import LLMBoundaryAttribution, LLMBoundaryResult
 from captum_boundary.search import BoundaryPoints, BoundarySearch
 
 BUDGET = 20  # gradients of the search over a whole prompt
-N_STEPS = 8  # of BIG, after the search
-N_PATH_STEPS = BUDGET + N_STEPS  # of other paths: as many gradients
-TOKEN_BUDGET = 6  # gradients for each token alone
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is spent on a prompt, which the real model allows less of."""
+
+    token_budget: int  # gradients for each token alone
+    n_steps: int  # of BIG, after the search
+    n_path_steps: int  # of other paths
+    has_all_methods: bool
+
+
+REAL = Settings(token_budget=6, n_steps=8, n_path_steps=BUDGET + 8, has_all_methods=False)
+RULE = Settings(token_budget=10, n_steps=16, n_path_steps=16, has_all_methods=True)
 ROWS = 16  # at once
 
 
@@ -111,6 +123,18 @@ def resampling(decision: Decision, n_samples: int = 4) -> Tensor:
     return (decision.whole - decision.scores(rows)).view(n, n_samples).mean(1)
 
 
+def shapley(decision: Decision, n_orders: int = 5) -> Tensor:
+    n, total = len(decision.ids), 0
+    for seed in range(n_orders):
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        keep = torch.zeros(n + 1, n, dtype=torch.bool)
+        for step, place in enumerate(order.tolist()):
+            keep[step + 1 :, place] = True
+        gains = decision.scores(decision.replaced(keep)).diff()
+        total = total + torch.zeros(n).index_copy(0, order, gains)
+    return total / n_orders
+
+
 @torch.no_grad()
 def rollout(decision: Decision) -> Tensor:
     """Attention rollout (https://arxiv.org/abs/2005.00928) of the last position."""
@@ -172,7 +196,7 @@ def of_distances(
     }
 
 
-def other_methods(decision: Decision, point: Tensor) -> dict[str, Callable[[], Tensor]]:
+def other_methods(decision: Decision, point: Tensor, settings: Settings) -> dict[str, Callable[[], Tensor]]:
     """What makes attributions by other methods."""
     n = len(decision.ids)
     zero_token = decision.weight[0]
@@ -181,9 +205,17 @@ def other_methods(decision: Decision, point: Tensor) -> dict[str, Callable[[], T
         make = method(getattr(decision, function))
         return lambda: make.attribute(decision.x, **options).sum(2)[0]
 
-    path = {"n_steps": N_PATH_STEPS, "internal_batch_size": ROWS}
-    return {
-        "BIG": over_tokens(IntegratedGradients, "score", **path | {"n_steps": N_STEPS}, baselines=point[None]),
+    path = {"n_steps": settings.n_path_steps, "internal_batch_size": ROWS}
+    some = decision.weight[:: max(1, len(decision.weight) // 32)][:, None].expand(-1, n, -1)
+    mean = decision.mean.expand_as(decision.x).contiguous()
+    more = {
+        "IG, zero": over_tokens(IntegratedGradients, "score", **path),
+        "IG, mean": over_tokens(IntegratedGradients, "score", **path, baselines=mean),
+        "GradientShap": over_tokens(GradientShap, "score", baselines=some, n_samples=settings.n_path_steps),
+        "Shapley sampling": lambda: shapley(decision),
+    }
+    return (more if settings.has_all_methods else {}) | {
+        "BIG": over_tokens(IntegratedGradients, "score", **path | {"n_steps": settings.n_steps}, baselines=point[None]),
         "Captum LayerIG": over_tokens(
             IntegratedGradients, "log_p", **path, baselines=zero_token.expand_as(decision.x).contiguous()
         ),
@@ -193,17 +225,17 @@ def other_methods(decision: Decision, point: Tensor) -> dict[str, Callable[[], T
         "occlusion": lambda: occlusion(decision),
         "Captum FeatureAblation": lambda: occlusion(decision, "log_p", zero_token),
         "attention rollout": lambda: rollout(decision),
-        "random": lambda: torch.rand(n, generator=torch.Generator().manual_seed(n)),
+        "random": lambda: torch.rand(n, generator=torch.Generator().manual_seed(int(decision.ids.sum()))),
     }
 
 
-def others(decision: Decision, point: Tensor) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+def others(decision: Decision, point: Tensor, settings: Settings) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
     """Attributions from the boundary ``point`` ``(L, E)`` of the prompt and by other methods, and what they cost."""
     maps, costs = {}, {}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(0)
         warnings.filterwarnings("ignore", message="Input Tensor 0 did not already require gradients")
-        for label, method in other_methods(decision, point).items():
+        for label, method in other_methods(decision, point, settings).items():
             with counted(decision.model) as costs[label]:
                 maps[label] = method().detach()
     return maps, costs

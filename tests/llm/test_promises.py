@@ -159,3 +159,17 @@ def test_the_callers_state_is_as_before(small, tokenizer, mode):
     torch.testing.assert_close(result.token_distance, again.token_distance)
     with pytest.raises(NotImplementedError, match="attribute_future"):
         method.attribute_future()
+
+
+def test_a_prompt_of_32_tokens_takes_at_most_30_passes(small, tokenizer):
+    """At budget 20, in forward and backward passes; a forward pass alone is a third of one."""
+    model = small.decoder("llama", tokenizer, max_position_embeddings=64)
+    prompt = tokenizer.encode(" ".join([PROMPT, "it was"] * 5))[:32]
+    assert len(prompt) == 32
+    boundary = (
+        LLMBoundaryAttribution(model, tokenizer, budget=20).attribute(prompt, "Paris", "London", **QUICK).boundary
+    )
+    assert boundary.found.all()
+    n_forward, n_gradient = int(boundary.n_forward), int(boundary.n_gradient)
+    assert n_gradient <= 20
+    assert n_gradient + (n_forward - n_gradient) / 3 <= 30
