@@ -404,9 +404,9 @@ def exchanged(device: str, measure: Callable[..., Any], **options: Any) -> Any:
     return measure(classifier(device), images, maps, return_curves=True, n_steps=6, **options)
 
 
-def aligned(device: str, measure: Callable[..., Any], *target: Any, **options: Any) -> Any:
+def aligned(device: str, measure: Callable[..., Any], **options: Any) -> Any:
     model, images = classifier(device), IMAGES.to(device)
-    return measure(model, images, *target, nearby(model, images), **options)
+    return measure(model, images, nearby(model, images), **options)
 
 
 def case_of_measure(name: str, *arguments: Any) -> None:
@@ -432,7 +432,7 @@ def erased(device: str, measure: Callable[..., Any]) -> Tensor:
 
 for measure in (metrics.comprehensiveness, metrics.sufficiency):
     case(f"metrics.{measure.__name__}", erased, measure=measure)
-case("metrics.normal_alignment", lambda device: aligned(device, metrics.normal_alignment, None))
+case("metrics.normal_alignment", lambda device: aligned(device, metrics.normal_alignment))
 case("metrics.first_order_optimality", aligned, measure=metrics.first_order_optimality, norm=math.inf)
 case("metrics.evaluate_attribution_robustness", evaluated, evaluate=metrics.evaluate_attribution_robustness)
 
