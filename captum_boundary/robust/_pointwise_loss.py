@@ -166,7 +166,7 @@ class PointwiseLoss:
         n_repeats = len(points) // len(self)
         arguments = self._of_examples(lambda value: _repeated(value, n_repeats))
         with evaluation_mode(self.model), twice_differentiable(self.model), self._autocast(), self._activations():
-            given = unpack(points, self.inputs)
+            given = tuple(part.clone() for part in unpack(points, self.inputs))  # which may be changed in place
             with types_and_exports_explained(self.model, given):
                 return functional_call(self.model, self.state, (*given, *arguments))
 
