@@ -23,6 +23,7 @@ from captum_boundary import (
     metrics,
 )
 from captum_boundary.errors import BoundaryValueError
+from captum_boundary.robust import AttributionAttack, RARLoss
 
 BUDGET = 6
 
@@ -370,3 +371,8 @@ def test_no_flag_of_the_process_is_touched(monkeypatch):
     activations, arguments = from_layer.at(x, padding)
     NearestBoundary(from_layer, budget=2).find(activations, additional_forward_args=arguments)
     NearestBoundary(lambda x: model(x, None), budget=2).find(x)
+    for name in ("enable_flash_sdp", "enable_mem_efficient_sdp", "enable_math_sdp", "enable_cudnn_sdp"):
+        monkeypatch.setattr(torch.backends.cuda, name, refuse)
+    loss = RARLoss(model, epsilon=0.1, n_steps=2, attack_steps=1, warmup=0)
+    loss(x, torch.tensor([0, 1]), padding).backward()
+    AttributionAttack(model, epsilon=0.1, n_steps=2).perturb(x, additional_forward_args=padding)

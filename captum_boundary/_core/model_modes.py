@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.graph import disable_saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from captum_boundary._core.eager_kernels import math_attention, native_recurrence, without_compiled_code
 from captum_boundary.errors import BoundaryError, BoundaryValueError
 
 __all__ = [
     "checkpoints_named",
     "clone_if_inference",
     "evaluation_mode",
-    "native_recurrence",
     "outside_inference_mode",
     "twice_differentiable",
 ]
@@ -77,16 +76,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def twice_differentiable(model: Callable[..., Any]) -> Iterator[None]:
     """Kernels that have second derivatives, in place of fused and compiled ones."""
     with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(math_attention(model))
         stack.enter_context(native_recurrence(model))
+        stack.enter_context(without_compiled_code(model))
         _refuse_checkpoints(stack)
-        if hasattr(torch.compiler, "set_stance"):  # torch >= 2.6; for parts of the model that are compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        elif isinstance(model, nn.Module) and any(map(_is_compiled, model.modules())):
-            raise BoundaryValueError(
-                "Parts of the model are compiled, and compiled code has no second derivatives. Before torch 2.6 they "
-                "cannot be run otherwise: compile the whole, torch.compile(model), or take a newer torch."
-            )
         yield
 
 
@@ -94,21 +87,3 @@ def _refuse_checkpoints(stack: ExitStack) -> None:
     # Where hooks of the user's are active already, PyTorch does not let us forbid others.
     with suppress(RuntimeError):
         stack.enter_context(disable_saved_tensors_hooks(_CHECKPOINTS))
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-
-
-@contextmanager
-def native_recurrence(model: Callable[..., Any]) -> Iterator[None]:
-    """Recurrent layers without cuDNN, which has no second derivatives of them, and in evaluation mode not even one."""
-    if not isinstance(model, nn.Module) or not any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        yield
-        return
-    enabled = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.enabled = enabled

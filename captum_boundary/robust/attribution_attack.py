@@ -13,9 +13,10 @@ from captum_boundary._core.agreement import kendall_tau, top_count, topk_interse
 from captum_boundary._core.bounds import Bounds, box_of
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._core.checks import check_choice, check_count, check_inputs, check_not_negative, check_positive
+from captum_boundary._core.eager_kernels import native_recurrence
 from captum_boundary._core.generators import check_generator
 from captum_boundary._core.geometry import Box
-from captum_boundary._core.model_modes import checkpoints_named, native_recurrence
+from captum_boundary._core.model_modes import checkpoints_named
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attack_descent import Objective, minimize, objective_of, random_displacement
 from captum_boundary.robust._attribution_maps import AttributionMaps

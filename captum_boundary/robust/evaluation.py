@@ -21,9 +21,10 @@ from captum_boundary._core.agreement import (
 )
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._core.checks import check_count, check_inputs, shown
+from captum_boundary._core.eager_kernels import native_recurrence
 from captum_boundary._core.flat import pack
 from captum_boundary._core.geometry import Box
-from captum_boundary._core.model_modes import checkpoints_named, native_recurrence
+from captum_boundary._core.model_modes import checkpoints_named
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attack_descent import random_displacement
 from captum_boundary.robust._attribution_maps import AttributionMaps, as_shares

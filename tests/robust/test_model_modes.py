@@ -118,21 +118,43 @@ def compiled_inside(model: nn.Module) -> nn.Module:
 WRAPPERS = {
     "DataParallel": nn.DataParallel,
     "compiled": lambda model: torch.compile(model, backend="aot_eager"),
+    "compiled in parts": compiled_inside,
     "compiled DataParallel": lambda model: torch.compile(nn.DataParallel(model), backend="aot_eager"),
 }
-if hasattr(torch.compiler, "set_stance"):
-    WRAPPERS["compiled in parts"] = compiled_inside
 wrappers = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 
 
-def test_parts_that_are_compiled_are_refused_where_torch_cannot_run_them_eagerly(network, batch, monkeypatch) -> None:
-    monkeypatch.delattr(torch.compiler, "set_stance", raising=False)
+def test_parts_that_are_compiled_need_no_setting_of_the_process(network, batch, monkeypatch) -> None:
     x, y = batch
+    expected = RARLoss(network, epsilon=0.1, warmup=0, random_start=False)(x, y)
+    monkeypatch.delattr(torch.compiler, "set_stance", raising=False)  # as before PyTorch 2.6
     for model in (compiled_inside(network), nn.Sequential(torch.compile(network, backend="aot_eager"))):
-        with pytest.raises(BoundaryValueError, match=r"Parts of the model are compiled.*torch 2\.6"):
-            RARLoss(model, epsilon=0.1, warmup=0)(x, y)
-        with pytest.raises(BoundaryValueError, match="compile the whole"):
-            AttributionAttack(model, epsilon=0.1, n_steps=6).perturb(x)
+        loss = RARLoss(model, epsilon=0.1, warmup=0, random_start=False)(x, y)
+        loss.backward()
+        torch.testing.assert_close(loss, expected)
+        AttributionAttack(model, epsilon=0.1, n_steps=6).perturb(x)
+
+
+class CallsCompiledFunction(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.square = torch.compile(lambda x: x * x, backend="aot_eager")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.square(self.model(x))
+
+
+def test_compiled_functions_run_eagerly_or_are_refused(network, batch, monkeypatch) -> None:
+    x, y = batch
+    model = CallsCompiledFunction(network)
+    if hasattr(torch.compiler, "set_stance"):
+        RARLoss(model, epsilon=0.1, warmup=0)(x, y).backward()
+    monkeypatch.delattr(torch.compiler, "set_stance", raising=False)
+    with pytest.raises(BoundaryValueError, match=r"functions that are compiled.*torch 2\.6"):
+        RARLoss(model, epsilon=0.1, warmup=0)(x, y)
+    with pytest.raises(BoundaryValueError, match="compile the whole"):
+        AttributionAttack(model, epsilon=0.1, n_steps=6).perturb(x)
 
 
 @wrappers
