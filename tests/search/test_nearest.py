@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from exact_distances import least_distance, relu_region_distances, relu_scores
+from exact_distances import least_distance, relu_scores, tiny_networks
 from scipy.optimize import linprog
 from torch import Tensor
 
@@ -157,26 +156,6 @@ def test_progress_is_shown_on_demand(capsys):
     assert "Nearest boundary" in capsys.readouterr().err
 
 
-def tiny_networks(n_cases: int, seed: int, limit: float):
-    """Random networks, inputs and exact distances in batches of equal shape; networks without boundary left out."""
-    random = np.random.default_rng(seed)
-    for n_inputs, n_classes in itertools.product(range(1, 7), (2, 3)):
-        cases = []
-        while len(cases) < n_cases:
-            n_hidden = random.integers(1, 9)
-            first, last = random.normal(size=(8, n_inputs)), random.normal(size=(n_classes, 8))
-            first_bias, last_bias = random.normal(size=8), random.normal(size=n_classes)
-            # Unused hidden units are cut off, so that all networks of a batch have one shape.
-            last[:, n_hidden:] = 0.0
-            x = random.normal(size=n_inputs).clip(-limit, limit)
-            used = first[:n_hidden], first_bias[:n_hidden], last[:, :n_hidden], last_bias
-            target = int((used[2] @ np.maximum(used[0] @ x + used[1], 0) + last_bias).argmax())
-            distance = np.delete(relu_region_distances(*used, x, limit, [target]), target).min()
-            if math.isfinite(distance):
-                cases.append((x, first, first_bias, last, last_bias, distance))
-        yield [torch.tensor(np.stack(column)) for column in zip(*cases, strict=True)]
-
-
 LIMIT = 3.0
 
 
@@ -188,7 +167,7 @@ def networks():
 @pytest.mark.parametrize(("budget", "share"), [(40, 0.95), pytest.param(200, 0.99, marks=pytest.mark.exhaustive)])
 def test_tiny_relu_networks_against_enumeration(networks, budget, share):
     ratios = []
-    for x, *parameters, exact in networks:
+    for x, _, *parameters, exact in networks:
         boundary = NearestBoundary(relu_scores, bounds=(-LIMIT, LIMIT), budget=budget).find(x, None, tuple(parameters))
         start, end = (relu_scores(points, *parameters) for points in (x, boundary.points))
         assert boundary.found.all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -69,3 +69,35 @@ def relu_region_distances(
             if move is not None:
                 distances[target] = min(distances[target], np.linalg.norm(move))
     return distances
+
+
+def tiny_networks(
+    n_cases: int,
+    seed: int,
+    limit: float,
+    is_targeted: bool = False,
+    shapes: Iterable[tuple[int, int]] = tuple(itertools.product(range(1, 7), (2, 3))),
+) -> Iterator[list[Tensor]]:
+    """Random networks in batches of equal shape: inputs, classes, the arguments of ``relu_scores``, exact distances.
+
+    The region of the class is left or, if ``is_targeted``, entered. Networks without a boundary are left out. Shapes
+    are numbers of inputs and of classes.
+    """
+    random = np.random.default_rng(seed)
+    for n_inputs, n_classes in shapes:
+        cases = []
+        while len(cases) < n_cases:
+            n_hidden = random.integers(1, 9)
+            first, last = random.normal(size=(8, n_inputs)), random.normal(size=(n_classes, 8))
+            first_bias, last_bias = random.normal(size=8), random.normal(size=n_classes)
+            # Unused hidden units are cut off, so that all networks of a batch have one shape.
+            last[:, n_hidden:] = 0.0
+            x = random.normal(size=n_inputs).clip(-limit, limit)
+            used = first[:n_hidden], first_bias[:n_hidden], last[:, :n_hidden], last_bias
+            scores = used[2] @ np.maximum(used[0] @ x + used[1], 0) + last_bias
+            target = int(scores.argmin() if is_targeted else scores.argmax())
+            regions = relu_region_distances(*used, x, limit, None if is_targeted else [target])
+            distance = regions[target] if is_targeted else np.delete(regions, target).min()
+            if math.isfinite(distance):
+                cases.append((x, target, first, first_bias, last, last_bias, distance))
+        yield [torch.tensor(np.stack(column)) for column in zip(*cases, strict=True)]
