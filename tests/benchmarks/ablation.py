@@ -37,7 +37,8 @@ from published_networks import ResNet, small
 from report import print_table, save
 from torch import Tensor, nn
 
-from captum_boundary import AggregatedBoundaryNormals, BoundaryNotFoundWarning
+from captum_boundary import AggregatedBoundaryNormals
+from captum_boundary.errors import BoundaryNotFoundWarning
 from captum_boundary.search import BoundaryPoints
 
 NORMS = {"l2": 2, "linf": math.inf, "l1": 1}
@@ -143,7 +144,7 @@ def measured(boundary: BoundaryPoints) -> Distances:
 
 def settings(n_images: int, quick: bool) -> Iterator[tuple[str, int, Callable[[], Setting]]]:
     """Names, budgets and settings, the most telling first."""
-    n_small, n_large = n_images, max(1, n_images // 4)
+    n_small, n_large = n_images, max(1, n_images // 6)
     robust = ("madry", "ResNet-2B", "convex", "convex l2")
     budgets = (40, 10) if quick else (40, 10, 200)
     small_ones: dict[str, Callable[[], Setting]] = {
@@ -196,7 +197,7 @@ def percent(log_ratio: float | None) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=100, help="of small networks; a quarter of them for ResNet-20")
+    parser.add_argument("--images", type=int, default=100, help="of small networks; a sixth of them for ResNet-20")
     parser.add_argument("--only", default="", help="settings whose names contain this")
     parser.add_argument("--parts", nargs="+", choices=[*PARTS, *VARIANTS], help="these parts alone (default: all)")
     parser.add_argument("--variants", action="store_true", help="other values of constants as well")

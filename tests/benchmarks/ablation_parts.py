@@ -12,8 +12,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from captum_boundary import BoundarySearch, NearestBoundary
-from captum_boundary.search import NearestBoundarySettings
+from captum_boundary import NearestBoundary
+from captum_boundary.search import BoundarySearch, NearestBoundarySettings
 from captum_boundary.search._problem import Incumbent
 
 FULL = "full search"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 
 import torch
 from torch import Tensor
@@ -13,11 +13,10 @@ from captum_boundary.search._problem import ActiveSet, Incumbent, Phase, Problem
 from captum_boundary.search.nearest.cutting_planes import CuttingPlanes
 from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
-__all__ = ["active_set_refine", "polish", "restart"]
+__all__ = ["active_set_refine", "looks_linear", "polish", "restart"]
 
 # A point this near to the boundary, relative to the margin of the input, is taken to lie on it.
 _ON_BOUNDARY = 0.05
-_MANY_DIMENSIONS = 16
 # A model is taken to be linear around an input if its scores are along all directions, up to this fraction of the
 # largest.
 _LINEAR = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -151,8 +150,9 @@ def restart(
     n_forwards: int,
     seed: int,
     targeted: bool,
+    is_linear: Tensor,
     seeks: bool = False,
-) -> tuple[Incumbent, Tensor, Tensor]:
+) -> tuple[Incumbent, Tensor]:
     """Restart from the boundaries of the other classes and from random directions, until that stops gaining.
 
     Args:
@@ -163,34 +163,35 @@ def restart(
         budget (int): Gradients of an example.
         n_forwards (int): Forward evaluations of an example after which no restart begins.
         seed (int): Where the random directions start: the same for every example, so that none depends on its batch.
-        targeted (bool): Whether regions are entered. From outside of a region its boundary is where the strongest of
-            all rivals is met: no class stands alone.
+        targeted (bool): Whether regions are entered.
+        is_linear (Tensor): Where the model is linear up to the incumbent, ``(n,)``: there nothing is nearer than the
+            boundaries of the classes.
         seeks (bool): Whether no example has a point yet, and each ends as soon as it has one.
 
     Returns:
 
         - **incumbent** (*Incumbent*): As near or nearer.
-        - **is_linear** (*Tensor*): Whether the model was found to be linear up to the incumbent, ``(n,)``.
         - **has_stalled** (*Tensor*): Whether it ended because restarts stopped gaining, ``(n,)``.
     """
     n_rivals = problem.oracle.n_classes - 1
     scores = rival_scores(problem.oracle.start_scores, problem.oracle.target)
-    n_classes = 0 if targeted else n_rivals
+    # From outside of a region its boundary is where the strongest of all rivals is met: no class stands alone.
+    n_first = 0 if targeted else n_rivals
     max_stalled = max(budget // 2, min(n_rivals, budget))
     rows, first_distance = problem.oracle.all_rows, incumbent.distance
-    is_linear, has_stalled = (torch.zeros_like(rows, dtype=torch.bool) for _ in range(2))
+    has_stalled = torch.zeros_like(is_linear)
     active = ActiveSet(
         rows,
         problem=problem,
         incumbent=incumbent,
+        is_linear=is_linear,
         n_stalled=torch.zeros_like(rows),
         order=scores.argsort(dim=1, descending=True, stable=True)[:, :n_rivals],
     )
-    trial = 0
-    while True:
+    for trial in itertools.count():
         oracle = active.problem.oracle
         left = budget - oracle.gradients_spent
-        is_gaining = active.n_stalled < max_stalled
+        is_gaining = (active.n_stalled < max_stalled) & ~(active.is_linear & (trial >= max(n_first, 1)))
         is_active = (left > 0) & (oracle.forwards_spent < n_forwards) & is_gaining
         if seeks:  # some forward evaluations are kept for the search that follows
             is_active &= ~active.incumbent.is_found & (oracle.forwards_spent + left // 4 < n_forwards)
@@ -201,76 +202,60 @@ def restart(
             active.take(places)
             left = left[places]
         if len(active) == 0:
-            return incumbent.found_by(Phase.RESTART, first_distance), is_linear, has_stalled
+            break
         here, before = active.problem, active.incumbent
-        rival, linear = None, None
-        if trial < n_classes:
-            start, rival = before, active.order[:, trial]
-            points = start.points
+        if trial < n_first:
+            points, start, rival = before.points, before, active.order[:, trial]
         else:
-            n = _n_directions(problem, settings, targeted)
-            n = n if (trial - n_classes) * n < budget else 1
-            points, start, linear = _random_starts(here, before, seed + trial, n, trial == n_classes)
-            if linear is not None:
-                # There the incumbent need only be refined to the end.
-                points = torch.where(linear[:, None], start.points, points)
-                is_linear = active.write(is_linear, linear)
+            n = settings.random_directions if (trial - n_first) * settings.random_directions < budget else 1
+            points, start = _random_starts(here, before, seed + trial, n)
+            points, rival = torch.where(active.is_linear[:, None], start.points, points), None
         active.incumbent, _ = active_set_refine(
             here, settings, points, start, left, settings.restart_gradients, rival, targeted, seeks=seeks, phase=None
         )
         has_gained = active.incumbent.distance < (1 - here.tolerance) * before.distance
         active.n_stalled = torch.where(has_gained, 0, active.n_stalled + 1)
-        if linear is not None:
-            active.n_stalled = active.n_stalled.masked_fill(linear, max_stalled)
-        trial += 1
+    return incumbent.found_by(Phase.RESTART, first_distance), has_stalled
 
 
-def _n_directions(problem: Problem, settings: NearestBoundarySettings, targeted: bool) -> int:
-    """Fewer where they seldom hit a region that is entered, and few in many dimensions, where they hardly ever do."""
-    if problem.x.shape[1] > _MANY_DIMENSIONS:
-        return math.ceil(settings.random_directions / 3)
-    return math.ceil(settings.random_directions / (1.8 if targeted else 1))
-
-
-def _random_starts(
-    problem: Problem, incumbent: Incumbent, seed: int, n_directions: int, checks_linearity: bool
-) -> tuple[Tensor, Incumbent, Tensor | None]:
-    """Points at about the incumbent's distance, on the boundary where a random direction happens to cross it.
-
-    Says, if asked, where the scores are linear along all directions, up to that distance: there nothing is nearer.
-    """
+def _random_ends(problem: Problem, incumbent: Incumbent, seed: int, n_directions: int) -> tuple[Problem, Tensor]:
+    """Points at about the incumbent's distance in random directions, those of one example together, and its problem."""
     x = problem.x
-    n, n_inputs = x.shape
     generator = torch.Generator("cpu").manual_seed(seed)
-    directions = torch.randn(n_directions, n_inputs, generator=generator, dtype=torch.float64, device="cpu").to(x)
+    directions = torch.randn(n_directions, x.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(x)
     directions = directions / problem.norm.length(directions)[:, None]
     size = problem.norm.length(x)
     guess = torch.where(size > 0, size, 1.0) * 2.0 ** (seed % 5)  # for those without a boundary point yet
     radius = torch.where(incumbent.is_found, incumbent.distance, guess)
-    # The directions of one example stand together.
-    many = problem.select(problem.oracle.all_rows.repeat_interleave(n_directions, output_size=n * n_directions))
-    ends = many.box.clamp(many.x + (radius[:, None, None] * directions).flatten(0, 1))
-    scores = many.oracle.scores_at(ends)
-    margin = many.oracle.depth_of(scores)[0].view(n, n_directions)
-    is_linear = None
-    if checks_linearity:
-        is_linear = _is_linear(many, ends, scores).view(n, n_directions).all(dim=1) & incumbent.is_found
+    many = problem.select(problem.oracle.all_rows.repeat_interleave(n_directions, output_size=n_directions * len(x)))
+    return many, many.box.clamp(many.x + (radius[:, None, None] * directions).flatten(0, 1))
 
+
+def _random_starts(problem: Problem, incumbent: Incumbent, seed: int, n_directions: int) -> tuple[Tensor, Incumbent]:
+    """Points at about the incumbent's distance, on the boundary where a random direction happens to cross it."""
+    many, ends = _random_ends(problem, incumbent, seed, n_directions)
+    margin = many.signed_margin(ends).view(-1, n_directions)
     # Any direction that crosses is a sure gain. The deepest one would lead to the same part of the boundary every time.
     lowest, chosen = torch.where(margin < 0, -1.0, margin).min(dim=1)
-    starts = ends.view(n, n_directions, n_inputs)[problem.oracle.all_rows, chosen]
+    starts = ends.view(len(problem), n_directions, -1)[problem.oracle.all_rows, chosen]
     crossed = (lowest < 0).nonzero().flatten()
     if len(crossed) > 0:
         moved = line_search(problem.select(crossed), starts[crossed], Phase.RESTART)
         starts = starts.index_copy(0, crossed, moved.points)
         incumbent = incumbent.replaced(crossed, incumbent.select(crossed).nearer_of(moved))
-    return starts, incumbent, is_linear
+    return starts, incumbent
 
 
-def _is_linear(problem: Problem, ends: Tensor, end_scores: Tensor) -> Tensor:
-    """Whether scores half-way to ``ends`` ``(n, D)`` are the means of those at both ends of the segment."""
-    start_scores = problem.oracle.start_scores
-    middle_scores = problem.oracle.scores_at(torch.lerp(problem.x, ends, 0.5))
+def looks_linear(problem: Problem, settings: NearestBoundarySettings, incumbent: Incumbent, seed: int) -> Tensor:
+    """Whether the scores are linear along random directions, up to the incumbent, ``(n,)``.
+
+    Half-way they are then the means of those at both ends. There is no nearer part of any class's boundary than the one
+    that the linearization at the incumbent shows.
+    """
+    many, ends = _random_ends(problem, incumbent, seed, settings.random_directions)
+    start_scores, end_scores = many.oracle.start_scores, many.oracle.scores_at(ends)
+    middle_scores = many.oracle.scores_at(torch.lerp(many.x, ends, 0.5))
     bend = (middle_scores - (start_scores + end_scores) / 2).abs().amax(dim=1)
     size = torch.maximum(start_scores.abs().amax(dim=1), end_scores.abs().amax(dim=1))
-    return bend <= _LINEAR[problem.oracle.dtype] * size
+    is_straight = bend <= _LINEAR[problem.oracle.dtype] * size
+    return is_straight.view(len(problem), -1).all(dim=1) & incumbent.is_found

@@ -50,9 +50,7 @@ class NearestBoundarySettings:
         slope_memory (float): Share of earlier slopes in the average.
         aim_gain (float): Share of a shortfall that the next steps aim further by.
         restart_gradients (int): Gradients of one restart, at most.
-        restart_share (float): Share of a descent that restarts may have in many dimensions, where refinement ended it.
-        random_directions (int): Random directions, a forward pass each, before a restart; 7 in targeted searches, 4 in
-            more than 16 dimensions.
+        random_directions (int): Random directions, a forward pass each, before a restart.
 
     Raises:
 
@@ -96,8 +94,7 @@ class NearestBoundarySettings:
 
     # Restarts in few dimensions.
     restart_gradients: int = 16
-    restart_share: float = 0.6
-    random_directions: int = 12
+    random_directions: int = 8
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -21,15 +21,14 @@ from captum_boundary.search.boundary_status import BoundaryStatus
 from captum_boundary.search.nearest.class_race import can_race, race_classes
 from captum_boundary.search.nearest.descent import descend, descend_once, descend_with_restarts
 from captum_boundary.search.nearest.first_contact import newton_phase, random_line_search
-from captum_boundary.search.nearest.refinement import active_set_refine, polish, restart
+from captum_boundary.search.nearest.refinement import active_set_refine, looks_linear, polish, restart
 from captum_boundary.search.nearest.settings import NearestBoundarySettings
 from captum_boundary.search.search_problem import Proposal, SearchProblem
 
 __all__ = ["NearestBoundary"]
 
-# Forward passes of an example, at most: times the budget, or times this number where that is smaller. Some are kept for
-# what a restart has begun and for the final line search.
-_FORWARDS, _LEAST_FORWARDS, _FORWARDS_KEPT = 4, 40, 40
+# Forward passes of an example for each gradient of the budget, or of one descent where that is more, at most.
+_FORWARDS = 4
 
 
 class NearestBoundary(BoundarySearch):
@@ -187,7 +186,7 @@ class _Run:
             part, incumbent = self._at(rows)
             self._set(rows, polish(part, self.settings, incumbent, self.budget, self.targeted))
             if starts is None:
-                self._restart(self.incumbent.is_found.nonzero().flatten(), self.budget)
+                self._restart(self.incumbent.is_found.nonzero().flatten())
 
     @property
     def end(self) -> Tensor:
@@ -203,21 +202,22 @@ class _Run:
             n_steps = (self.settings.descent_share * self._left(part)).long().clamp_min(0)
             self._set(rows, incumbent.nearer_of(descend(part, self.settings, incumbent, n_steps, self.seed)))
             self._refine(rows)
-        self._restart(self.incumbent.is_found.nonzero().flatten(), self.budget)
+        self._restart(self.incumbent.is_found.nonzero().flatten())
 
     def _search_many_dimensions(self, rows: Tensor) -> None:
         """A boundary is smooth, and refined, or jagged, where a descent is the best use of the budget."""
         first, settings = self.incumbent, self.settings
         is_inside = self.problem.lies_in_data_range(first.points) & self.problem.has_data_range
-        is_refined = self._refine(rows, is_inside) & ~is_inside[rows]
-        refined = rows[is_refined]
+        is_done = self._refine(rows, is_inside) & ~is_inside[rows]
+        refined = rows[is_done]
         if len(refined) > 0:
-            is_linear = self._restart(
-                refined, math.ceil(settings.restart_share * min(self.budget, settings.restart_period))
-            )
-            # A point than which none nearby is nearer may be one of many such points.
-            is_refined = is_refined.index_copy(0, is_refined.nonzero().flatten(), is_linear)
-        rows = rows[~is_refined]
+            # A point than which none nearby is nearer may be one of many such points, but not where all is linear.
+            part, incumbent = self._at(refined)
+            is_linear = looks_linear(part, settings, incumbent, self.seed)
+            is_done = is_done.index_copy(0, is_done.nonzero().flatten(), is_linear)
+            if len(linear := refined[is_linear]) > 0:
+                self._restart(linear, is_linear[is_linear])
+        rows = rows[~is_done]
         rival = torch.full_like(self.incumbent.phase, -1)
         has_raced = torch.zeros_like(self.is_stationary)
         raced = rows[(self.first_margin.abs() <= settings.race_linearity * self.problem.scale)[rows]]
@@ -255,24 +255,21 @@ class _Run:
         self.is_stationary = self.is_stationary.index_copy(0, rows, is_stationary)
         return is_stationary
 
-    def _restart(self, rows: Tensor, budget: int, seeks: bool = False) -> Tensor:
-        """Restart some rows, until they have a point if it ``seeks``; whether the model is linear up to theirs."""
-        n_forwards = _FORWARDS * max(budget, _LEAST_FORWARDS) - _FORWARDS_KEPT
+    def _restart(self, rows: Tensor, is_linear: Tensor | None = None, seeks: bool = False) -> None:
+        """Restart some rows: until they have a point if it ``seeks``, from other classes alone where all is linear."""
+        if len(rows) == 0:
+            return
         part, incumbent = self._at(rows)
-        incumbent, is_linear, has_stalled = restart(
-            part,
-            self.settings,
-            incumbent,
-            budget,
-            n_forwards,
-            self.seed,
-            self.targeted,
-            seeks,
+        is_linear = looks_linear(part, self.settings, incumbent, self.seed) if is_linear is None else is_linear
+        period = self.settings.restart_period
+        # Some forward passes are kept for what a restart has begun and for the final line search.
+        n_forwards = _FORWARDS * max(self.budget, period) - period
+        incumbent, has_stalled = restart(
+            part, self.settings, incumbent, self.budget, n_forwards, self.seed, self.targeted, is_linear, seeks
         )
         self._set(rows, incumbent)
         self.is_stationary = self.is_stationary.index_copy(0, rows, self.is_stationary[rows] | is_linear)
         self.has_stalled = self.has_stalled.index_copy(0, rows, has_stalled & ~is_linear)
-        return is_linear
 
     def _or_random_lines(self) -> None:
         """What random lines find, for examples where slopes led nowhere."""
@@ -283,8 +280,7 @@ class _Run:
     def _or_restarts(self) -> None:
         """What restarts find, for examples where random lines led nowhere either."""
         rows = torch.isinf(self.incumbent.distance).nonzero().flatten()
-        if len(rows) > 0:
-            self._restart(rows, self.budget, seeks=True)
+        self._restart(rows, torch.zeros_like(rows, dtype=torch.bool), seeks=True)
 
     def _at(self, rows: Tensor) -> tuple[Problem, Incumbent]:
         """The problem and the incumbents of some rows, in their order."""
