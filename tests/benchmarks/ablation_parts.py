@@ -78,13 +78,8 @@ class Part:
             yield
 
 
-def _no_restart(problem: Any, settings: Any, incumbent: Incumbent, *_: Any) -> tuple[Incumbent, Tensor, Tensor]:
-    no = torch.zeros_like(incumbent.phase, dtype=torch.bool)
-    return incumbent, no, no
-
-
-def _in_all_norms(value: float) -> dict[float, float]:
-    return {2: value, math.inf: value, 1: value}
+def _no_restart(problem: Any, settings: Any, incumbent: Incumbent, *_: Any) -> tuple[Incumbent, Tensor]:
+    return incumbent, torch.zeros_like(incumbent.phase, dtype=torch.bool)
 
 
 PARTS: Mapping[str, Part] = {
@@ -124,7 +119,10 @@ PARTS: Mapping[str, Part] = {
         replaced={f"{_NEAREST}.descent._FIRST_PART": 1.0}, acts=lambda case: _many_dimensions(case) and case.norm != 1
     ),
     "sampling radius by norm": Part(
-        replaced={f"{_NEAREST}.descent._RADIUS_IN_NORM": _in_all_norms(1.0)},
+        replaced={
+            "captum_boundary._core.norms._LInf.sampling_radius": 1.0,
+            "captum_boundary._core.norms._L1.sampling_radius": 1.0,
+        },
         acts=lambda case: _many_dimensions(case) and case.norm != 2,
     ),
     "data range first": Part(
@@ -135,14 +133,11 @@ PARTS: Mapping[str, Part] = {
     # l1.
     "average of slopes": Part({"slope_memory": _NEVER}, acts=_l1),
     "aim follows shortfalls": Part({"aim_gain": _NEVER}, acts=_l1),
-    "wider sampling in l1": Part(replaced={f"{_NEAREST}.descent._WIDENING": _in_all_norms(1.0)}, acts=_l1),
+    "wider sampling in l1": Part(replaced={f"{_NEAREST}.descent._WIDENING": 1.0}, acts=_l1),
     # Few dimensions.
     "descent in few dimensions": Part({"descent_share": _NEVER}, acts=_few_dimensions),
     "restarts": Part(replaced={f"{_NEAREST}.solver.restart": _no_restart}),
     "several random directions": Part({"random_directions": 1}, acts=_few_dimensions),
-    "fewer directions above 16 inputs": Part(
-        replaced={f"{_NEAREST}.refinement._MANY_DIMENSIONS": math.inf}, acts=_few_dimensions
-    ),
     "look whether all is linear": Part(
         replaced={f"{_NEAREST}.refinement._LINEAR": {torch.float32: -1.0, torch.float64: -1.0}}
     ),
@@ -157,7 +152,7 @@ VARIANTS: Mapping[str, Part] = {
     "race_share 0.5": Part({"race_share": 0.5}, acts=_many_dimensions),
     "six rows at all budgets": Part(replaced={f"{_NEAREST}.class_race._LARGE_BUDGET": 0}, acts=_many_dimensions),
     "competition from one budget": Part(
-        replaced={f"{_NEAREST}.class_race._LEAST_BUDGET": _in_all_norms(20)}, acts=_many_dimensions
+        replaced={f"{_NEAREST}.class_race._LEAST_BUDGET": {False: 20, True: 20}}, acts=_many_dimensions
     ),
     "last step 0.05": Part(replaced={f"{_NEAREST}.step_rules._LAST_STEP": 0.05}, acts=lambda case: case.norm != 1),
     "last rate 0.4": Part(replaced={f"{_NEAREST}.step_rules._LAST_RATE": 0.4}, acts=lambda case: case.norm != 1),
@@ -172,14 +167,9 @@ VARIANTS: Mapping[str, Part] = {
     "slope_memory 0.5": Part({"slope_memory": 0.5}, acts=_l1),
     "slow_decrease 0.75": Part({"slow_decrease": 0.75}),
     "continued_step_scale 0.3": Part({"continued_step_scale": 0.3}, acts=_many_dimensions),
-    "restart_share 0.5": Part({"restart_share": 0.5}, acts=_many_dimensions),
     "restarts of 8 gradients": Part({"restart_gradients": 8}, acts=_few_dimensions),
-    "8 random directions": Part({"random_directions": 8}, acts=_few_dimensions),
     "refinement of 8 gradients": Part({"refinement_steps": 8}, acts=lambda case: not case.is_one_of_many),
     "refinement_share 0.2": Part({"refinement_share": 0.2}, acts=lambda case: not case.is_one_of_many),
-    "sampling radius by norm, 0.5": Part(
-        replaced={f"{_NEAREST}.descent._RADIUS_IN_NORM": {2: 1.0, math.inf: 0.5, 1: 0.5}}, acts=_l1
-    ),
     "exact projections of Newton steps": Part(replaced={f"{_NEAREST}.first_contact._PROJECTION_STEPS": 32}),
     "3 steps of projections": Part(
         replaced={f"{_NEAREST}.cutting_planes._NEWTON_STEPS": 3}, acts=lambda case: case.norm == math.inf
