@@ -91,10 +91,9 @@ def race_classes(
         n_steps = torch.where(is_active & (n_active > 1)[:, None], share[:, None], 0).flatten()
         active = (n_steps > 0).nonzero().flatten()
         if len(active) > 0:
-            scale = settings.continued_step_scale if turn > 0 else 1.0
             part = every.select(active)
             seed_of_turn = seed + settings.restart_period * turn
-            moved = descend(race.select(active), settings, part, n_steps[active], seed_of_turn, scale)
+            moved = descend(race.select(active), settings, part, n_steps[active], seed_of_turn)
             every = every.replaced(active, part.nearer_of(moved))
     winner = order.gather(1, every.distance.view_as(table).argmin(dim=1, keepdim=True)).flatten()
     return every.select(winner), rivals[winner], has_raced

@@ -34,7 +34,7 @@ def descend_with_restarts(
     seed: int,
     has_raced: Tensor | None = None,
 ) -> Incumbent:
-    """Descend again and again, in turn from the first points known and, with shorter steps, from the incumbent.
+    """Descend again and again, in turn from the first points known and from the incumbent.
 
     A descent ends where an example has spent a multiple of the restart period: what a larger budget does begins with
     what a smaller one did.
@@ -47,7 +47,7 @@ def descend_with_restarts(
         incumbent (Incumbent): As near or nearer.
         until (int): Gradients of each example after which it ends.
         seed (int): Where random directions start, the same for every example.
-        has_raced (Tensor, optional): Examples that begin with shorter steps from the incumbent, ``(n,)``.
+        has_raced (Tensor, optional): Examples that begin from the incumbent, ``(n,)``.
 
     Returns:
 
@@ -67,11 +67,8 @@ def descend_with_restarts(
         continues = (first_turn[rows] + turn) % 2 == 1
         start_over = (~continues).nonzero().flatten()
         starts = part_incumbent.replaced(start_over, first.select(rows[start_over]))
-        step_scale = torch.where(continues, settings.continued_step_scale, 1.0).to(problem.x)
         widening = torch.where(continues, 1.0, widening_rate ** ((first_turn[rows] + turn) // 2)).to(problem.x)
-        found = descend(
-            part, settings, starts, n_steps[rows], seed + period * turn, step_scale, widening, trust_radius[rows]
-        )
+        found = descend(part, settings, starts, n_steps[rows], seed + period * turn, widening, trust_radius[rows])
         incumbent = incumbent.replaced(rows, part_incumbent.nearer_of(found))
     return incumbent
 
@@ -82,7 +79,6 @@ def descend(
     start: Incumbent,
     n_steps: Tensor,
     seed: int,
-    step_scale: Tensor | float = 1.0,
     widening: Tensor | float = 1.0,
     trust_radius: Tensor | None = None,
 ) -> Incumbent:
@@ -98,9 +94,7 @@ def descend(
         start (Incumbent): Points of all examples.
         n_steps (Tensor): Gradients for each of them, ``(n,)``.
         seed (int): Where random directions start, the same for every example.
-        step_scale (Tensor or float): Length of the first steps, and of the sampling radius, relative to the ordinary,
-            ``(n,)`` or for all.
-        widening (Tensor or float): The sampling radius, relative to that.
+        widening (Tensor or float): The sampling radius, relative to the ordinary, ``(n,)`` or for all.
         trust_radius (Tensor, optional): By how much coordinates may change at once in l1, ``(n,)``. Default: by as much
             as in the known points.
 
@@ -111,7 +105,7 @@ def descend(
     # In the order of their steps, examples that are done stand at the end and leave without being looked for.
     n_steps, order = n_steps.sort(descending=True, stable=True)
     part, begin = problem.select(order), start.select(order)
-    step_scale, widening = (value[order] if isinstance(value, Tensor) else value for value in (step_scale, widening))
+    widening = widening[order] if isinstance(widening, Tensor) else widening
     steps_of = n_steps.tolist()
     progress = _steps(part, max(steps_of, default=0)) / n_steps.clamp_min(1)
     limits = None
@@ -126,13 +120,13 @@ def descend(
         n_sampled = math.ceil(_FIRST_PART * max(steps_of, default=0))
         fading = 1 - progress if problem.norm.is_sparse else progress[:n_sampled] < _FIRST_PART
         radius = settings.sampling_radius * problem.norm.sampling_radius * n_steps.to(progress).sqrt()
-        sampling_radius = step_scale * widening * radius * fading
+        sampling_radius = widening * radius * fading
     rule: StepRule
     if problem.norm.is_sparse:
         radius = LINF.length(begin.points - part.x) if trust_radius is None else trust_radius[order]
-        rule = TrustRegionLPStep(settings, step_scale * radius, progress)
+        rule = TrustRegionLPStep(settings, radius, progress)
     else:
-        rule = DDNStep(settings, begin.distance, progress, step_scale)
+        rule = DDNStep(settings, begin.distance, progress)
     found = _follow(part, settings, begin.points, begin, rule, steps_of, limits, sampling_radius, seed)
     back = order.argsort()
     landed, margin = project_to_boundary(problem, found.points[back])

@@ -41,7 +41,6 @@ class NearestBoundarySettings:
         rate_multiplier (float): Factor that is doubled with every step on the same side; the rate is multiplied if that
             is above 1.
         max_rate (float): Largest rate.
-        continued_step_scale (float): Length of steps from the incumbent, relative to those from the first points.
         sampling_radius (float): How far from the points slopes are sampled, relative to their distance; less in linf,
             l1.
         descent_share (float): Share of the budget in few dimensions, where restarts have the rest.
@@ -82,7 +81,6 @@ class NearestBoundarySettings:
     first_rate: float = 0.05
     rate_multiplier: float = 0.25
     max_rate: float = 0.3
-    continued_step_scale: float = 0.5
     sampling_radius: float = 1 / 3
     descent_share: float = 0.5
     pair_share: float = 0.4

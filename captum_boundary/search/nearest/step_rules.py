@@ -43,13 +43,11 @@ class StepRule(Protocol):
         """The next points ``(n, D)``."""
 
 
-def schedule(
-    progress: Tensor, first_rate: float, last_rate: float, first_step: Tensor | float, last_step: float
-) -> Tensor:
-    """Rates, which fall geometrically, and step sizes, which fall like a cosine, ``(2, ...)``, at a progress."""
+def schedule(progress: Tensor, first_rate: float, last_rate: float, last_step: float) -> Tensor:
+    """Rates, which fall geometrically, and step sizes, which fall from 1 like a cosine, ``(2, ...)``, at a progress."""
     wave = torch.cos(math.pi * progress)
     rate = first_rate * (last_rate / first_rate) ** progress
-    return torch.stack([rate, (first_step + last_step) / 2 + (first_step - last_step) / 2 * wave])
+    return torch.stack([rate, (1 + last_step) / 2 + (1 - last_step) / 2 * wave])
 
 
 class DDNStep:
@@ -63,16 +61,13 @@ class DDNStep:
         settings (NearestBoundarySettings): Rates.
         radius (Tensor): Distances of the first points, ``(n,)``.
         progress (Tensor): Between 0 and 1, at each step, ``(n_steps, n)``.
-        step_scale (Tensor or float): Length of the first step relative to the distance.
     """
 
-    def __init__(
-        self, settings: NearestBoundarySettings, radius: Tensor, progress: Tensor, step_scale: Tensor | float = 1.0
-    ) -> None:
+    def __init__(self, settings: NearestBoundarySettings, radius: Tensor, progress: Tensor) -> None:
         self._settings = settings
         self._radius = radius
         rate = settings.first_rate
-        self._schedule = schedule(progress, rate, _LAST_RATE * rate, step_scale, _LAST_STEP)
+        self._schedule = schedule(progress, rate, _LAST_RATE * rate, _LAST_STEP)
         self._multiplier = torch.full_like(radius, settings.rate_multiplier / 2)
         self._was_beyond = torch.zeros_like(radius, dtype=torch.bool)
 
@@ -120,7 +115,7 @@ class DDNStepFromAfar(DDNStep):
         super().__init__(settings, radius, steps)
         # By the number of steps before an example crosses its boundary for the first time.
         progress = ((steps - n_approaching) / (n_steps - n_approaching).clamp_min(1)).clamp_min(0)
-        self._schedule = schedule(progress, settings.max_rate, _FROM_AFAR, 1.0, _LAST_STEP_FROM_AFAR)
+        self._schedule = schedule(progress, settings.max_rate, _FROM_AFAR, _LAST_STEP_FROM_AFAR)
         self._n_approaching = torch.zeros_like(radius, dtype=torch.long)
 
     def select(self, rows: slice) -> None:

@@ -148,9 +148,7 @@ def test_a_larger_budget_is_never_much_worse_where_classes_share_it(norm) -> Non
     assert distances[-1].mean() < distances[0].mean()
 
 
-@pytest.mark.parametrize(
-    ("norm", "widths"), [(2, [1, 0.5, 1, 0.5, 1]), (math.inf, [1, 0.5, 1, 0.5, 1]), (1, [1, 0.5, 2, 0.5, 4])]
-)
+@pytest.mark.parametrize(("norm", "widths"), [(2, [1, 1, 1, 1, 1]), (math.inf, [1, 1, 1, 1, 1]), (1, [1, 1, 2, 1, 4])])
 def test_how_far_away_normals_are_sampled(norm, widths, monkeypatch) -> None:
     """During the first half of a descent; in l1 to the end, nearer and nearer, and wider with every new start."""
     seen = []
