@@ -38,9 +38,7 @@ class NearestBoundarySettings:
         race_share (float): Share of the budget up to the last halving; all rounds have as much.
         restart_period (int): Gradients of one descent.
         first_rate (float): Rate by which the radius changes; ten times less in the end.
-        rate_multiplier (float): Factor that is doubled with every step on the same side; the rate is multiplied if that
-            is above 1.
-        max_rate (float): Largest rate.
+        max_rate (float): Largest rate, where linearizations say that the boundary is as far away.
         sampling_radius (float): How far from the points slopes are sampled, relative to their distance; less in linf,
             l1.
         descent_share (float): Share of the budget in few dimensions, where restarts have the rest.
@@ -79,7 +77,6 @@ class NearestBoundarySettings:
     # Descent along the boundary (DDN, https://arxiv.org/abs/1811.09600).
     restart_period: int = 40
     first_rate: float = 0.05
-    rate_multiplier: float = 0.25
     max_rate: float = 0.3
     sampling_radius: float = 1 / 3
     descent_share: float = 0.5

@@ -68,14 +68,10 @@ class DDNStep:
         self._radius = radius
         rate = settings.first_rate
         self._schedule = schedule(progress, rate, _LAST_RATE * rate, _LAST_STEP)
-        self._multiplier = torch.full_like(radius, settings.rate_multiplier / 2)
-        self._was_beyond = torch.zeros_like(radius, dtype=torch.bool)
 
     def select(self, rows: slice) -> None:
         """Go on with some examples alone."""
-        self._radius, self._multiplier, self._was_beyond = (
-            values[rows] for values in (self._radius, self._multiplier, self._was_beyond)
-        )
+        self._radius = self._radius[rows]
 
     def step(self, problem: Problem, at: Iterate, incumbent: Incumbent, step: int) -> Tensor:
         """The next points ``(n, D)``."""
@@ -85,14 +81,10 @@ class DDNStep:
         rate, step_size = schedule.unbind()
         margin, slope = at.plane.depth, at.plane.slope
         beyond = margin < 0
-        # The rate doubles with every further step on one side. It is as large at once where the linearized boundary is
-        # as far away.
-        self._multiplier = torch.where(beyond == self._was_beyond, 2 * self._multiplier, self._settings.rate_multiplier)
-        self._was_beyond = beyond
         steepness = problem.norm.dual.length(slope)
+        # The rate is larger where the linearized boundary is farther away.
         gap = ratio(margin.abs(), self._radius * steepness)
-        faster = torch.maximum(rate * self._multiplier, gap).clamp_max(self._settings.max_rate)
-        rate = torch.maximum(rate, faster)
+        rate = torch.maximum(rate, gap.clamp_max(self._settings.max_rate))
         radius = torch.where(beyond, torch.minimum(self._radius, incumbent.distance), self._radius)
         self._radius = torch.addcmul(radius, radius, rate.copysign(margin))
         move = problem.norm.turned(at.move, at.distance, slope, steepness, step_size)
