@@ -24,7 +24,6 @@ _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 _FEW_DIMENSIONS = 512
 # Inputs whose largest value is larger than this, or smaller than its inverse, are searched in another unit.
 _LARGE = 2.0**30
-_SLACK = 0.05  # of the depth of an input
 
 
 class Problem:
@@ -37,8 +36,6 @@ class Problem:
         min_overshoot (Tensor): Least amount by which final points lie beyond the boundary, ``(n,)``.
         max_overshoot (Tensor): Largest such amount, ``(n,)``.
         overshoot (Tensor): Amount to aim at, between the two, ``(n,)``.
-        slack (Tensor): A linearization that, where it is put to the test, promises less of a crossing than there is, by
-            this amount, belongs to another piece of the boundary, ``(n,)``.
         noise (Tensor): By how much rounding changes scores, relative to the largest of an example, a scalar.
         tolerance (float): Relative gain in distance below which an example is done.
         few_dimensions (bool): Whether inputs are so small that restarts pay.
@@ -57,11 +54,11 @@ class Problem:
         min_overshoot = torch.maximum(relative_min * depth, floor).clamp_min(torch.finfo(depth.dtype).tiny)
         max_overshoot = torch.maximum(relative_max * depth, 2 * min_overshoot)
         overshoot, scale = (min_overshoot * max_overshoot).sqrt(), torch.maximum(depth, min_overshoot)
-        self._set(torch.stack([min_overshoot, max_overshoot, overshoot, scale, overshoot + _SLACK * scale], dim=1))
+        self._set(torch.stack([min_overshoot, max_overshoot, overshoot, scale], dim=1))
 
     def _set(self, numbers: Tensor) -> None:
         self._numbers = numbers  # together, so that choosing rows is one operation
-        self.min_overshoot, self.max_overshoot, self.overshoot, self.scale, self.slack = numbers.unbind(dim=1)
+        self.min_overshoot, self.max_overshoot, self.overshoot, self.scale = numbers.unbind(dim=1)
         self.x = self.oracle.x
 
     def __len__(self) -> int:

@@ -13,8 +13,6 @@ __all__ = ["CuttingPlanes", "project_onto_half_spaces"]
 
 # Newton steps towards the nearest point beyond a single half-space, in norms without an inner product.
 _NEWTON_STEPS = 2
-# The required decrease of a half-space that no longer counts.
-_MET_EVERYWHERE = -1e30
 # Added to the diagonal of the linear systems, relative to it: the same piece may have been linearized twice.
 _RIDGE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
@@ -48,22 +46,15 @@ class CuttingPlanes:
         self._required, self._multipliers = numbers.unbind(dim=1)
 
     def add(self, problem: Problem, points: Tensor, plane: Linearization) -> None:
-        """Add the linearizations ``plane`` at ``points`` ``(n, D)``, and drop those that do not hold there."""
-        moves = problem.x - points
-        slopes, required, multipliers = self._used()
-        if self._required.shape[1] > 1 and self._n_added > 0:
-            promised = torch.baddbmm(required[:, :, None], slopes, moves[:, :, None], alpha=-1)
-            holds = (promised <= (plane.depth + problem.slack)[:, None, None]).squeeze(2)
-            required.copy_(torch.where(holds, required, _MET_EVERYWHERE))
-            multipliers.mul_(holds)
+        """Add the linearizations ``plane`` at ``points`` ``(n, D)``."""
         slot = self._n_added % self._required.shape[1]
         self._slopes[:, slot] = plane.slope
-        self._required[:, slot] = plane.value + problem.overshoot + row_dot(plane.slope, moves)
+        self._required[:, slot] = plane.value + problem.overshoot + row_dot(plane.slope, problem.x - points)
         self._multipliers[:, slot] = 0.0
         self._n_added += 1
 
     def nearest(self, problem: Problem) -> Tensor:
-        """The nearest points ``(n, D)`` beyond all linearizations that still hold."""
+        """The nearest points ``(n, D)`` beyond all linearizations."""
         x, box = problem.x, problem.box
         if not problem.norm.has_inner_product:
             required = self._required[:, 0].clamp_min(0.0)

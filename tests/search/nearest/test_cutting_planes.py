@@ -9,11 +9,8 @@ import pytest
 import torch
 from exact_distances import least_distance
 
-from captum_boundary._core.bounds import box_of
 from captum_boundary._core.geometry import Box
-from captum_boundary._core.oracle import Linearization, MarginOracle
-from captum_boundary.search._problem import Problem
-from captum_boundary.search.nearest.cutting_planes import CuttingPlanes, project_onto_half_spaces
+from captum_boundary.search.nearest.cutting_planes import project_onto_half_spaces
 
 LIMIT = 0.7
 
@@ -104,24 +101,6 @@ def test_a_half_space_that_the_box_does_not_reach_is_approached():
         nearest, multipliers = project_onto_half_spaces(x, slopes, required, box, torch.zeros_like(required), n_steps)
         torch.testing.assert_close(nearest, torch.tensor([[0.0, 0.25]], dtype=torch.float64))
         assert multipliers.isfinite().all()
-
-
-def test_a_plane_that_does_not_hold_elsewhere_is_dropped():
-    """A linearization of another piece of the boundary must not keep the nearest point away."""
-    inputs = torch.zeros(1, 2, dtype=torch.float64)
-
-    def model(x):  # a boundary at x[0] = 1
-        return torch.stack([1 - x[:, 0], torch.zeros_like(x[:, 0])], dim=1)
-
-    problem = Problem(MarginOracle(model, (inputs,)), box_of(None, (inputs,)), 2, torch.tensor(1e-12))
-    planes = CuttingPlanes(problem, 4)
-    far_point, far_slope = torch.tensor([[0.0, 5.0]]).double(), torch.tensor([[0.0, -1.0]]).double()
-    one = torch.ones(1, dtype=torch.float64)
-    planes.add(problem, far_point, Linearization(one, 0 * one, far_slope))  # promises a boundary at x[1] = 5 only
-    assert planes.nearest(problem)[0, 1] == pytest.approx(5, rel=1e-6)
-    point = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    planes.add(problem, point, problem.linearize(point))
-    torch.testing.assert_close(planes.nearest(problem), point, rtol=1e-6, atol=1e-6)
 
 
 def test_a_half_space_met_twice_but_for_rounding_is_met_once():
