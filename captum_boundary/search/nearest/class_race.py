@@ -28,7 +28,6 @@ __all__ = ["can_race", "linearized_distance", "race_classes"]
 _LEAST_BUDGET = {False: 20, True: 80}
 # From here on there are twice as many rows.
 _LARGE_BUDGET = 80
-_NEWTON_STEPS = 2  # of each class, after the first
 
 
 def can_race(problem: Problem, settings: NearestBoundarySettings, budget: int) -> bool:
@@ -126,7 +125,7 @@ def _contacts(
     found = Incumbent.none(pairs)
     if len(is_candidate) > 0:
         part = pairs.select(is_candidate)
-        ends = newton_steps(part, settings, points[is_candidate], margin[is_candidate], _NEWTON_STEPS)
+        ends = newton_steps(part, settings, points[is_candidate], margin[is_candidate], settings.newton_steps)
         found = found.replaced(is_candidate, line_search(part, ends[0], Phase.NEWTON, ends[1]))
     return pairs, found, rival
 

@@ -8,11 +8,10 @@ from torch import Tensor
 from captum_boundary._core.geometry import Box, row_dot
 from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._problem import Problem
+from captum_boundary.search.nearest.first_contact import PROJECTION_STEPS
 
 __all__ = ["CuttingPlanes", "project_onto_half_spaces"]
 
-# Newton steps towards the nearest point beyond a single half-space, in norms without an inner product.
-_NEWTON_STEPS = 2
 # Added to the diagonal of the linear systems, relative to it: the same piece may have been linearized twice.
 _RIDGE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
@@ -58,21 +57,16 @@ class CuttingPlanes:
         x, box = problem.x, problem.box
         if not problem.norm.has_inner_product:
             required = self._required[:, 0].clamp_min(0.0)
-            return problem.norm.project_onto_half_space(x, self._slopes[:, 0], required, box, _NEWTON_STEPS)
+            return problem.norm.project_onto_half_space(x, self._slopes[:, 0], required, box, PROJECTION_STEPS)
+        used = slice(0, min(self._n_added, self._required.shape[1]))
+        slopes, required, multipliers = self._slopes[:, used], self._required[:, used], self._multipliers[:, used]
         # Steps go on from the multipliers before. One more, in few dimensions, meets the limits that come in with a new
         # half-space: in many a descent follows.
-        n_steps = self._n_added - self._n_met
-        self._n_met = self._n_added
-        slopes, required, multipliers = self._used()
+        n_steps, self._n_met = self._n_added - self._n_met, self._n_added
         takes_final_step = box.is_limited and problem.few_dimensions
         nearest, solved = project_onto_half_spaces(x, slopes, required, box, multipliers, n_steps, takes_final_step)
         multipliers.copy_(solved)
         return nearest
-
-    def _used(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What was added so far: slopes, required and multipliers."""
-        used = slice(0, min(self._n_added, self._required.shape[1]))
-        return self._slopes[:, used], self._required[:, used], self._multipliers[:, used]
 
 
 def project_onto_half_spaces(
@@ -134,7 +128,7 @@ def _dual(
 def dual_active_set_step(multipliers: Tensor, gram: Tensor, residual: Tensor, wanted: Tensor) -> Tensor:
     """The best of the candidates named above: multipliers ``(n, K)`` of the largest dual objective."""
     alone = torch.addcdiv(multipliers, residual, gram.diagonal(dim1=1, dim2=2))
-    if _is_single(gram):
+    if gram.shape[1] == 1:
         return alone.clamp_min(0.0)
     identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     is_other = identity == 0
@@ -154,15 +148,11 @@ def dual_active_set_step(multipliers: Tensor, gram: Tensor, residual: Tensor, wa
 
 
 def _final_step(multipliers: Tensor, gram: Tensor, residual: Tensor, wanted: Tensor) -> Tensor:
-    if _is_single(gram):
+    if gram.shape[1] == 1:
         return dual_active_set_step(multipliers, gram, residual, wanted)
     is_active = _active_set(multipliers, residual)
     solved = _solved(gram, is_active, wanted * is_active)
     return torch.where(solved.amin(dim=1, keepdim=True) >= 0, solved, multipliers)
-
-
-def _is_single(gram: Tensor) -> bool:
-    return gram.shape[1] == 1
 
 
 def _active_set(multipliers: Tensor, residual: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from captum_boundary.search._line_search import line_search
 from captum_boundary.search._problem import ActiveSet, Incumbent, Phase, Problem
 from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
-__all__ = ["newton_phase", "newton_step", "newton_steps", "random_line_search", "temperature"]
+__all__ = ["PROJECTION_STEPS", "newton_phase", "newton_step", "newton_steps", "random_line_search", "temperature"]
 
-# Newton's method need not be exact inside of another one.
-_PROJECTION_STEPS = 3
+# Of a projection onto a half-space in a box: Newton's method need not be exact inside of another one.
+PROJECTION_STEPS = 3
 
 
 def temperature(problem: Problem, settings: NearestBoundarySettings) -> Tensor:
@@ -87,7 +87,7 @@ def newton_step(problem: Problem, settings: NearestBoundarySettings, points: Ten
     # The shortest steps in l1 move few coordinates very far, where no slope is true any more.
     norm = L2 if problem.norm.is_sparse else problem.norm
     required_decrease = (settings.newton_overshoot * plane.value + problem.overshoot).clamp_min(0.0)
-    return norm.project_onto_half_space(points, plane.slope, required_decrease, problem.box, _PROJECTION_STEPS)
+    return norm.project_onto_half_space(points, plane.slope, required_decrease, problem.box, PROJECTION_STEPS)
 
 
 def random_line_search(problem: Problem, settings: NearestBoundarySettings, seed: int) -> Incumbent:

@@ -15,8 +15,6 @@ from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
 __all__ = ["active_set_refine", "looks_linear", "polish", "restart"]
 
-# A point this near to the boundary, relative to the margin of the input, is taken to lie on it.
-_ON_BOUNDARY = 0.05
 # A model is taken to be linear around an input if its scores are along all directions, up to this fraction of the
 # largest.
 _LINEAR = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -104,8 +102,7 @@ def active_set_refine(
         is_last = step + n_new >= n_steps
         places = active.rows[:0] if is_last else active.staying(continues)
         if places is not None:
-            is_on_boundary = (plane.depth < 0) & (plane.depth > -_ON_BOUNDARY * here.scale)
-            stationary = ~is_promising & is_on_boundary & (distance <= active.incumbent.distance)
+            stationary = ~is_promising & (plane.depth < 0) & (distance <= active.incumbent.distance)
             incumbent = active.write(incumbent, active.incumbent)
             is_stationary = active.write(is_stationary, stationary)
             if seeks:

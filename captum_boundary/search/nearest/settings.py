@@ -28,11 +28,10 @@ class NearestBoundarySettings:
         random_lines (int): Random lines, a forward pass each, where slopes lead nowhere; half as many in few
             dimensions, where restarts follow.
         data_range_share (float): Share of the further Newton steps, without bounds, that stay inside the data range.
-        refinement_steps (int): Gradients of a refinement, before and after the descent, at most.
-        refinement_share (float): The same as a share of the budget.
+        refinement_share (float): Gradients of a refinement, as a share of the budget or of one descent's.
         planes (int): Linearizations kept for each example.
-        linearity (float): Error of a prediction, as a share of the input's margin, up to which it is trusted.
-        race_linearity (float): As ``linearity``, of the first Newton step: else no class is committed to.
+        linearity (float): Error of a prediction, as a share of the input's margin, up to which it is trusted: a
+            refinement goes on, and classes compete after a first Newton step that misses by no more.
         screened_share (float): Share of the budget for linearized distances of the classes with the highest scores.
         race_rows (int): Rows of an example at a budget of 80 or more; half as many below.
         race_share (float): Share of the budget up to the last halving; all rounds have as much.
@@ -43,7 +42,6 @@ class NearestBoundarySettings:
             l1.
         descent_share (float): Share of the budget in few dimensions, where restarts have the rest.
         pair_share (float): Share of the budget for the descent of each of an example's many boundaries.
-        trust_radius (float): The first trust radius, relative to the largest change of a coordinate at first contact.
         slope_memory (float): Share of earlier slopes in the average.
         aim_gain (float): Share of a shortfall that the next steps aim further by.
         restart_gradients (int): Gradients of one restart, at most.
@@ -63,13 +61,11 @@ class NearestBoundarySettings:
     data_range_share: float = 0.75
 
     # Active-set refinement (cutting planes; Goldfarb and Idnani, https://doi.org/10.1007/BF02591962).
-    refinement_steps: int = 4
     refinement_share: float = 0.1
     planes: int = 8
     linearity: float = 0.25
 
     # Several classes as rows of one batch; successive halving (https://arxiv.org/abs/1502.07943).
-    race_linearity: float = 0.3
     screened_share: float = 0.15
     race_rows: int = 6
     race_share: float = 0.55
@@ -83,7 +79,6 @@ class NearestBoundarySettings:
     pair_share: float = 0.4
 
     # l1: sequential linear programs with a shrinking trust region.
-    trust_radius: float = 1.0
     slope_memory: float = 0.6
     aim_gain: float = 0.2
 

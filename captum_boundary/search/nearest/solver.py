@@ -220,7 +220,7 @@ class _Run:
         rows = rows[~is_done]
         rival = torch.full_like(self.incumbent.phase, -1)
         has_raced = torch.zeros_like(self.is_stationary)
-        raced = rows[(self.first_margin.abs() <= settings.race_linearity * self.problem.scale)[rows]]
+        raced = rows[(self.first_margin.abs() <= settings.linearity * self.problem.scale)[rows]]
         if len(raced) > 0 and not self.targeted and can_race(self.problem, settings, self.budget):
             part, incumbent = self.problem.select(raced), self.incumbent.select(raced)
             winner, rival_of_winner, competed = race_classes(part, settings, incumbent, self.budget, self.seed)
@@ -240,7 +240,7 @@ class _Run:
         part, incumbent = self._at(rows)
         if is_inside is not None and part.has_data_range:
             part = part.in_data_range(is_inside[rows])
-        n_steps = min(self.settings.refinement_steps, math.ceil(self.settings.refinement_share * self.budget))
+        n_steps = math.ceil(self.settings.refinement_share * min(self.budget, self.settings.restart_period))
         incumbent, is_stationary = active_set_refine(
             part,
             self.settings,

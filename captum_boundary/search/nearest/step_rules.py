@@ -142,7 +142,7 @@ class TrustRegionLPStep:
 
     def __init__(self, settings: NearestBoundarySettings, trust_radius: Tensor, progress: Tensor) -> None:
         self._settings = settings
-        self._trust_radius = settings.trust_radius * trust_radius * (1 - 0.9 * progress)
+        self._trust_radius = trust_radius * (1 - 0.9 * progress)
         self._aim = torch.zeros_like(trust_radius)
         self._slope: Tensor | None = None
 

@@ -62,7 +62,7 @@ def test_where_the_budget_is_too_small_for_a_race_nothing_is_otherwise(norm, bud
         torch.manual_seed(0)
         layers = nn.Linear(600, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 6)
         model, x = nn.Sequential(*layers).eval(), torch.randn(8, 600)
-    never = NearestBoundarySettings(race_linearity=0)
+    never = NearestBoundarySettings(race_rows=0)
     boundary = NearestBoundary(model, norm=norm, budget=budget).find(x)
     alone = NearestBoundary(model, norm=norm, budget=budget, settings=never).find(x)
     assert torch.equal(boundary.points, alone.points)
