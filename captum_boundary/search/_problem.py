@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -167,6 +168,12 @@ class Incumbent:
     @classmethod
     def none(cls, problem: Problem) -> Incumbent:
         return cls(problem.x, torch.full_like(problem.scale, torch.inf), torch.zeros_like(problem.oracle.target))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Incumbent]) -> Incumbent:
+        """Those of several batches, one after the other."""
+        fields = ("points", "distance", "phase")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
     @property
     def is_found(self) -> Tensor:

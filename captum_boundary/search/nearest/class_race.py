@@ -48,13 +48,7 @@ def race_classes(
 ) -> tuple[Incumbent, Tensor, Tensor]:
     """Let classes compete with the row of all rivals, which begins at the incumbent.
 
-    Args:
-
-        problem (Problem): Examples inside the region of their target.
-        settings (NearestBoundarySettings): Its constants.
-        incumbent (Incumbent): A point of every example.
-        budget (int): Gradients of each example.
-        seed (int): Where random directions start.
+    All examples are inside the region of their target.
 
     Returns:
 
@@ -73,8 +67,7 @@ def race_classes(
     index = index.flatten()
     rows = oracle.all_rows.repeat_interleave(table.shape[1], output_size=table.numel())
     rivals = torch.cat([none, rival])[index]
-    fields = ("points", "distance", "phase")
-    every = Incumbent(*(torch.cat([getattr(incumbent, name), getattr(found, name)])[index] for name in fields))
+    every = Incumbent.joined([incumbent, found]).select(index)
     race = problem.select(rows).against(rivals)
 
     has_raced = torch.isfinite(every.distance.view_as(table)).sum(dim=1) > 1

@@ -30,9 +30,9 @@ def descend_with_restarts(
     settings: NearestBoundarySettings,
     first: Incumbent,
     incumbent: Incumbent,
-    until: int,
+    budget: int,
     seed: int,
-    has_raced: Tensor | None = None,
+    has_raced: Tensor,
 ) -> Incumbent:
     """Descend again and again, in turn from the first points known and from the incumbent.
 
@@ -45,29 +45,25 @@ def descend_with_restarts(
         settings (NearestBoundarySettings): Its constants.
         first (Incumbent): Points to start over from.
         incumbent (Incumbent): As near or nearer.
-        until (int): Gradients of each example after which it ends.
+        budget (int): Gradients of each example.
         seed (int): Where random directions start, the same for every example.
-        has_raced (Tensor, optional): Examples that begin from the incumbent, ``(n,)``.
-
-    Returns:
-
-        - **incumbent** (*Incumbent*): As near or nearer, on the boundary.
+        has_raced (Tensor): Examples that begin from the incumbent, ``(n,)``.
     """
-    first_turn = torch.zeros_like(problem.oracle.target) if has_raced is None else has_raced.long()
     trust_radius = LINF.length(first.points - problem.x)
     widening_rate = _WIDENING if problem.norm.is_sparse else 1.0
     period = settings.restart_period
     for turn in itertools.count():
         spent = problem.oracle.gradients_spent
-        n_steps = torch.minimum(until - spent, period - spent % period)
+        n_steps = torch.minimum(budget - spent, period - spent % period)
         rows = (n_steps > 0).nonzero().flatten()
         if len(rows) == 0:
             break
         part, part_incumbent = problem.select(rows), incumbent.select(rows)
-        continues = (first_turn[rows] + turn) % 2 == 1
+        turns = has_raced[rows].long() + turn
+        continues = turns % 2 == 1
         start_over = (~continues).nonzero().flatten()
         starts = part_incumbent.replaced(start_over, first.select(rows[start_over]))
-        widening = torch.where(continues, 1.0, widening_rate ** ((first_turn[rows] + turn) // 2)).to(problem.x)
+        widening = torch.where(continues, 1.0, widening_rate ** (turns // 2)).to(problem.x)
         found = descend(part, settings, starts, n_steps[rows], seed + period * turn, widening, trust_radius[rows])
         incumbent = incumbent.replaced(rows, part_incumbent.nearer_of(found))
     return incumbent
@@ -97,17 +93,14 @@ def descend(
         widening (Tensor or float): The sampling radius, relative to the ordinary, ``(n,)`` or for all.
         trust_radius (Tensor, optional): By how much coordinates may change at once in l1, ``(n,)``. Default: by as much
             as in the known points.
-
-    Returns:
-
-        - **incumbent** (*Incumbent*): As near or nearer, on the boundary.
     """
     # In the order of their steps, examples that are done stand at the end and leave without being looked for.
     n_steps, order = n_steps.sort(descending=True, stable=True)
     part, begin = problem.select(order), start.select(order)
     widening = widening[order] if isinstance(widening, Tensor) else widening
     steps_of = n_steps.tolist()
-    progress = _steps(part, max(steps_of, default=0)) / n_steps.clamp_min(1)
+    steps = torch.arange(max(steps_of, default=0), dtype=part.x.dtype, device=part.x.device)
+    progress = steps[:, None] / n_steps.clamp_min(1)
     limits = None
     if problem.has_data_range:
         own, is_inside = part.in_data_range().box, part.lies_in_data_range(begin.points)
@@ -117,7 +110,7 @@ def descend(
         )
     sampling_radius: Tensor | None = None
     if not problem.few_dimensions:
-        n_sampled = math.ceil(_FIRST_PART * max(steps_of, default=0))
+        n_sampled = math.ceil(_FIRST_PART * len(steps))
         fading = 1 - progress if problem.norm.is_sparse else progress[:n_sampled] < _FIRST_PART
         radius = settings.sampling_radius * problem.norm.sampling_radius * n_steps.to(progress).sqrt()
         sampling_radius = widening * radius * fading
@@ -130,8 +123,8 @@ def descend(
     found = _follow(part, settings, begin.points, begin, rule, steps_of, limits, sampling_radius, seed)
     back = order.argsort()
     landed, margin = project_to_boundary(problem, found.points[back])
-    distance = torch.where(margin < 0, problem.distance(landed), torch.inf)
-    return Incumbent(torch.where(margin[:, None] < 0, landed, problem.x), distance, found.phase[back])
+    none = Incumbent(problem.x, torch.full_like(margin, torch.inf), found.phase[back])
+    return none.improved_by(landed, problem.distance(landed), margin)
 
 
 def descend_once(problem: Problem, settings: NearestBoundarySettings, starts: Tensor, n_steps: int) -> Incumbent:
@@ -141,11 +134,6 @@ def descend_once(problem: Problem, settings: NearestBoundarySettings, starts: Te
     """
     rule = DDNStepFromAfar(settings, problem.distance(starts), n_steps)
     return _follow(problem, settings, starts, Incumbent.none(problem), rule, [n_steps] * len(problem))
-
-
-def _steps(problem: Problem, n_steps: int) -> Tensor:
-    """All steps, below one another."""
-    return torch.arange(n_steps, dtype=problem.x.dtype, device=problem.x.device)[:, None]
 
 
 def _follow(
@@ -161,18 +149,9 @@ def _follow(
 ) -> Incumbent:
     """Take steps from ``points`` ``(n, D)``, linearizing the decision at each of them.
 
-    Args:
-
-        problem (Problem): The search.
-        settings (NearestBoundarySettings): Its constants.
-        points (Tensor): Where to start.
-        incumbent (Incumbent): What is known.
-        rule (StepRule): How to go on.
-        steps_of (list): Gradients of each example, falling from the first to the last.
-        limits (Tensor, optional): Lower and upper limits of all coordinates, ``(2, n_steps, n)``.
-        sampling_radius (Tensor, optional): How far from points normals are sampled, relative to their distance in l2,
-            in the first steps, ``(n_sampled, n)``.
-        seed (int): Where random directions start.
+    The numbers of steps fall from the first example to the last. Coordinates have lower and upper ``limits``
+    ``(2, n_steps, n)``. Normals are sampled at a radius relative to the distance in l2, in the first steps,
+    ``(n_sampled, n)``.
     """
     whole, before, temperatures = problem, incumbent.distance, temperature(problem, settings)
     last_points, found = [], []
@@ -200,11 +179,9 @@ def _follow(
             incumbent = incumbent.improved_by(points, distance, plane.depth)
         points = rule.step(problem, Iterate(points, move, distance, plane, box), incumbent, step)
     points = torch.cat([points, *reversed(last_points)])
-    parts = [incumbent, *reversed(found)]
-    joined = Incumbent(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in ("points", "distance", "phase"))
+    joined = Incumbent.joined([incumbent, *reversed(found)]).improved_by(
+        points, whole.distance(points), whole.signed_margin(points)
     )
-    joined = joined.improved_by(points, whole.distance(points), whole.signed_margin(points))
     return joined.found_by(Phase.DESCENT, before)
 
 

@@ -164,7 +164,7 @@ def test_how_far_away_normals_are_sampled(norm, widths, monkeypatch) -> None:
     problem = Problem(oracle, box_of((-9.0, 9.0), (inputs,)), norm, torch.tensor(1e-12))
     first = incumbent_at(problem, inputs)
     first.points, first.distance = inputs + 1, problem.distance(inputs + 1)
-    descend_with_restarts(problem, SETTINGS, first, first, 5 * PERIOD, seed=0)
+    descend_with_restarts(problem, SETTINGS, first, first, 5 * PERIOD, 0, torch.zeros(2, dtype=torch.bool))
     for radius, width in zip(seen, widths, strict=True):
         assert len(radius) == (PERIOD if norm == 1 else PERIOD // 2)
         progress = torch.arange(len(radius), dtype=torch.float64) / PERIOD
