@@ -199,7 +199,6 @@ class _LInf(Norm):
 class _L1(Norm):
     name = "l1"
     is_sparse = True
-    sampling_radius = 0.75
 
     @property
     def dual(self) -> Norm:

@@ -17,9 +17,8 @@ from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
 __all__ = ["DDNStep", "DDNStepFromAfar", "Iterate", "StepRule", "TrustRegionLPStep", "schedule"]
 
-# The last step of a schedule, relative to the first, and the last rate, by where it begins.
-_LAST_STEP, _LAST_STEP_FROM_AFAR = 0.01, 0.05
-_LAST_RATE, _FROM_AFAR = 0.1, 0.02
+# The last step of a schedule, relative to the first, and the last rate, relative to that of a descent from near.
+_LAST_STEP, _LAST_RATE = 0.01, 0.1
 _AIM = 0.01  # how far beyond the boundary a linear program aims, at least, as a share of the input's margin
 
 
@@ -43,11 +42,11 @@ class StepRule(Protocol):
         """The next points ``(n, D)``."""
 
 
-def schedule(progress: Tensor, first_rate: float, last_rate: float, last_step: float) -> Tensor:
+def schedule(progress: Tensor, first_rate: float, last_rate: float) -> Tensor:
     """Rates, which fall geometrically, and step sizes, which fall from 1 like a cosine, ``(2, ...)``, at a progress."""
     wave = torch.cos(math.pi * progress)
     rate = first_rate * (last_rate / first_rate) ** progress
-    return torch.stack([rate, (1 + last_step) / 2 + (1 - last_step) / 2 * wave])
+    return torch.stack([rate, (1 + _LAST_STEP) / 2 + (1 - _LAST_STEP) / 2 * wave])
 
 
 class DDNStep:
@@ -66,8 +65,8 @@ class DDNStep:
     def __init__(self, settings: NearestBoundarySettings, radius: Tensor, progress: Tensor) -> None:
         self._settings = settings
         self._radius = radius
-        rate = settings.first_rate
-        self._schedule = schedule(progress, rate, _LAST_RATE * rate, _LAST_STEP)
+        self._last_rate = _LAST_RATE * settings.first_rate
+        self._schedule = schedule(progress, settings.first_rate, self._last_rate)
 
     def select(self, rows: slice) -> None:
         """Go on with some examples alone."""
@@ -107,7 +106,7 @@ class DDNStepFromAfar(DDNStep):
         super().__init__(settings, radius, steps)
         # By the number of steps before an example crosses its boundary for the first time.
         progress = ((steps - n_approaching) / (n_steps - n_approaching).clamp_min(1)).clamp_min(0)
-        self._schedule = schedule(progress, settings.max_rate, _FROM_AFAR, _LAST_STEP_FROM_AFAR)
+        self._schedule = schedule(progress, settings.max_rate, self._last_rate)
         self._n_approaching = torch.zeros_like(radius, dtype=torch.long)
 
     def select(self, rows: slice) -> None:
