@@ -1,11 +1,11 @@
 """What each part of the search for the nearest boundary is worth: it is turned off, and distances are compared.
 
-    CAPTUM_BOUNDARY_DATA=FOLDER python tests/benchmarks/ablation.py [--only "madry, l2"] [--variants] [--quick]
+    CAPTUM_BOUNDARY_DATA=FOLDER python tests/benchmarks/ablation.py [--only "madry, l2"] [--quick]
 
 Distances without a part are divided by those of the full search, image by image; the table has the geometric mean of
 these ratios, which is 1 where only chance differs, and its 95 % interval. What chance does is the row of other random
 numbers. Every run is saved as it ends, and a run that was saved is not repeated: an interrupted command goes on.
-``--variants`` tries other values of constants as well. ``--quick`` takes ten images, and no budget of 200.
+``--quick`` takes ten images, and no budget of 200.
 
 Beside the data that zoo.py describes, the folder holds ``mnist.npz`` with ``test_images`` (N, 28, 28) uint8 and
 ``test_labels`` (N,), and in ``robust`` the state dictionaries ``mnist_pgd_madry.pt``
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 import zoo
-from ablation_parts import FULL, PARTS, VARIANTS, Case, Part
+from ablation_parts import FULL, PARTS, Case, Part
 from intervals import interval
 from published_networks import ResNet, small
 from report import print_table, save
@@ -157,7 +157,8 @@ def settings(n_images: int, quick: bool) -> Iterator[tuple[str, int, Callable[[]
                 yield f"ResNet-20, {norm}", budget, partial(of_images, "ResNet-20", norm, n_large)
         if budget == 40:
             yield "ResNet-20, l2, no bounds", budget, partial(of_images, "ResNet-20", "l2", n_large, False)
-            yield "madry, l2, no bounds", budget, partial(of_images, "madry", "l2", n_small, False)
+            for norm in ("l2", "l1"):
+                yield f"madry, {norm}, no bounds", budget, partial(of_images, "madry", norm, n_small, False)
             yield "ResNet-2B, l2, five classes", budget, partial(of_classes, "ResNet-2B", "l2", n_small // 2, "classes")
             yield "ResNet-2B, l2, five lines", budget, partial(of_classes, "ResNet-2B", "l2", n_small // 2, "random")
 
@@ -193,8 +194,7 @@ def main() -> None:
         "--images", type=int, default=100, help="two fifths of them at budget 200, a sixth for ResNet-20"
     )
     parser.add_argument("--only", default="", help="settings whose names contain this")
-    parser.add_argument("--parts", nargs="+", choices=[*PARTS, *VARIANTS], help="these parts alone (default: all)")
-    parser.add_argument("--variants", action="store_true", help="other values of constants as well")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="these parts alone (default: all)")
     parser.add_argument("--quick", action="store_true", help="few images, without a budget of 200")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
@@ -202,9 +202,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     sys.path.append(str(Path(__file__).parents[1] / "support"))
     warnings.simplefilter("ignore", BoundaryNotFoundWarning)
-    parts = {**PARTS, **(VARIANTS if options.variants or options.parts else {})}
-    if options.parts:
-        parts = {name: parts[name] for name in (FULL, *options.parts)}
+    parts = {name: PARTS[name] for name in (FULL, *options.parts)} if options.parts else PARTS
 
     name_of_file = "ablation-quick" if options.quick else "ablation"
     options.output.mkdir(parents=True, exist_ok=True)
