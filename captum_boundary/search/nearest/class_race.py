@@ -77,7 +77,7 @@ def race_classes(
         rank = every.distance.view_as(table).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
         is_active = (rank < n_kept) & torch.isfinite(every.distance.view_as(table))
         n_active = is_active.sum(dim=1)
-        until = settings.race_share * (turn + 1) / n_rounds
+        until = settings.descent_share * (turn + 1) / n_rounds
         share = (math.floor(until * budget) - oracle.gradients_spent).clamp_min(0) // n_active.clamp_min(1)
         # An example without competitors goes on as if there had been none.
         n_steps = torch.where(is_active & (n_active > 1)[:, None], share[:, None], 0).flatten()

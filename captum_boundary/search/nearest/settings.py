@@ -42,14 +42,14 @@ class NearestBoundarySettings:
         screened_share (float): Share of the budget for linearized distances of the classes with the highest scores.
         race_rows (int): Rows of an example at a budget of 80 or more; half as many below. Without a competition: 1.7 %
             (ResNet-2B), but 2 to 3 % nearer on MNIST.
-        race_share (float): Share of the budget up to the last halving; all rounds have as much.
         restart_period (int): Gradients of one descent. Without restarts: 12 % at budget 200 (MNIST).
         first_rate (float): Rate by which the radius changes; ten times less in the end.
         max_rate (float): Largest rate, where linearizations say that the boundary is as far away. Without: 22 to 45 %
             in l2 (MNIST).
         sampling_radius (float): How far from the points slopes are sampled, relative to their distance; half as far in
             linf. Without: 24 to 26 % (MNIST), 0.4 to 1.2 % (ResNet-2B).
-        descent_share (float): Share of the budget in few dimensions, where restarts have the rest. Without: 1.4 % in
+        descent_share (float): Share of the budget that ends with the first descent: in few dimensions, where restarts
+            have the rest, and of classes that compete, in equal rounds. Without a descent in few dimensions: 1.4 % in
             linf and 7 % in l1 (table).
         pair_share (float): Share of the budget for the descent of each of an example's many boundaries.
         slope_memory (float): Share of earlier slopes in the average, in l1. Without: 16 % (MNIST).
@@ -79,7 +79,6 @@ class NearestBoundarySettings:
     # Several classes as rows of one batch; successive halving (https://arxiv.org/abs/1502.07943).
     screened_share: float = 0.15
     race_rows: int = 6
-    race_share: float = 0.55
 
     # Descent along the boundary (DDN, https://arxiv.org/abs/1811.09600).
     restart_period: int = 40

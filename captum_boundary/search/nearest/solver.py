@@ -241,15 +241,9 @@ class _Run:
         if is_inside is not None and part.has_data_range:
             part = part.in_data_range(is_inside[rows])
         n_steps = math.ceil(self.settings.refinement_share * min(self.budget, self.settings.restart_period))
+        starts, left, gives_up = incumbent.points, self._left(part), not part.few_dimensions
         incumbent, is_stationary = active_set_refine(
-            part,
-            self.settings,
-            incumbent.points,
-            incumbent,
-            self._left(part),
-            n_steps,
-            targeted=self.targeted,
-            gives_up=not part.few_dimensions,
+            part, self.settings, starts, incumbent, left, n_steps, targeted=self.targeted, gives_up=gives_up
         )
         self._set(rows, incumbent)
         self.is_stationary = self.is_stationary.index_copy(0, rows, is_stationary)
