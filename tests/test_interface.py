@@ -73,13 +73,12 @@ TYPES: dict[str, str | tuple[str, ...]] = {
     "attack_steps": "int",
     "attack_step_size": "float",
     "random_start": "bool",
-    "objective": "str",
     "measure": "str | Measure",
     "target_map": "Tensor",
     "perturbed": "Tensor",
     "softplus_beta": "float",
     # attributions: points of a path
-    "method": "Callable[..., Any]",
+    "method": ("Callable[..., Any]", "str"),
     "attribution_method": "Any",
     "attribution": ("Any", "str"),
     "score": "str",
@@ -189,7 +188,7 @@ SAME = {
 # Arguments that may be given by position, in this order; all others are keywords.
 BY_POSITION = (
     *("forward_func", "model", "explainer", "attribution_method", "smoothed", "tokenizer", "layer", "method"),
-    *("searches", "search", "problem", "score", "categories", "stdev", "objective", "dataset", "size"),
+    *("searches", "search", "problem", "score", "categories", "stdev", "dataset", "size"),
     *("points", "embedding_weight", "transform", "std", "example_inputs", "weight", "batch", "state"),
     *("inputs", "inp", "attributions", "masks", "boundary", "perturbed", "robustness", "first", "second", "k"),
     *("target", "rival", "attack", "additional_forward_args", "attribute_to_layer_input", "mask", "parts", "out"),

@@ -149,7 +149,7 @@ def objective_of(name: str, maps: AttributionMaps, clean: Tensor, k: int, target
         return _MassOnFeatures(-_format_target_map(target_map, maps).to(clean))
     if not maps.is_image:
         raise BoundaryValueError(
-            'objective="mass_center" needs one input of images, (N, C, H, W), since only maps of pixels have a center.'
+            'method="mass_center" needs one input of images, (N, C, H, W), since only maps of pixels have a center.'
         )
     return _ShiftOfCenter(clean, maps.map_shape)
 
@@ -157,7 +157,7 @@ def objective_of(name: str, maps: AttributionMaps, clean: Tensor, k: int, target
 def _format_target_map(target_map: Any, maps: AttributionMaps) -> Tensor:
     if not isinstance(target_map, Tensor):
         raise BoundaryTypeError(
-            f'target_map must be a Tensor with objective="target", but it is {type(target_map).__name__}.'
+            f'target_map must be a Tensor with method="target", but it is {type(target_map).__name__}.'
         )
     shape = (len(maps.x), *maps.map_shape)
     if target_map.shape not in (shape[1:], (1, *shape[1:]), shape):

@@ -26,7 +26,7 @@ __all__ = ["AttributionAttack"]
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 
-OBJECTIVES = ("topk", "mass_center", "target", "random")
+METHODS = ("topk", "mass_center", "target", "random")
 # Features nearer to the baseline than this share of epsilon count as lying at it.
 _AT_BASELINE = 1e-3
 
@@ -65,7 +65,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
             ``(N, 1)`` for a binary model. Logits are best. Of ``DataParallel`` and compiled models, that inside is
             attacked.
-        objective (str, optional): ``"topk"``, ``"mass_center"``, ``"target"`` or ``"random"``. Default: ``"topk"``
+        method (str, optional): ``"topk"``, ``"mass_center"``, ``"target"`` or ``"random"``. Default: ``"topk"``
         epsilon (float): The largest change of a feature, 0 or more, in the units of the inputs.
         bounds (tuple, optional): Limits that no perturbed input leaves: a pair ``(lower, upper)`` of numbers or of
             tensors that broadcast to an input, or a tuple of such pairs (or None), one for each input.
@@ -76,21 +76,21 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             shape of the input or of one example, or a tuple of these. Default: None, zero, which is black only for
             images that are not normalized.
         n_steps (int, optional): Points on the path of the Integrated Gradients. Default: 50
-        k (int, optional): Number of features that are the top, for ``objective="topk"`` and ``measure="topk"``.
+        k (int, optional): Number of features that are the top, for ``method="topk"`` and ``measure="topk"``.
             Features of several inputs are ranked together. Few lower the top-k intersection most, and as many as the
             object has pixels lower rank correlations most: the second paper attacks 200 pixels of MNIST and judges 100.
             Default: None, an eighth of the map.
-        target_map (Tensor, optional): For ``objective="target"``, where attribution is wanted: 1 there (or any positive
+        target_map (Tensor, optional): For ``method="target"``, where attribution is wanted: 1 there (or any positive
             weight) and 0 elsewhere, in the shape ``(H, W)`` of an image's map, that of an input without channels,
             or with one such map for each example; for several inputs, of their features side by side. Default: None
         attack_steps (int, optional): Steps of the attack. Default: 30
         attack_step_size (float, optional): Length of the first step. Default: None, half of ``epsilon``.
         measure (str or Callable, optional): Agreement with the clean map that decides which iterate is kept:
             ``"kendall"``, ``"topk"``, or a function of clean and perturbed maps, both ``(N, P)`` for ``P`` features,
-            that returns ``(N,)`` numbers, the lower the better. Default: None, ``"kendall"`` for ``objective="topk"``,
+            that returns ``(N,)`` numbers, the lower the better. Default: None, ``"kendall"`` for ``method="topk"``,
             and the objective for the others.
         softplus_beta (float, optional): Sharpness of the softplus activations. Default: 20
-        generator (torch.Generator, optional): Source of randomness, for ``objective="random"``. Default: None, a
+        generator (torch.Generator, optional): Source of randomness, for ``method="random"``. Default: None, a
             fixed seed: the same numbers on every call.
         show_progress (bool, optional): Show a progress bar, in steps. Default: False
         internal_batch_size (int, optional): Points that pass through the model at once, to bound memory. Default: None:
@@ -120,7 +120,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        objective: str = "topk",
+        method: str = "topk",
         *,
         epsilon: float,
         bounds: Bounds = None,
@@ -139,7 +139,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
     ) -> None:
         if not callable(forward_func):
             raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
-        check_choice("objective", objective, OBJECTIVES)
+        check_choice("method", method, METHODS)
         check_choice("attribution", attribution, ("ig", "gradient"))
         check_not_negative("epsilon", epsilon)
         check_positive("attack_step_size", attack_step_size, optional=True)
@@ -148,9 +148,9 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         check_count("attack_steps", attack_steps)
         check_count("k", k, optional=True)
         check_count("internal_batch_size", internal_batch_size, optional=True)
-        if (target_map is None) == (objective == "target"):
+        if (target_map is None) == (method == "target"):
             raise BoundaryValueError(
-                f'target_map is what objective="target" needs and no other uses, but with objective={objective!r} it '
+                f'target_map is what method="target" needs and no other uses, but with method={method!r} it '
                 f"is {'None' if target_map is None else 'given'}."
             )
         if attribution == "gradient" and baselines is not None:
@@ -159,7 +159,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             check_choice("measure", measure, ("kendall", "topk"))
         check_generator(generator)
         self.forward_func = forward_func
-        self.objective = objective
+        self.method = method
         self.epsilon = float(epsilon)
         self.bounds = bounds
         self.attribution = attribution
@@ -232,11 +232,11 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
 
     def _perturbed(self, maps: AttributionMaps, box: Box) -> Tensor:
         """Perturbed inputs as points ``(N, D)``."""
-        if self.objective == "random":
+        if self.method == "random":
             return random_displacement(maps, box, self.attack_steps, self.generator)
         start = maps.at(maps.x)
         clean = start.shares
-        objective = objective_of(self.objective, maps, clean, top_count(self.k, clean.shape[1]), self.target_map)
+        objective = objective_of(self.method, maps, clean, top_count(self.k, clean.shape[1]), self.target_map)
         return minimize(
             maps,
             start,
@@ -257,7 +257,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         if measure == "topk":
             k = top_count(self.k, clean.shape[1])
             return lambda shares: topk_intersection(clean, shares, k)
-        if measure == "kendall" or self.objective == "topk":
+        if measure == "kendall" or self.method == "topk":
             return lambda shares: kendall_tau(clean, shares)
         return objective.value
 

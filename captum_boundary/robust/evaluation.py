@@ -176,7 +176,7 @@ def evaluate_attribution_robustness(
         k = top_count(attack.k if k is None else k, math.prod(maps.map_shape))
         box = attack._box(maps)
         points = attack._perturbed(maps, box) if perturbed is None else _as_points(perturbed, maps, box)
-        seed = 1 if attack.objective == "random" else 0  # the control of a random perturbation is another one
+        seed = 1 if attack.method == "random" else 0  # the control of a random perturbation is another one
         control = random_displacement(maps, box, _CONTROL_TRIES, attack.generator, seed)
         shares = _shares_of(attribution, maps, is_tuple(inputs), additional_forward_args)
         bar = tqdm((maps.x, points, control), desc="Maps", unit="map", disable=not attack.show_progress)

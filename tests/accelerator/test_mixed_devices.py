@@ -92,7 +92,7 @@ def attack(model: nn.Module, **options: Any) -> AttributionAttack:
         lambda model, images: search(lambda x, y: model(x) + y.to(x.device)).find((images, torch.ones(4, 3))).distance,
         lambda model, images: BoundaryIntegratedGradients(model, search(model)).attribute(images, TARGET),
         lambda model, images: attack(model).perturb(images, TARGET),
-        lambda model, images: attack(model, objective="target", target_map=MASKS[0]).perturb(images),
+        lambda model, images: attack(model, method="target", target_map=MASKS[0]).perturb(images),
         lambda model, images: attack(model, baselines=torch.zeros(1, 1, 6, 6)).perturb(images),
         lambda model, images: RARLoss(model, epsilon=0.1, n_steps=3)(images, TARGET).detach(),
         lambda model, images: deletion(model, images, MAPS, TARGET),
@@ -114,7 +114,7 @@ def test_results_lie_where_the_inputs_do(
     [
         lambda model, images, generator: search(model, generator=generator).find(images).distance,
         lambda model, images, generator: PGDBoundary(model, attack_steps=5, generator=generator).find(images).distance,
-        lambda model, images, generator: attack(model, objective="random", generator=generator).perturb(images),
+        lambda model, images, generator: attack(model, method="random", generator=generator).perturb(images),
         lambda model, images, generator: RARLoss(model, epsilon=0.1, n_steps=3, generator=generator)(
             images, TARGET.to(images.device)
         ),

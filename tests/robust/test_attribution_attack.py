@@ -19,16 +19,14 @@ from captum_boundary.robust import AttributionAttack
 from captum_boundary.robust._attribution_maps import AttributionMaps
 
 MEASURES = {"kendall": kendall_tau, "topk": lambda clean, shares: topk_intersection(clean, shares, 4)}
-OBJECTIVES = ("topk", "mass_center", "target", "random")
+METHODS = ("topk", "mass_center", "target", "random")
 EPSILON = 0.2
 
 
-def attack(forward_func, objective="topk", **options):
-    if objective == "target" and "target_map" not in options:
+def attack(forward_func, method="topk", **options):
+    if method == "target" and "target_map" not in options:
         options["target_map"] = torch.eye(4)
-    return AttributionAttack(
-        forward_func, objective, **{"epsilon": EPSILON, "n_steps": 8, "attack_steps": 8, **options}
-    )
+    return AttributionAttack(forward_func, method, **{"epsilon": EPSILON, "n_steps": 8, "attack_steps": 8, **options})
 
 
 @pytest.fixture(autouse=True)
@@ -152,21 +150,21 @@ def _generator(seed):
 @given(
     seed=st.integers(0, 10**6),
     epsilon=st.floats(0, 1),
-    objective=st.sampled_from(("topk", "target", "random")),
+    method=st.sampled_from(("topk", "target", "random")),
     attribution=st.sampled_from(("ig", "gradient")),
     measure=st.sampled_from((None, "kendall", "topk")),
     dtype=st.sampled_from((torch.float64, torch.float32, torch.bfloat16)),
 )
-def test_promises(seed, epsilon, objective, attribution, measure, dtype):
+def test_promises(seed, epsilon, method, attribution, measure, dtype):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype)
         inputs = torch.rand(3, 6).to(dtype)
     inputs[:, :2] = 0.0
-    options = {"target_map": torch.eye(6)[:3]} if objective == "target" else {}
+    options = {"target_map": torch.eye(6)[:3]} if method == "target" else {}
     attacker = attack(
         model,
-        objective,
+        method,
         epsilon=epsilon,
         bounds=(0, 1),
         attribution=attribution,
@@ -184,37 +182,35 @@ def test_promises(seed, epsilon, objective, attribution, measure, dtype):
     assert torch.equal(attacker.perturb(inputs), perturbed)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_batch_gives_the_same_as_one_by_one(network, images, objective):
-    attacker = attack(network, objective, bounds=(0, 1))
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_gives_the_same_as_one_by_one(network, images, method):
+    attacker = attack(network, method, bounds=(0, 1))
     together = attacker.perturb(images)
     alone = torch.cat([attacker.perturb(image) for image in images.split(1)])
     equal_up_to_rounding(together, alone)
     assert (together != images).any()
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_size_of_internal_batches_does_not_matter(network, images, objective):
-    expected = attack(network, objective, bounds=(0, 1)).perturb(images)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_size_of_internal_batches_does_not_matter(network, images, method):
+    expected = attack(network, method, bounds=(0, 1)).perturb(images)
     for size in (3, 16, 1000):
-        equal_up_to_rounding(
-            attack(network, objective, bounds=(0, 1), internal_batch_size=size).perturb(images), expected
-        )
+        equal_up_to_rounding(attack(network, method, bounds=(0, 1), internal_batch_size=size).perturb(images), expected)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("epsilon", [0, 0.0, 1e-30])
-def test_nothing_changes_without_epsilon(network, images, objective, epsilon):
+def test_nothing_changes_without_epsilon(network, images, method, epsilon):
     images = images + 0.5  # numbers that 1e-30 is lost on
-    perturbed = attack(network, objective, epsilon=epsilon).perturb(images)
+    perturbed = attack(network, method, epsilon=epsilon).perturb(images)
     assert torch.equal(perturbed, images)
     assert perturbed is not images
 
 
-@pytest.mark.parametrize("objective", ["topk", "mass_center", "target"])
+@pytest.mark.parametrize("method", ["topk", "mass_center", "target"])
 @pytest.mark.parametrize("measure", MEASURES)
-def test_the_measure_falls(network, images, objective, measure):
-    attacker = attack(network, objective, bounds=(0, 1), measure=measure, k=4)
+def test_the_measure_falls(network, images, method, measure):
+    attacker = attack(network, method, bounds=(0, 1), measure=measure, k=4)
     perturbed = attacker.perturb(images)
     moved = (perturbed != images).flatten(1).any(dim=1)
     assert moved.sum() >= 3
@@ -224,13 +220,13 @@ def test_the_measure_falls(network, images, objective, measure):
 
 
 def test_by_default_each_method_is_judged_by_its_aim(network, images):
-    for objective, measure in {
+    for method, measure in {
         "topk": kendall_tau,
         "mass_center": lambda clean, shares: -center_shift(clean.view(-1, 4, 4), shares.view(-1, 4, 4)),
         "target": lambda clean, shares: -(shares.view(-1, 4, 4) * torch.eye(4)).sum(dim=(1, 2)),
     }.items():
-        expected = attack(network, objective, measure=measure).perturb(images)
-        equal_up_to_rounding(attack(network, objective).perturb(images), expected)
+        expected = attack(network, method, measure=measure).perturb(images)
+        equal_up_to_rounding(attack(network, method).perturb(images), expected)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -264,8 +260,8 @@ def test_the_input_comes_back_where_nothing_is_gained(network, images):
 
 def test_a_black_image_has_no_map_to_attack(network):
     black = torch.zeros(2, 2, 4, 4, dtype=torch.float64)
-    for objective in ("topk", "mass_center"):
-        assert torch.equal(attack(network, objective).perturb(black), black)
+    for method in ("topk", "mass_center"):
+        assert torch.equal(attack(network, method).perturb(black), black)
 
 
 def test_labels_are_those_predicted_whatever_the_target(network, images):
@@ -386,12 +382,12 @@ def assert_untouched(model, inputs, before, random_state):
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("requires_grad", [True, False])
-def test_nothing_is_disturbed(network, images, objective, requires_grad):
+def test_nothing_is_disturbed(network, images, method, requires_grad):
     images.requires_grad_(requires_grad)
     before, random_state = everything_of(network, images), torch.get_rng_state()
-    attack(network, objective).perturb(images)
+    attack(network, method).perturb(images)
     assert_untouched(network, images, before, random_state)
 
 
@@ -443,10 +439,10 @@ def test_progress_is_shown_on_demand(network, images, capsys):
 
 BAD_ARGUMENTS = {
     "forward_func": ({"forward_func": 1}, BoundaryTypeError, "forward_func must be callable, but it is int"),
-    "objective": (
-        {"objective": "top"},
+    "method": (
+        {"method": "top"},
         BoundaryValueError,
-        "objective must be 'topk' or .* or 'random', but it is 'top'",
+        "method must be 'topk' or .* or 'random', but it is 'top'",
     ),
     "attribution": ({"attribution": "lrp"}, BoundaryValueError, "attribution must be 'ig' or 'gradient'"),
     "measure": ({"measure": "cosine"}, BoundaryValueError, "measure must be 'kendall' or 'topk'"),
@@ -461,8 +457,8 @@ BAD_ARGUMENTS = {
     "k": ({"k": 0}, BoundaryValueError, "k must be a positive integer"),
     "internal_batch_size": ({"internal_batch_size": 0}, BoundaryValueError, "internal_batch_size must be a positive"),
     "generator": ({"generator": 7}, BoundaryTypeError, r"generator must be a torch\.Generator, but it is int"),
-    "no target_map": ({"objective": "target", "target_map": None}, BoundaryValueError, "'target' it is None"),
-    "idle target_map": ({"target_map": torch.eye(4)}, BoundaryValueError, "objective='topk' it is given"),
+    "no target_map": ({"method": "target", "target_map": None}, BoundaryValueError, "'target' it is None"),
+    "idle target_map": ({"target_map": torch.eye(4)}, BoundaryValueError, "method='topk' it is given"),
     "idle baselines": ({"attribution": "gradient", "baselines": 0.5}, BoundaryValueError, "leave them out"),
 }
 
@@ -486,28 +482,28 @@ BAD_CALLS = {
     "baselines": (lambda x: x, {"baselines": torch.zeros(3)}, {}, BoundaryValueError, "A baseline must be a number"),
     "target_map shape": (
         lambda x: x,
-        {"objective": "target", "target_map": torch.ones(2, 4, 4)},
+        {"method": "target", "target_map": torch.ones(2, 4, 4)},
         {},
         BoundaryValueError,
         r"\(4, 4\), or of one for each example, \(5, 4, 4\), but its shape is \(2, 4, 4\)",
     ),
     "target_map type": (
         lambda x: x,
-        {"objective": "target", "target_map": [[1.0]]},
+        {"method": "target", "target_map": [[1.0]]},
         {},
         BoundaryTypeError,
         "target_map must be a Tensor",
     ),
     "target_map sign": (
         lambda x: x,
-        {"objective": "target", "target_map": -torch.eye(4)},
+        {"method": "target", "target_map": -torch.eye(4)},
         {},
         BoundaryValueError,
         "holds values from -1 to",
     ),
     "target_map empty": (
         lambda x: x,
-        {"objective": "target", "target_map": torch.zeros(4, 4)},
+        {"method": "target", "target_map": torch.zeros(4, 4)},
         {},
         BoundaryValueError,
         "0 elsewhere, in every example",
@@ -528,11 +524,11 @@ def test_bad_calls_are_refused(network, images, change, options, call, error, me
         attack(network, **options).perturb(change(images), **call)
 
 
-@pytest.mark.parametrize("objective", ["topk", "random"])
-def test_numbers_are_inputs_of_one_feature(objective):
+@pytest.mark.parametrize("method", ["topk", "random"])
+def test_numbers_are_inputs_of_one_feature(method):
     model = nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     x = torch.rand(5, dtype=torch.float64)
-    perturbed = attack(model, objective, n_steps=4).perturb(x)
+    perturbed = attack(model, method, n_steps=4).perturb(x)
     assert perturbed.shape == (5,)
     assert torch.equal(model(perturbed).argmax(dim=1), model(x).argmax(dim=1))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_boundary.robust import AttributionAttack, RARLoss, evaluate_attribution_robustness
 
-OBJECTIVES = ("topk", "mass_center", "target", "random")
+METHODS = ("topk", "mass_center", "target", "random")
 
 
 @pytest.fixture
@@ -26,17 +26,17 @@ def images() -> Tensor:
     return torch.rand(5, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
-def attack(network: nn.Module, objective: str = "topk", **options: object) -> AttributionAttack:
-    target_map = torch.eye(4) if objective == "target" else None
+def attack(network: nn.Module, method: str = "topk", **options: object) -> AttributionAttack:
+    target_map = torch.eye(4) if method == "target" else None
     defaults = {"epsilon": 0.1, "bounds": (0, 1), "n_steps": 8, "attack_steps": 6, "target_map": target_map}
-    return AttributionAttack(network, objective, **{**defaults, **options})
+    return AttributionAttack(network, method, **{**defaults, **options})
 
 
 @pytest.mark.parametrize("measure", [None, "kendall", "topk"])
-@pytest.mark.parametrize("objective", OBJECTIVES[:3])
-def test_the_attack_waits_a_few_times_however_many_steps_it_makes(network, images, objective, measure) -> None:
+@pytest.mark.parametrize("method", METHODS[:3])
+def test_the_attack_waits_a_few_times_however_many_steps_it_makes(network, images, method, measure) -> None:
     def waits(**options: object) -> int:
-        return synchronizations(lambda: attack(network, objective, measure=measure, **options).perturb(images))
+        return synchronizations(lambda: attack(network, method, measure=measure, **options).perturb(images))
 
     assert waits(attack_steps=2) == waits(attack_steps=12) <= 12
     assert waits(internal_batch_size=1) == waits()
@@ -66,13 +66,13 @@ def call_in(device: str | None, call: Callable[[], object]) -> object:
 
 
 @pytest.mark.parametrize("attribution", ["ig", "gradient"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_attack_does_not_mind_the_default_device(network, images, objective, attribution) -> None:
-    target_map = torch.eye(4) if objective == "target" else None
+@pytest.mark.parametrize("method", METHODS)
+def test_the_attack_does_not_mind_the_default_device(network, images, method, attribution) -> None:
+    target_map = torch.eye(4) if method == "target" else None
 
     def perturbed() -> Tensor:
         options = {"attribution": attribution, "target_map": target_map}
-        return attack(network, objective, **options).perturb(images)
+        return attack(network, method, **options).perturb(images)
 
     assert torch.equal(call_in("meta", perturbed), perturbed())
 

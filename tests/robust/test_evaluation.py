@@ -22,8 +22,8 @@ from captum_boundary.robust import (
 MEASURES = [field.name for field in dataclasses.fields(MapAgreement)]
 
 
-def attack(model, objective="topk", **options):
-    return AttributionAttack(model, objective, **{"epsilon": 0.2, "n_steps": 8, "attack_steps": 8, **options})
+def attack(model, method="topk", **options):
+    return AttributionAttack(model, method, **{"epsilon": 0.2, "n_steps": 8, "attack_steps": 8, **options})
 
 
 @pytest.fixture(autouse=True)

@@ -66,12 +66,12 @@ def test_training_stays_in_ball_and_bounds(dtype, norm, bounds, epsilon) -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("objective", ["topk", "random"])
+@pytest.mark.parametrize("method", ["topk", "random"])
 @pytest.mark.parametrize("bounds", [None, (0, 1), (0.0, 0.7)])
 @pytest.mark.parametrize("epsilon", EPSILONS)
-def test_the_attack_stays_in_ball_and_bounds(dtype, objective, bounds, epsilon) -> None:
+def test_the_attack_stays_in_ball_and_bounds(dtype, method, bounds, epsilon) -> None:
     x = images(300, dtype, bounds)
-    attack = AttributionAttack(network(dtype), objective, epsilon=epsilon, bounds=bounds, n_steps=2, attack_steps=3)
+    attack = AttributionAttack(network(dtype), method, epsilon=epsilon, bounds=bounds, n_steps=2, attack_steps=3)
     points = attack.perturb(x)
     assert_inside(points, x, epsilon, math.inf, bounds)
     assert (points != x).any(dim=1).float().mean() > 0.2

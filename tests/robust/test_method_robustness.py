@@ -70,7 +70,7 @@ def test_measures_are_those_of_the_methods_maps(network, images, method, target)
     robustness = evaluate_attribution_robustness(network, images, target, attacker, k=5, attribution=explainer)
     assert torch.equal(robustness.perturbed, attacker.perturb(images, target))
     explained = network(images).argmax(dim=1) if target is None else torch.tensor(target)
-    control = attack(network, objective="random", attack_steps=30).perturb(images)
+    control = attack(network, method="random", attack_steps=30).perturb(images)
     explain = getattr(explainer, "attribute", explainer)
     before, after, of_control = (
         explain(points.clone().requires_grad_(), target=explained).detach().abs().sum(dim=1)
@@ -247,6 +247,6 @@ def test_perturbed_inputs_at_the_edge_are_taken(network, images) -> None:
 
 
 def test_the_control_of_a_random_perturbation_is_another_one(network, images) -> None:
-    attacker = attack(network, objective="random")
+    attacker = attack(network, method="random")
     result = evaluate_attribution_robustness(network, images, None, attacker)
     assert not torch.equal(result.kendall_tau, result.control.kendall_tau)
