@@ -24,16 +24,16 @@ from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
 __all__ = ["can_race", "linearized_distance", "race_classes"]
 
-# Below this budget the search of one class has use for all of it; by whether displacements are sparse.
-_LEAST_BUDGET = {False: 20, True: 80}
-# From here on there are twice as many rows.
+# Below this budget the search of one class has use for all of it.
+_LEAST_BUDGET = 20
+# From here on there are twice as many rows, and a race where displacements are sparse.
 _LARGE_BUDGET = 80
 
 
 def can_race(problem: Problem, settings: NearestBoundarySettings, budget: int) -> bool:
     """Whether there are several classes, and gradients enough for a race between them."""
     n_rows, n_screened = _sizes(problem, settings, budget)
-    is_large = budget >= _LEAST_BUDGET[problem.norm.is_sparse]
+    is_large = budget >= (_LARGE_BUDGET if problem.norm.is_sparse else _LEAST_BUDGET)
     return is_large and problem.oracle.n_classes > 2 and n_rows > 1 and n_screened > 0
 
 
