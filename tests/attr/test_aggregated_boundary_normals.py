@@ -99,7 +99,7 @@ def test_one_boundary_is_boundary_saliency_of_unit_length(sampling, network, inp
         along = torch.cosine_similarity(normals, displacement).abs()  # of either sign: regions are left or entered
         assert (along[~is_side] > 1 - 1e-3).all()
         assert (along >= torch.cosine_similarity(saliency, displacement).abs() - 1e-6).all()
-    assert n_sides >= 3 * 6  # of three times seven
+    assert n_sides >= 3 * 5  # of three times seven
 
 
 @pytest.mark.parametrize("sampling", ["classes", "random"])

@@ -1,14 +1,15 @@
-"""Examples without a first point: what restarts find for them, with bounds as without."""
+"""Examples that a search may lose: without a first point, and where its forward passes are at their limit."""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_boundary import NearestBoundary
 
@@ -50,7 +51,7 @@ def test_no_gradient_is_spent_at_a_corner_twice():
     assert not NearestBoundary(model, bounds=(-1, 1)).find(in_box(1, 20, 0)).found
     points = torch.cat(seen)
     is_corner = (points == -1).all(dim=1)
-    assert len(points) > 20
+    assert len(points) > 15
     assert is_corner.sum() <= 0.6 * len(points)
 
 
@@ -91,3 +92,24 @@ def test_a_network_that_remembers_the_calls_before(audio, n):
     network = torch.jit.load(silero()).eval()
     with pytest.warns(UserWarning, match="keeps a state between calls"):
         NearestBoundary(lambda x: torch.logit(network(x, 16_000)), budget=10).find(audio[:n])
+
+
+@pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("n_features", [2, 20])
+def test_forward_passes_stay_within_their_limit_where_scores_are_steps(n_features: int, norm: float) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Linear(n_features, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)
+        smooth = nn.Sequential(*layers)
+    for parameter in smooth.parameters():
+        parameter.data *= 6
+
+    def model(x: Tensor) -> Tensor:
+        scores = smooth(x)
+        return scores.round() + 1e-3 * scores
+
+    inputs = torch.rand(12, n_features, generator=torch.Generator().manual_seed(1))
+    for target, budget in itertools.product((None, 1), (20, 39)):
+        boundary = NearestBoundary(model, norm=norm, budget=budget).find(inputs, target)
+        assert (boundary.n_forward <= 160).all()

@@ -256,8 +256,8 @@ class _Run:
         part, incumbent = self._at(rows)
         is_linear = looks_linear(part, self.settings, incumbent, self.seed) if is_linear is None else is_linear
         period = self.settings.restart_period
-        # Some forward passes are kept for what a restart has begun and for the final line search.
-        n_forwards = _FORWARDS * max(self.budget, period) - period
+        # A third of a descent's is kept for what a restart has begun and for the final line search.
+        n_forwards = _FORWARDS * max(self.budget, period) - _FORWARDS * period // 3
         incumbent, has_stalled = restart(
             part, self.settings, incumbent, self.budget, n_forwards, self.seed, self.targeted, is_linear, seeks
         )
