@@ -76,10 +76,25 @@ def native_recurrence(model: Callable[..., Any]) -> Iterator[None]:
 def math_attention(model: Callable[..., Any]) -> Iterator[None]:
     """Attention by matrix products and a softmax: fused kernels have no second derivatives."""
     with ExitStack() as stack:
-        if isinstance(model, nn.Module) and any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        if isinstance(model, nn.Module) and any(map(_calls_attention, _scripts_of(model))):
             stack.enter_context(_math_attention_of_scripts())
         stack.enter_context(_MathAttention())
         yield
+
+
+def _scripts_of(module: nn.Module) -> Iterator[torch.jit.ScriptModule]:
+    if isinstance(module, torch.jit.ScriptModule):
+        yield module
+    else:
+        for child in module.children():
+            yield from _scripts_of(child)
+
+
+def _calls_attention(script: torch.jit.ScriptModule) -> bool:
+    try:
+        return "attention" in str(script.inlined_graph)
+    except (AttributeError, RuntimeError):  # it has methods of other names than forward
+        return True
 
 
 class _MathAttention(TorchFunctionMode):

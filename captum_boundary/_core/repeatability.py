@@ -64,7 +64,7 @@ class Repeatability:
             return torch.full((), _MIN_NOISE * resolution, dtype=dtype, device=scores.device)
         rows = torch.arange(len(scores), device=scores.device)[:_PROBED_ROWS]
         if len(rows) == 1:  # the same batch once more, and one of another size
-            rows = rows.expand(_PROBED_ROWS)
+            rows = rows.expand(3)
             again = torch.cat([scores_of(rows[:1]), scores_of(rows[1:])])
         else:
             again = torch.cat([scores_of(row) for row in torch.split(rows, 1)])

@@ -11,8 +11,8 @@ from captum_boundary.search._problem import Incumbent, Problem
 
 __all__ = ["find_crossing", "line_search", "project_to_boundary"]
 
-# Points that are not final may lie beyond the boundary by this fraction of the input's depth.
-_COARSE = 0.02
+# Points that are not final may lie beyond the boundary by this fraction of the input's depth, or of the line.
+_COARSE, _COARSE_WIDTH = 0.02, 1e-3
 # Points at less than this fraction of the input's depth are so near that a slightly longer line may cross.
 _NEAR = 0.05
 _EXTENSIONS = (1e-4, 1e-3, 1e-2, 5e-2)
@@ -21,7 +21,11 @@ _HOPEFUL_STEPS = 30
 
 
 def project_to_boundary(
-    problem: Problem, points: Tensor, depth: Tensor | None = None, max_overshoot: Tensor | None = None
+    problem: Problem,
+    points: Tensor,
+    depth: Tensor | None = None,
+    max_overshoot: Tensor | None = None,
+    resolution: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Move ``points`` ``(n, D)`` along the straight lines from their inputs onto the boundary.
 
@@ -32,6 +36,8 @@ def project_to_boundary(
         depth (Tensor, optional): Their depths ``(n,)``, where known.
         max_overshoot (Tensor, optional): Largest amount beyond the boundary that will do, ``(n,)``.
             Default: as for final ones.
+        resolution (float, optional): Fraction of a line by which a point may be beyond a jump of the scores.
+            Default: the precision of the numbers.
 
     Returns:
 
@@ -73,7 +79,7 @@ def project_to_boundary(
         depth[too_deep],
         part.min_overshoot,
         max_overshoot[too_deep],
-        torch.finfo(x.dtype).eps,
+        torch.finfo(x.dtype).eps if resolution is None else resolution,
     )
     landed = part.box.clamp(torch.lerp(part.x, ends, fraction[:, None]))
     return points.index_copy(0, too_deep, landed), depth.index_copy(0, too_deep, reached)
@@ -82,7 +88,7 @@ def project_to_boundary(
 def line_search(problem: Problem, points: Tensor, phase: int, depth: Tensor | None = None) -> Incumbent:
     """An incumbent within some per cent of the boundary, on the lines from the inputs to ``points``."""
     max_overshoot = torch.maximum(problem.max_overshoot, _COARSE * problem.scale)
-    points, depth = project_to_boundary(problem, points, depth, max_overshoot)
+    points, depth = project_to_boundary(problem, points, depth, max_overshoot, _COARSE_WIDTH)
     return Incumbent.none(problem).improved_by(points, problem.distance(points), depth, phase)
 
 

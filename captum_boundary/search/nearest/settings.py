@@ -94,7 +94,7 @@ class NearestBoundarySettings:
 
     # Restarts in few dimensions.
     restart_gradients: int = 16
-    random_directions: int = 7
+    random_directions: int = 8
 
     def __post_init__(self) -> None:
         for field in fields(self):
