@@ -121,7 +121,7 @@ def test_as_near_as_in_the_model_of_the_values_that_move(make, norm, network, in
             return network(x.repeat(len(part), 1).index_put((torch.arange(len(part))[:, None], free.nonzero().T), part))
 
         alone = make(restricted, norm=norm).find(x[free][None])
-        rtol = 2e-2 if norm == 1 else 1e-3  # in l1 random directions decide which of several points is found
+        rtol = 0.1 if norm == 1 else 1e-3  # in l1 random directions decide which of several points is found
         torch.testing.assert_close(boundary.distance[row], alone.distance[0], rtol=rtol, atol=0)
 
 
