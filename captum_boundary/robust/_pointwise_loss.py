@@ -187,8 +187,10 @@ class PointwiseLoss:
         return losses, outputs[0]
 
     def _losses(self, output: Any, n_points: int) -> Tensor:
+        n_repeats = n_points // len(self)
+        target = self.target if n_repeats == 1 else _repeated(self.target, n_repeats)
         with self._autocast():
-            return losses_of(self.loss_func, output, _repeated(self.target, n_points // len(self)))
+            return losses_of(self.loss_func, output, target)
 
     def _activations(self) -> AbstractContextManager[object]:
         return nullcontext() if self.softplus_beta is None else smooth_activations(self.softplus_beta)

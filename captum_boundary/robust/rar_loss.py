@@ -389,7 +389,7 @@ class RARLoss(nn.Module):
             with torch.no_grad():
                 natural = detached.with_softplus(None).at_inputs(x)
         else:  # norms of attributions vanish at the inputs, and so do their slopes: that of the loss leads out
-            leaves = x.clone().requires_grad_()
+            leaves = x.detach().requires_grad_()
             with torch.enable_grad():
                 natural = detached.with_softplus(None).at_inputs(leaves)
                 (slope,) = torch.autograd.grad(natural.sum(), leaves, materialize_grads=True)
@@ -496,7 +496,8 @@ class _Size(NamedTuple):
 
 
 def _l1(attribution: Tensor) -> Tensor:
-    return attribution.reshape(len(attribution), -1).abs().sum(dim=1)
+    norms: Tensor = torch.linalg.vector_norm(attribution.reshape(len(attribution), -1), ord=1, dim=1)
+    return norms
 
 
 def _l1_power(attribution: Tensor, power: float) -> Tensor:
