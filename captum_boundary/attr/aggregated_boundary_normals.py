@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 from captum.attr import GradientAttribution
@@ -31,7 +31,20 @@ from captum_boundary.search._neighbors import (
 from captum_boundary.search._problem import Problem
 from captum_boundary.search._same_model import check_same_model
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["AggregatedBoundaryNormals"]
+
+
+class _Options(TypedDict, total=False):
+    """Keywords of ``attribute``, whichever of its results are asked for."""
+
+    n_boundaries: int
+    sampling: str
+    weighting: Weighting
+    boundary: BoundaryNormals | None
+    mask: Mask
 
 
 class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
@@ -92,12 +105,8 @@ class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: i
         target: TargetType = ...,
         additional_forward_args: object = ...,
         *,
-        n_boundaries: int = ...,
-        sampling: str = ...,
-        weighting: Weighting = ...,
-        boundary: BoundaryNormals | None = ...,
-        mask: Mask = ...,
         return_boundary: Literal[False] = ...,
+        **options: Unpack[_Options],
     ) -> TensorOrTupleOfTensorsGeneric: ...
 
     @overload
@@ -107,12 +116,8 @@ class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: i
         target: TargetType = ...,
         additional_forward_args: object = ...,
         *,
-        n_boundaries: int = ...,
-        sampling: str = ...,
-        weighting: Weighting = ...,
-        boundary: BoundaryNormals | None = ...,
-        mask: Mask = ...,
         return_boundary: Literal[True],
+        **options: Unpack[_Options],
     ) -> tuple[TensorOrTupleOfTensorsGeneric, BoundaryNormals]: ...
 
     @overload
@@ -122,12 +127,8 @@ class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: i
         target: TargetType = ...,
         additional_forward_args: object = ...,
         *,
-        n_boundaries: int = ...,
-        sampling: str = ...,
-        weighting: Weighting = ...,
-        boundary: BoundaryNormals | None = ...,
-        mask: Mask = ...,
         return_boundary: bool = ...,
+        **options: Unpack[_Options],
     ) -> Any: ...
 
     @captum_method

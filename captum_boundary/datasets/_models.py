@@ -132,8 +132,8 @@ def _with_weights(model: nn.Module, path: Path) -> nn.Module:
         weights = weights.get(key, weights) if isinstance(weights, dict) else weights
     if not isinstance(weights, dict):
         raise BoundaryTypeError(f"{path} must hold a state dict, but it holds a {type(weights).__name__}.")
-    is_own = any(name.startswith(_PARALLEL) for name in model.state_dict())
-    if not is_own and all(str(name).startswith(_PARALLEL) for name in weights):
+    is_wrapped = all(str(name).startswith(_PARALLEL) for name in weights)
+    if is_wrapped and not all(name.startswith(_PARALLEL) for name in model.state_dict()):
         consume_prefix_in_state_dict_if_present(weights, _PARALLEL)
     try:
         model.load_state_dict(weights)

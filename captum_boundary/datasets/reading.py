@@ -24,7 +24,7 @@ class Explanation:
 
     Attributes:
 
-        index (int): Place in the data set.
+        index (int): Index in the data set.
         name (str): File of the example, where the data set knows it.
         label (int): Class that the data set gives.
         prediction (int): Class that the model gives.

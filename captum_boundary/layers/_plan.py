@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers._recording import Call, Pass
-from captum_boundary.layers._rows import Activation, Place, Row, StandIn, Tree, tree_of
+from captum_boundary.layers._rows import Activation, Leaf, Row, StandIn, Tree, tree_of
 
 __all__ = ["Plan", "plan_of"]
 
@@ -49,18 +49,18 @@ class Plan:
 
         Rows that are neither read nor ``returned`` get stand-ins, which take no memory.
         """
-        moved = [place for place in range(self.n_activations) if place in read] or list(range(self.n_activations))
-        kept = moved + [place for place in range(self.n_rows) if place in read | returned and place not in moved]
-        number = {place: index for index, place in enumerate(kept)}
+        moved = [row for row in range(self.n_activations) if row in read] or list(range(self.n_activations))
+        kept = moved + [row for row in range(self.n_rows) if row in read | returned and row not in moved]
+        number = {row: index for index, row in enumerate(kept)}
 
-        def slimmed(place: Place) -> Place:
-            if not isinstance(place, Row):
-                return place
-            if place.place in number:
-                kind = Activation if isinstance(place, Activation) and place.place in moved else Row
-                return kind(number[place.place], place.dimension)
-            row = rows[place.place].movedim(0, place.dimension)
-            return StandIn(row.new_zeros(()), tuple(row.shape), place.dimension)
+        def slimmed(leaf: Leaf) -> Leaf:
+            if not isinstance(leaf, Row):
+                return leaf
+            if leaf.index in number:
+                kind = Activation if isinstance(leaf, Activation) and leaf.index in moved else Row
+                return kind(number[leaf.index], leaf.dimension)
+            row = rows[leaf.index].movedim(0, leaf.dimension)
+            return StandIn(row.new_zeros(()), tuple(row.shape), leaf.dimension)
 
         plan = replace(
             self,
@@ -70,7 +70,7 @@ class Plan:
             n_activations=len(moved),
             n_rows=len(kept),
         )
-        return plan, tuple(rows[place] for place in kept)
+        return plan, tuple(rows[row] for row in kept)
 
 
 def plan_of(
@@ -94,31 +94,29 @@ def plan_of(
             "before or after it."
         )
     # Keyword arguments and whatever is not floating point stay as they are.
-    n_positional = len(tree_flatten(value[0])[0]) if at_input else len(tree.places)
+    n_positional = len(tree_flatten(value[0])[0]) if at_input else len(tree.leaves)
     movable = [
-        place.place
-        for place in tree.places[:n_positional]
-        if isinstance(place, Row) and entries[place.place].is_floating_point()
+        leaf.index
+        for leaf in tree.leaves[:n_positional]
+        if isinstance(leaf, Row) and entries[leaf.index].is_floating_point()
     ]
     if at_input:
         computed = [
-            place.place
-            for place, own in zip(tree.places, few.is_computed, strict=False)
-            if own and isinstance(place, Row)
+            leaf.index for leaf, own in zip(tree.leaves, few.is_computed, strict=False) if own and isinstance(leaf, Row)
         ]
-        movable = [place for place in movable if place in computed] or movable  # neither masks nor states of zeros
+        movable = [row for row in movable if row in computed] or movable  # neither masks nor states of zeros
     if not movable:
         raise BoundaryTypeError(_nothing_to_move(name, at_input, entries))
-    order = movable + [place for place in range(len(entries)) if place not in movable]
-    number = {place: index for index, place in enumerate(order)}
+    order = movable + [row for row in range(len(entries)) if row not in movable]
+    number = {row: index for index, row in enumerate(order)}
 
-    def sorted_in(place: Place) -> Place:
-        if not isinstance(place, Row):
-            return place
-        kind = Activation if place.place in movable else Row
-        return kind(number[place.place], place.dimension)
+    def sorted_in(leaf: Leaf) -> Leaf:
+        if not isinstance(leaf, Row):
+            return leaf
+        kind = Activation if leaf.index in movable else Row
+        return kind(number[leaf.index], leaf.dimension)
 
-    rows = [entries[place] for place in order]
+    rows = [entries[row] for row in order]
     # Tensors with N entries follow their examples, all else is the very same for all of them.
     arguments_tree = cast(Tree, tree_of(*arguments, *sizes, rows))
     calls = tuple(_skipped(full.before, few.before, sizes, rows))

@@ -80,13 +80,13 @@ class Readings(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.places: set[int] = set()
+        self.rows: set[int] = set()
         self._watched: dict[int, tuple[Tensor, int]] = {}
 
     def watch(self, tree: Tree, value: Any) -> None:
-        for place, leaf in zip(tree.places, tree_flatten(value)[0], strict=True):
-            if isinstance(place, Row):
-                self._watched[id(leaf)] = leaf, place.place  # the tensor too, lest its id be given away
+        for leaf, tensor in zip(tree.leaves, tree_flatten(value)[0], strict=True):
+            if isinstance(leaf, Row):
+                self._watched[id(tensor)] = tensor, leaf.index  # the tensor too, lest its id be given away
 
     def returned(self, output: Any) -> set[int]:
         """The rows that are part of the output, as they are."""
@@ -102,5 +102,5 @@ class Readings(TorchFunctionMode):
         if self._watched and not asks_form:
             for leaf in tree_flatten((args, kwargs))[0]:
                 if isinstance(leaf, Tensor) and id(leaf) in self._watched:
-                    self.places.add(self._watched[id(leaf)][1])
+                    self.rows.add(self._watched[id(leaf)][1])
         return result

@@ -25,13 +25,13 @@ class Constant:
 
 @dataclass(frozen=True)
 class Row:
-    """The place of a tensor among those with one entry for each example, which the model has in ``dimension``."""
+    """A tensor with one entry for each example, by its index among these; the model has examples in ``dimension``."""
 
-    place: int
+    index: int
     dimension: int
 
     def fill(self, rows: tuple[Tensor, ...], n_examples: int) -> Tensor:
-        return _fresh(rows[self.place]).movedim(0, self.dimension)
+        return _fresh(rows[self.index]).movedim(0, self.dimension)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Activation(Row):
     """As :class:`Row`, a tensor of the layer that is to be moved and differentiated."""
 
     def fill(self, rows: tuple[Tensor, ...], n_examples: int) -> Tensor:
-        return rows[self.place].movedim(0, self.dimension).clone()  # which the model may change in-place
+        return rows[self.index].movedim(0, self.dimension).clone()  # which the model may change in-place
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class StandIn:
         return _fresh(self.like).expand(shape)
 
 
-Place = Constant | Row | StandIn
+Leaf = Constant | Row | StandIn
 
 
 def _fresh(tensor: Tensor) -> Tensor:
@@ -69,17 +69,17 @@ def _fresh(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Tree:
-    """Nested values, with a place to fill for each."""
+    """Nested values, each of which is filled in."""
 
-    places: tuple[Place, ...]
+    leaves: tuple[Leaf, ...]
     spec: TreeSpec
 
     def fill(self, rows: tuple[Tensor, ...], n_examples: int) -> Any:
-        return tree_unflatten([place.fill(rows, n_examples) for place in self.places], self.spec)
+        return tree_unflatten([leaf.fill(rows, n_examples) for leaf in self.leaves], self.spec)
 
-    def replaced(self, replace: Callable[[Place], Place]) -> Tree:
-        """The tree with other places."""
-        return Tree(tuple(replace(place) for place in self.places), self.spec)
+    def replaced(self, replace: Callable[[Leaf], Leaf]) -> Tree:
+        """The tree with other leaves."""
+        return Tree(tuple(replace(leaf) for leaf in self.leaves), self.spec)
 
 
 def _examples_dimension(full: Any, few: Any, n_full: int, n_few: int) -> int | None:
@@ -99,27 +99,28 @@ def _examples_dimension(full: Any, few: Any, n_full: int, n_few: int) -> int | N
 
 
 def tree_of(full: Any, few: Any, n_full: int, n_few: int, rows: list[Tensor]) -> Tree | None:
-    """The places of a nested value, whose tensors with an entry for each example are added to ``rows``.
+    """The leaves of a nested value, whose tensors with an entry for each example are added to ``rows``.
 
     None where some value depends on the examples in another way than having one entry for each.
     """
-    leaves, spec = tree_flatten(full)
-    few_leaves, few_spec = tree_flatten(few)
+    values, spec = tree_flatten(full)
+    few_values, few_spec = tree_flatten(few)
     if spec != few_spec:
         return None
     dimensions = [
-        _examples_dimension(leaf, few_leaf, n_full, n_few) for leaf, few_leaf in zip(leaves, few_leaves, strict=True)
+        _examples_dimension(value, few_value, n_full, n_few)
+        for value, few_value in zip(values, few_values, strict=True)
     ]
     if None in dimensions:
         return None
-    places: list[Place] = []
-    for leaf, dimension in zip(leaves, dimensions, strict=True):
+    leaves: list[Leaf] = []
+    for value, dimension in zip(values, dimensions, strict=True):
         if dimension is None or dimension < 0:
-            places.append(Constant(leaf))
+            leaves.append(Constant(value))
         else:
-            places.append(Row(len(rows), dimension))
-            rows.append(leaf.movedim(dimension, 0))
-    return Tree(tuple(places), spec)
+            leaves.append(Row(len(rows), dimension))
+            rows.append(value.movedim(dimension, 0))
+    return Tree(tuple(leaves), spec)
 
 
 def _is_close(one: Tensor, other: Tensor) -> bool:

@@ -177,7 +177,7 @@ class ModelFromLayer(nn.Module):
         with readings:
             output = self._replayed(plan, rows, readings)
         self._require_same(output, expected)
-        slim_plan, slim_rows = plan.reduced(readings.places, readings.returned(output), rows)
+        slim_plan, slim_rows = plan.reduced(readings.rows, readings.returned(output), rows)
         try:
             self._require_same(self._replayed(slim_plan, _chosen(slim_rows, few)), expected_of_few)
         except Exception:  # the model looks at values in a way that was not seen: keep them all

@@ -13,7 +13,7 @@ inputs, and each moved input has a boundary point of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast, overload
 
 import torch
 from torch import Tensor
@@ -24,10 +24,23 @@ from captum_boundary._core.context import geometry
 from captum_boundary.metrics._baselines import baselines_for
 from captum_boundary.metrics._curves import TargetScore, exchange_curves, ranks
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["deletion", "insertion"]
 
 Tensors = Tensor | tuple[Tensor, ...]
 Baselines = float | Tensor | str | tuple[float | Tensor | str, ...]
+
+
+class _Options(TypedDict, total=False):
+    """Keywords of both measures, whichever of their results are asked for."""
+
+    baselines: Baselines
+    n_steps: int
+    score: str
+    perturbations_per_eval: int
+    show_progress: bool
 
 
 class _AreaUnderCurve(Protocol):
@@ -42,12 +55,8 @@ class _AreaUnderCurve(Protocol):
         target: TargetType = ...,
         additional_forward_args: object = ...,
         *,
-        baselines: Baselines = ...,
-        n_steps: int = ...,
-        score: str = ...,
-        perturbations_per_eval: int = ...,
         return_curves: Literal[False] = ...,
-        show_progress: bool = ...,
+        **options: Unpack[_Options],
     ) -> Tensor: ...
 
     @overload
@@ -59,12 +68,8 @@ class _AreaUnderCurve(Protocol):
         target: TargetType = ...,
         additional_forward_args: object = ...,
         *,
-        baselines: Baselines = ...,
-        n_steps: int = ...,
-        score: str = ...,
-        perturbations_per_eval: int = ...,
         return_curves: Literal[True],
-        show_progress: bool = ...,
+        **options: Unpack[_Options],
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
@@ -76,12 +81,8 @@ class _AreaUnderCurve(Protocol):
         target: TargetType = ...,
         additional_forward_args: object = ...,
         *,
-        baselines: Baselines = ...,
-        n_steps: int = ...,
-        score: str = ...,
-        perturbations_per_eval: int = ...,
         return_curves: bool = ...,
-        show_progress: bool = ...,
+        **options: Unpack[_Options],
     ) -> Any: ...
 
 

@@ -32,7 +32,7 @@ def main() -> None:
     answers = tokenizer.encode(" Paris"), tokenizer.encode(" London")
     explain.attribute(ids[:4], *answers, **few)  # what is built once
     for length in options.lengths:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # begin to count anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
         before = peak_memory()
         explain.attribute(ids[:length], *answers, **few)
         print(f"{length} tokens: {peak_memory() - before} MiB", flush=True)

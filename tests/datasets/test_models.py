@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small_data import small_model
+from torch import nn
 from torchvision.models import get_model_weights, squeezenet1_0
 
 from captum_boundary.datasets._models import load_model
@@ -32,6 +33,13 @@ def test_prefixes_are_stripped_only_where_they_are_not_the_models_own(tmp_path, 
     torch.save({"module." + name: tensor for name, tensor in states.items()}, tmp_path / "weights.pt")
     model = load_model("own:Held", str(tmp_path / "weights.pt"), None).model
     assert torch.equal(model.module[0].weight, states["0.weight"])
+    monkeypatch.setattr(
+        "own.Head", lambda: nn.ModuleDict({"module": small_model(), "head": nn.Linear(3, 2)}), raising=False
+    )
+    wanted = nn.ModuleDict({"module": small_model(seed=1), "head": nn.Linear(3, 2)})  # some of whose names have it too
+    torch.save(nn.DataParallel(wanted).state_dict(), tmp_path / "weights.pt")
+    model = load_model("own:Head", str(tmp_path / "weights.pt"), None).model
+    assert torch.equal(model.head.weight, wanted.head.weight)
     torch.save({**states, "module.0.weight": states["0.weight"]}, tmp_path / "weights.pt")
     with pytest.raises(BoundaryValueError, match="are not those of this model"):
         load_model("small_data:small_model", str(tmp_path / "weights.pt"), None)
