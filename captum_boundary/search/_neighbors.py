@@ -5,12 +5,14 @@ Every pair of an example and one of its boundaries is a row of one flat batch, w
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from captum_boundary._core.bounds import box_of
 from captum_boundary._core.generators import seed_of
+from captum_boundary._core.geometry import Box
 from captum_boundary._core.margin import rival_scores
 from captum_boundary.search._normals import unit_normals
 from captum_boundary.search._problem import Problem
@@ -83,11 +85,24 @@ def neighbors_in_random_directions(search: BoundarySearch, problem: Problem, n: 
     return _neighbors(search, problem, rows, oracle.target[rows], starts=oracle.from_units(starts, rows))
 
 
-def _neighbors(search: BoundarySearch, problem: Problem, rows: Tensor, classes: Tensor, **options: Any) -> Neighbors:
-    """Search the boundaries of pairs of an example and a class, and take their normals."""
-    oracle = problem.oracle
-    boundary = search._find_pairs(problem, rows, classes, **options)
-    pairs = search._pairs(problem, rows, classes)
+def _neighbors(
+    search: BoundarySearch,
+    problem: Problem,
+    rows: Tensor,
+    classes: Tensor,
+    starts: Tensor | None = None,
+    one_each: bool = False,
+) -> Neighbors:
+    """Search the boundaries of pairs of an example, ``rows`` ``(P,)``, and a class ``(P,)``, and take their normals.
+
+    Where an example has many pairs, less is spent on each than on ``one_each``.
+    """
+    if starts is not None:
+        search.check_starts()
+    oracle, pairs = problem.oracle, _pairs(search, problem, rows, classes)
+    batch = oracle.inputs, rows
+    boundary = search._searched(pairs, as_tuple=True, starts=starts, is_one_of_many=not one_each, batch=batch)
+    pairs = _pairs(search, problem, rows, classes)  # with counters of its own
     points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
     normals = unit_normals(pairs, pairs.oracle.pack(points))
     # Towards the target's side: an input outside of the region of its target has that region beyond the boundary.
@@ -98,6 +113,14 @@ def _neighbors(search: BoundarySearch, problem: Problem, rows: Tensor, classes: 
     oracle.n_forward.index_add_(0, rows, boundary.n_forward + pairs.oracle.n_forward)
     oracle.n_gradient.index_add_(0, rows, boundary.n_gradient + pairs.oracle.n_gradient)
     return Neighbors(rows, boundary, adversarial, neighbor, normals)
+
+
+def _pairs(search: BoundarySearch, problem: Problem, rows: Tensor, target: Tensor) -> Problem:
+    box = box_of(search.bounds, problem.oracle.inputs).of(rows)
+    if problem.box.is_limited:  # by a mask, maybe, of which this search has not been told
+        limits = problem.box.of(rows)
+        box = Box(torch.maximum(box.lower, limits.lower), torch.minimum(box.upper, limits.upper))
+    return Problem(problem.oracle.of_pairs(rows, target), box, problem.norm, problem.noise)
 
 
 def _nearest_classes(problem: Problem, n: int) -> Tensor:

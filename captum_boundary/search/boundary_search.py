@@ -24,32 +24,28 @@ from captum_boundary._core.captum_helpers import (
     format_output,
     is_tuple,
 )
-from captum_boundary._core.checks import check_count, check_inputs, plain_number, shown
+from captum_boundary._core.checks import check_count, check_inputs, plain_number
 from captum_boundary._core.context import geometry
 from captum_boundary._core.generators import check_generator, seed_of
-from captum_boundary._core.geometry import Box
 from captum_boundary._core.mask import Mask, MaskedModel, box_within, movable_values
 from captum_boundary._core.norms import Norm, norm_of
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
-from captum_boundary._core.user_warnings import warn_user
 from captum_boundary.errors import (
     BoundaryNotFoundError,
     BoundaryNotFoundWarning,
-    BoundaryPrecisionWarning,
     BoundaryTypeError,
     BoundaryValueError,
 )
 from captum_boundary.search._line_search import project_to_boundary
 from captum_boundary.search._problem import Problem
+from captum_boundary.search._reports import final_status, not_found_message, warn_of_coarse_scores
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_status import BoundaryStatus
 from captum_boundary.search.search_problem import Proposal, SearchProblem, Solution
 
 __all__ = ["BoundaryPoints", "BoundarySearch"]
 
-# Of an input's margin: how far beyond the boundary a point of a model in half precision may lie without a warning.
-_LARGE_OVERSHOOT = 0.05
 _BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"
 
 
@@ -254,7 +250,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
     ) -> BoundaryPoints:
         with self._opened(inputs, target, additional_forward_args, mask) as problem:
             boundary = self._searched(problem, is_tuple(inputs))
-            _warn_of_coarse_scores(problem.oracle, boundary)
+            warn_of_coarse_scores(problem.oracle, boundary)
             return boundary if boundary.bounds is not None else replace(boundary, bounds=self.bounds)
 
     @contextmanager
@@ -273,31 +269,6 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             oracle = MarginOracle(function, tensors, target, arguments, self.internal_batch_size)
             norm = norm_of(self.norm).for_inputs(tensors)
             yield Problem(oracle, box, norm, oracle.score_noise(repeatability))
-
-    def _find_pairs(
-        self,
-        problem: Problem,
-        rows: Tensor,
-        target: Tensor,
-        starts: Tensor | None = None,
-        one_each: bool = False,
-    ) -> BoundaryPoints:
-        """Boundary points of pairs of an example, ``rows`` ``(P,)``, and a class, ``target`` ``(P,)``.
-
-        Where an example has many pairs, less is spent on each than on ``one_each``.
-        """
-        if starts is not None:
-            self.check_starts()
-        pairs = self._pairs(problem, rows, target)
-        batch = problem.oracle.inputs, rows
-        return self._searched(pairs, as_tuple=True, starts=starts, is_one_of_many=not one_each, batch=batch)
-
-    def _pairs(self, problem: Problem, rows: Tensor, target: Tensor) -> Problem:
-        box = box_of(self.bounds, problem.oracle.inputs).of(rows)
-        if problem.box.is_limited:  # by a mask, maybe, of which this search has not been told
-            limits = problem.box.of(rows)
-            box = Box(torch.maximum(box.lower, limits.lower), torch.minimum(box.upper, limits.upper))
-        return Problem(problem.oracle.of_pairs(rows, target), box, problem.norm, problem.noise)
 
     def _searched(
         self,
@@ -342,13 +313,13 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             n_gradient=oracle.n_gradient,
             norm=self.norm,
             bounds=_bounds_of(limits, oracle.inputs, as_tuple),
-            status=_status_of(status, found, is_beyond, landed_depth < 0),
+            status=final_status(status, found, is_beyond, landed_depth < 0),
         )
 
     def _report(self, found: Tensor, stacklevel: int = 3) -> None:
         """Name the rows where nothing was found, in an error if the search is strict and in a warning if not."""
         if not found.all():
-            message = _not_found_message(~found, self.max_distance)
+            message = not_found_message(~found, self.max_distance)
             if self.strict:
                 raise BoundaryNotFoundError(message)
             warnings.warn(message, BoundaryNotFoundWarning, stacklevel=stacklevel)
@@ -366,37 +337,3 @@ def _bounds_of(limits: Sequence[Any], templates: tuple[Tensor, ...], as_tuple: b
         return None
     lower, upper = map(torch.cat, zip(*limits, strict=True))
     return bounds_of_limits(lower, upper, templates, as_tuple)
-
-
-def _status_of(status: Tensor, found: Tensor, is_beyond: Tensor, was_beyond: Tensor) -> Tensor:
-    """What the search said of its end, where a point was found, and what became of it where not."""
-    missing = BoundaryStatus.NOT_FOUND_BUDGET * (status % 10 == BoundaryStatus.NOT_FOUND_BUDGET)
-    missing = torch.where(was_beyond, BoundaryStatus.LABEL_NOT_KEPT, missing)
-    missing = torch.where(is_beyond, BoundaryStatus.TOO_FAR, missing)
-    # The line of a search that had given up may cross the boundary a little further on.
-    return torch.where(found, status.clamp_min(BoundaryStatus.FOUND), missing)
-
-
-def _warn_of_coarse_scores(oracle: MarginOracle, boundary: BoundaryPoints) -> None:
-    """Name the rows whose points lie clearly beyond the boundary, since scores in half precision jump there."""
-    if oracle.resolution <= torch.finfo(torch.float32).eps:
-        return
-    share = boundary.margin.abs() / oracle.start_depth.abs()
-    coarse = boundary.found & (share > _LARGE_OVERSHOOT)
-    if coarse.any():
-        warn_user(
-            f"The model's numbers have a relative resolution of {oracle.resolution:.2g}: the boundary points of "
-            f"{int(coarse.sum())} of {len(coarse)} examples, row(s) {shown(coarse)}, lie beyond the boundary by up to "
-            f"{float(share[coarse].max()):.0%} of their input's margin, and their distances are too large by about as "
-            "much. Search with the model and the inputs in float32: copy.deepcopy(model).float().",
-            BoundaryPrecisionWarning,
-        )
-
-
-def _not_found_message(missing: Tensor, max_distance: float | None) -> str:
-    within = "" if max_distance is None else f" within max_distance={max_distance:g}"
-    return (
-        f"No decision boundary was found{within} for {int(missing.sum())} of {len(missing)} examples, row(s) "
-        f"{shown(missing)}: their points equal the inputs and their distance is infinite. The model may be constant "
-        "there, its outputs may be saturated probabilities (use logits), or the bounds or the budget may be too tight."
-    )
