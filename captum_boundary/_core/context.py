@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from captum_boundary._core.failures import scripts_explained
+
 __all__ = ["callers_autocast", "discarded_graph", "geometry"]
 
 # Device types whose autocast was on where the outermost `geometry` was entered, with their dtypes. Each thread has its
@@ -37,6 +39,7 @@ def geometry() -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, dtype, enabled=False))
             token = _autocast.set(enabled)
             stack.callback(_autocast.reset, token)
+        stack.enter_context(scripts_explained())
         yield
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_boundary._core.modules import modules_of
 from captum_boundary.errors import BoundaryError, BoundaryValueError
 
-__all__ = ["other_batch_explained", "types_and_exports_explained", "without_batch_dimension"]
+__all__ = ["other_batch_explained", "scripts_explained", "types_and_exports_explained", "without_batch_dimension"]
 
 _FAILURES = (IndexError, RuntimeError, ValueError, AssertionError)
 _OF_TYPES = re.compile(r"same dtype|expected scalar type|type .* should be the same")
@@ -40,6 +40,21 @@ def types_and_exports_explained(forward_func: Any, inputs: tuple[Tensor, ...]) -
                 "example and give internal_batch_size=1, to the search as well."
             ) from error
         raise
+
+
+@contextmanager
+def scripts_explained() -> Iterator[None]:
+    """Name the cause where a script cannot be differentiated under the autocast of its caller."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "TorchScript" not in str(error) or not _OF_TYPES.search(str(error)):
+            raise
+        raise BoundaryValueError(
+            "The scripted model cannot be differentiated under this autocast: PyTorch derives a script for the one "
+            f"dtype under which it first ran ({str(error).strip().splitlines()[-1]}). Take the module from before it "
+            "was scripted, or leave torch.autocast."
+        ) from error
 
 
 @contextmanager
