@@ -185,4 +185,5 @@ def _class_index(entry: object) -> int:
     raise BoundaryTypeError(
         "target must be None, an int, a list of ints, a tensor of integer class indices, or one-element tuples of ints "
         f"(the model has 2-D outputs), but it contains {entry!r} of type {type(entry).__name__}."
+        + " Convert it with torch.as_tensor(target)." * hasattr(entry, "__array__")
     )

@@ -231,7 +231,10 @@ def losses_of(loss_func: LossFunction, output: Any, target: Tensor) -> Tensor:
 
 def _as_target(target: Any, inputs: tuple[Tensor, ...]) -> Tensor:
     if not isinstance(target, Tensor):
-        raise BoundaryTypeError(f"target must be a Tensor of classes, but it is {type(target).__name__}.")
+        raise BoundaryTypeError(
+            f"target must be a Tensor of classes, but it is {type(target).__name__}. Convert labels with "
+            "torch.as_tensor(target)."
+        )
     if target.ndim == 0 or len(target) != len(inputs[0]):
         raise BoundaryValueError(
             f"target must have one entry for each of the {len(inputs[0])} examples, but its shape is "

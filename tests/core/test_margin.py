@@ -166,6 +166,7 @@ BAD_TARGETS = {
     "complex": (torch.zeros(2, dtype=torch.complex64), BoundaryTypeError, r"torch\.complex64"),
     "text": ("1", BoundaryTypeError, "'1' of type str"),
     "pair": ([(0, 1), (0, 1)], BoundaryTypeError, r"\(0, 1\) of type tuple"),
+    "array": (np.array([0, 1]), BoundaryTypeError, r"type ndarray\. Convert it with torch\.as_tensor\(target\)\.$"),
 }
 
 

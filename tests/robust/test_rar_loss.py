@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -792,6 +793,7 @@ def test_models_must_be_modules() -> None:
         ),
         (torch.rand(4, 5), torch.rand(4), BoundaryTypeError, "must hold integer classes, .* dtype torch.float32"),
         (torch.rand(4, 5), [0, 1, 2, 0], BoundaryTypeError, "target must be a Tensor of classes, but it is list"),
+        (torch.rand(4, 5), np.zeros(4, dtype=int), BoundaryTypeError, r"ndarray\. .* torch\.as_tensor\(target\)\.$"),
         (torch.rand(4, 5) + 1.5, torch.tensor([0] * 4), BoundaryValueError, "inputs must lie inside bounds"),
         (torch.full((4, 5), math.nan), torch.tensor([0] * 4), BoundaryValueError, "NaN"),
         (torch.rand(0, 5), torch.tensor([], dtype=torch.long), BoundaryValueError, "at least one example|empty"),
