@@ -182,8 +182,8 @@ def _class_index(entry: object) -> int:
         entry = entry[0]
     if isinstance(entry, numbers.Integral) and not isinstance(entry, bool):
         return int(entry)
+    way_out = " Convert it with torch.as_tensor(target)." if hasattr(entry, "__array__") else ""
     raise BoundaryTypeError(
         "target must be None, an int, a list of ints, a tensor of integer class indices, or one-element tuples of ints "
-        f"(the model has 2-D outputs), but it contains {entry!r} of type {type(entry).__name__}."
-        + " Convert it with torch.as_tensor(target)." * hasattr(entry, "__array__")
+        f"(the model has 2-D outputs), but it contains {entry!r} of type {type(entry).__name__}.{way_out}"
     )
