@@ -7,10 +7,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, overload
 
 import torch
-from captum.attr import Attribution, GradientAttribution, IntegratedGradients
+from captum.attr import GradientAttribution, IntegratedGradients
 from torch import Tensor
 
-from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.captum_helpers import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
@@ -19,22 +18,15 @@ from captum_boundary._core.captum_helpers import (
 )
 from captum_boundary._core.checks import check_choice, check_inputs
 from captum_boundary._core.context import geometry
-from captum_boundary._core.margin import class_scores, resolve_target
 from captum_boundary._core.mask import Mask
-from captum_boundary._core.modules import unwrapped
 from captum_boundary._core.outputs import has_one_output, score_tensor
 from captum_boundary._core.random_state import preserve_rng_state
-from captum_boundary._core.score_function import ScoreFunction
-from captum_boundary.attr._calls import MethodCall, call_in_groups, call_method, sizes_that_fit
 from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
 from captum_boundary.attr._default_device import default_device_of
-from captum_boundary.attr._layer_methods import HookableFromLayer
-from captum_boundary.attr._methods import build_method, capabilities_of, check_arguments
-from captum_boundary.attr._rewrite.hookable import hookable_copy
-from captum_boundary.attr._score import MarginScore, OutputScore, ScoreTensor, fix_shared_tensors
+from captum_boundary.attr._method_at_points import MethodAtPoints
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints, BoundarySearch
-from captum_boundary.search._given import check_same_target, points_for, refuse_mask, search_for
+from captum_boundary.search._given import points_for, refuse_mask, search_for
 from captum_boundary.search._same_model import check_same_model
 
 __all__ = ["BoundaryAttribution"]
@@ -113,9 +105,7 @@ class BoundaryAttribution(BoundaryMethod, GradientAttribution):  # type: ignore[
         check_same_model(forward_func, self.search.forward_func)
         self.method = method
         self.score = score
-        self._prototype = build_method(method, forward_func, score)
-        self._can = capabilities_of(self._prototype)
-        self._built: dict[int, tuple[ScoreTensor, Attribution]] = {}  # by the number of inputs
+        self._at_points = MethodAtPoints(forward_func, method, score)
 
     @overload
     def attribute(
@@ -237,7 +227,7 @@ class BoundaryAttribution(BoundaryMethod, GradientAttribution):  # type: ignore[
             BoundaryNotFoundError: If the search is strict and some example has no boundary point.
         """
         options = {**self._default_options, **kwargs}
-        self._check_options(options, return_convergence_delta)
+        self._at_points.check(options, return_convergence_delta)
         tensors = check_inputs(inputs)
         with (
             preserve_rng_state(),
@@ -253,7 +243,7 @@ class BoundaryAttribution(BoundaryMethod, GradientAttribution):  # type: ignore[
                 refuse_mask(mask)
             if boundary.found.any():
                 arguments = format_additional_forward_args(additional_forward_args)
-                attributions, delta = self._attribute(
+                attributions, delta = self._at_points.attribute(
                     tensors, is_tuple(inputs), target, arguments, boundary, return_convergence_delta, options
                 )
             else:
@@ -304,111 +294,11 @@ class BoundaryAttribution(BoundaryMethod, GradientAttribution):  # type: ignore[
     @property
     def multiplies_by_inputs(self) -> bool:
         r"""Whether the method multiplies by the difference of input and baseline (or by the input)."""
-        return bool(self._prototype.multiplies_by_inputs)
+        return bool(self._at_points.prototype.multiplies_by_inputs)
 
     def has_convergence_delta(self) -> bool:
         r"""Whether the method has a convergence delta for each example."""
-        return self._can.has_delta
-
-    def _attribute(
-        self,
-        inputs: tuple[Tensor, ...],
-        as_tuple: bool,
-        target: TargetType,
-        arguments: tuple[Any, ...] | None,
-        boundary: BoundaryPoints,
-        with_delta: bool,
-        options: Mapping[str, Any],
-    ) -> tuple[Any, Any]:
-        """Attributions and, if wanted, deltas of all examples; those of examples without a point mean nothing."""
-        points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
-        function, score_target, score_arguments = self._score_of(
-            inputs, target, arguments, boundary, n_rows=1 if options.get("internal_batch_size") == 1 else 2
-        )
-        is_own = len(inputs) in self._built and self._built[len(inputs)][0] is function
-        method = self._built[len(inputs)][1] if is_own else self.method(function)
-        uses_baselines = self._can.baselines is not None
-        call = MethodCall(
-            inputs=inputs if uses_baselines else points,
-            baselines=points if uses_baselines else None,
-            target=score_target,
-            arguments=score_arguments,
-        )
-        if with_delta and not uses_baselines:
-            options = {**options, "return_convergence_delta": True}
-            attributions, delta = call_method(method, self._can, call, as_tuple, options)
-            return attributions, delta
-        group_size, options = sizes_that_fit(method, self._can, function, call, options)
-        if self._can.mixes_examples(function):
-            group_size = 1
-        attributions = call_in_groups(method, self._can, call, as_tuple, options, group_size)
-        if not with_delta:
-            return attributions, None
-        delta = GradientAttribution(function).compute_convergence_delta(
-            attributions, points, inputs, score_target, score_arguments
-        )
-        return attributions, delta
-
-    def _score_of(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: TargetType,
-        arguments: tuple[Any, ...] | None,
-        boundary: BoundaryPoints,
-        n_rows: int,
-    ) -> tuple[Callable[..., Any], Tensor | int | None, tuple[Any, ...] | None]:
-        """The function to attribute, with its target and additional arguments. A ``target`` of None needs no check."""
-        is_asked = target is not None and not _is_target_of(boundary, target)
-        rows = slice(None) if is_asked else slice(0, n_rows)  # a few show the form of the scores
-        few = tuple(tensor[rows] for tensor in inputs)
-        output = ScoreFunction(self.forward_func)(few, of_examples(arguments, len(boundary), rows))
-        scores = class_scores(output, len(few[0]))
-        if is_asked:
-            check_same_target(resolve_target(target, scores, has_one_output(output)), boundary.target)
-        function: Callable[..., Any]
-        if self._can.hooks_modules:
-            scored = ScoreTensor(unwrapped(self.forward_func), len(inputs))
-            function = scored
-            if not isinstance(self.forward_func, HookableFromLayer):
-                everything = (*inputs, *(arguments or ()))
-                function = hookable_copy(scored, self._prototype, everything, len(inputs))
-        else:
-            function = self._scored(len(inputs))
-        function, arguments = fix_shared_tensors(function, inputs, arguments)
-        if self.score == "margin":
-            adversarial = torch.where(boundary.found, boundary.adversarial, boundary.target)
-            return MarginScore(function), None, (*(arguments or ()), boundary.target, adversarial)
-        if has_one_output(output):
-            return function, None if output.ndim == 1 else 0, arguments
-        if not self._can.repeats_target:
-            return OutputScore(function), None, (*(arguments or ()), boundary.target)
-        return function, boundary.target, arguments
-
-    def _scored(self, n_inputs: int) -> ScoreTensor:
-        """The scores of the model, for which the method is built once."""
-        if n_inputs not in self._built:
-            scored = ScoreTensor(self.forward_func, n_inputs)
-            self._built[n_inputs] = scored, self.method(scored)
-        return self._built[n_inputs][0]
-
-    def _check_options(self, options: dict[str, Any], return_convergence_delta: bool) -> None:
-        if options.pop("baselines", None) is not None:
-            raise BoundaryValueError(
-                "baselines cannot be given, since the boundary points take their place. Points found before can be "
-                "given as boundary; for any other baseline, call the Captum method itself."
-            )
-        check_arguments(self._prototype, options)
-        if return_convergence_delta and not self.has_convergence_delta():
-            raise BoundaryValueError(
-                f"{self._prototype.get_name()} has no convergence delta for each example. Leave out "
-                'return_convergence_delta, or, with score="output", compare sums with compute_convergence_delta.'
-            )
-
-
-def _is_target_of(boundary: BoundaryPoints, target: TargetType) -> bool:
-    """Whether ``target`` is the very one of the boundary, a tensor or a list: of a model with one output, the sides."""
-    classes = target.tolist() if isinstance(target, Tensor) else target
-    return bool(classes == boundary.target.tolist())
+        return self._at_points.can.has_delta
 
 
 def _nan_where_missing(values: Any, found: Tensor) -> Any:
