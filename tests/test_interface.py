@@ -26,7 +26,7 @@ TYPES: dict[str, str | tuple[str, ...]] = {
     # the model, and what evaluates it
     "forward_func": "Callable[..., Any]",
     "model": "nn.Module",
-    "layer": "nn.Module",
+    "layer": ("nn.Module", "nn.Module | Sequence[nn.Module]"),
     "embedding_layer": "nn.Module",
     "tokenizer": "Any",
     "smoothed": "SmoothedModel",

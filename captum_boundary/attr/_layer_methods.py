@@ -66,6 +66,11 @@ def build_layer_method(method: Callable[..., Any], from_layer: ModelFromLayer, s
             f"{can.name} hooks the layers of a model, so that forward_func must be a torch.nn.Module, but it is "
             f"{type(from_layer.forward_func).__name__}."
         )
+    if can.hooks_modules and len(from_layer.layers) > 1:
+        raise BoundaryTypeError(
+            f"{can.name} hooks the layers of a model, and can begin with one layer, but layer holds "
+            f"{len(from_layer.layers)}. LayerIntegratedGradients takes several."
+        )
     return built
 
 
@@ -100,7 +105,7 @@ def hookable_from_layer(
 
     Its arguments at the inputs come with it.
     """
-    model, layer = from_layer.forward_func, from_layer.layer
+    model, (layer,) = from_layer.forward_func, from_layer.layers
     paths = [name for name, module in model.named_modules(remove_duplicate=False) if module is layer]
     marked = copy_model(model)
     own = _Marked(marked.get_submodule(paths[0]), from_layer.attribute_to_layer_input)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 from captum.attr import LayerAttribution, LayerIntegratedGradients
@@ -43,7 +43,8 @@ class LayerBoundaryAttribution(BoundaryMethod, LayerAttribution):  # type: ignor
 
         forward_func (Callable): The model or any function around it that returns class scores ``(N, C)``, or ``(N,)``
             or ``(N, 1)`` for a binary model. Methods that hook modules, as LayerDeepLift, need a module.
-        layer (nn.Module): A module of the model, that is called once in a pass.
+        layer (nn.Module or list[nn.Module]): A module of the model, that is called once in a pass, or several, such as
+            the embeddings of a table's categorical columns: their activations are a tuple, and move together.
         method (Callable, optional): Whatever builds a Captum attribution from a forward function and a layer, or from a
             forward function alone: a class, a ``functools.partial``, or
             ``lambda f, layer: NoiseTunnel(LayerIntegratedGradients(f, layer))``. Default: LayerIntegratedGradients
@@ -75,7 +76,7 @@ class LayerBoundaryAttribution(BoundaryMethod, LayerAttribution):  # type: ignor
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: nn.Module,
+        layer: nn.Module | Sequence[nn.Module],
         method: Callable[..., Any] = LayerIntegratedGradients,
         search: BoundarySearch | None = None,
         score: str = "output",

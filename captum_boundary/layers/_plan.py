@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.layers._recording import Call, Pass
+from captum_boundary.layers._recording import Call, Pass, names_of
 from captum_boundary.layers._rows import Activation, Leaf, Row, StandIn, Tree, tree_of
 
 __all__ = ["Plan", "plan_of"]
@@ -28,7 +28,8 @@ class Plan:
         arguments (Tree): Inputs and further arguments of the model.
         calls (tuple): Modules that are called before the layer, in their order, and what they return. Those with None
             are evaluated, since what they return cannot be divided among the examples.
-        layer (Tree): What the layer returns or, if ``at_input``, its arguments.
+        layer (Tree): What the layers return, a tuple with an entry for each, or, if ``at_input``, the arguments of the
+            one layer.
         at_input (bool): Whether the layer itself is evaluated.
         n_activations (int): Tensors of the layer that are moved.
         n_rows (int): Tensors with an entry for each example, activations included.
@@ -40,6 +41,12 @@ class Plan:
     at_input: bool
     n_activations: int
     n_rows: int
+
+    @property
+    def rows_of_layers(self) -> list[set[int]]:
+        """Which activations are of which layer."""
+        parts = tree_unflatten(self.layer.leaves, self.layer.spec)
+        return [{leaf.index for leaf in tree_flatten(part)[0] if isinstance(leaf, Activation)} for part in parts]
 
     def __deepcopy__(self, memo: object) -> Plan:
         return self  # of the very modules of the model; sensitivity_max copies all arguments
@@ -78,12 +85,15 @@ def plan_of(
     few: Pass,
     arguments: tuple[tuple[Any, ...], tuple[Any, ...]],
     sizes: tuple[int, int],
-    layer: nn.Module,
+    layers: tuple[nn.Module, ...],
     at_input: bool,
 ) -> tuple[Plan, tuple[Tensor, ...]]:
     """The plan and its rows, from passes of all examples and of a few, with the ``arguments`` and ``sizes`` of both."""
-    name = type(layer).__name__
-    value, few_value = (of.layer_inputs if at_input else of.layer_output for of in (full, few))
+    name = names_of(layers)
+    value, few_value = (
+        of.layer_inputs if at_input else tuple(of.layer_outputs[number] for number in range(len(layers)))
+        for of in (full, few)
+    )
     entries: list[Tensor] = []
     tree = tree_of(value, few_value, *sizes, entries)
     if tree is None:

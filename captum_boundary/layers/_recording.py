@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from captum_boundary._core.outputs import call_model
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.layers._origins import Origins
 
-__all__ = ["Call", "Pass", "forward_replaced", "record"]
+__all__ = ["Call", "Pass", "forward_replaced", "names_of", "record"]
 
 
 @dataclass(eq=False)
@@ -30,21 +32,21 @@ class Call:
 
 @dataclass(eq=False)
 class Pass:
-    """What happened in a pass up to the layer, what went in there and came out, and what came out in the end.
+    """What happened in a pass up to the layers, what went in there and came out, and what came out in the end.
 
-    ``before`` are the calls that were over when the layer began, except those within others, in their order.
+    ``before`` are the calls that were over when the first layer began, except those within others, in their order.
     """
 
     before: list[Call] = field(default_factory=list)
-    layer_inputs: Any = None  # positional and keyword ones
+    layer_inputs: Any = None  # positional and keyword ones, of the first layer
     is_computed: tuple[bool, ...] = ()  # the positional ones, if origins were asked for: by the model, of its inputs
-    layer_output: Any = None
+    layer_outputs: dict[int, Any] = field(default_factory=dict)  # by the number of the layer
     output: Any = None
 
 
 def record(
     forward_func: Callable[..., Any],
-    layer: nn.Module,
+    layers: tuple[nn.Module, ...],
     inputs: tuple[Tensor, ...],
     arguments: tuple[Any, ...] | None,
     origins: Origins | None = None,
@@ -52,10 +54,10 @@ def record(
     """Evaluate the model once. Tensors are copied, since a model may change them later on in the same pass."""
     inputs, arguments = _copied((inputs, arguments))
     happened = Pass()
-    modules = {id(module): module for module in (*modules_of(forward_func), *layer.modules())}
+    within = chain.from_iterable(layer.modules() for layer in layers)
+    modules = {id(module): module for module in (*modules_of(forward_func), *within)}
     root = Call(nn.Identity())
     running = [root]
-    layer_forward = layer.forward
 
     def enter(module: nn.Module, _: Any) -> None:
         call = Call(module)
@@ -70,18 +72,19 @@ def record(
                 origins.add(output)  # what happens within is not seen
             call.output = _copied(output)
 
-    def in_layer(*args: Any, **kwargs: Any) -> Any:
-        if happened.layer_inputs is not None:
+    def in_layer(number: int, layer_forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if number in happened.layer_outputs:
             raise BoundaryValueError(
-                f"The layer, {type(layer).__name__}, is called several times in one pass, so that it has no one place "
-                "to begin from. Use a module of its own for each call, or the layer before or after it."
+                f"The layer, {type(layers[number]).__name__}, is called several times in one pass, so that it has no "
+                "one place to begin from. Use a module of its own for each call, or the layer before or after it."
             )
-        happened.before = [call for parent in running for call in parent.calls if call not in running]
-        if origins is not None:
-            happened.is_computed = tuple(leaf in origins for leaf in tree_flatten(args)[0])
-        happened.layer_inputs = _copied((args, kwargs))
+        if happened.layer_inputs is None:
+            happened.before = [call for parent in running for call in parent.calls if call not in running]
+            if origins is not None:
+                happened.is_computed = tuple(leaf in origins for leaf in tree_flatten(args)[0])
+            happened.layer_inputs = _copied((args, kwargs))
         output = layer_forward(*args, **kwargs)
-        happened.layer_output = _copied(output)
+        happened.layer_outputs[number] = _copied(output)
         return output
 
     with ExitStack() as stack:
@@ -89,12 +92,13 @@ def record(
             with suppress(RuntimeError):  # scripted modules refuse hooks: they are evaluated as they are
                 stack.callback(module.register_forward_pre_hook(enter).remove)
                 stack.callback(module.register_forward_hook(leave, prepend=True).remove)
-        stack.enter_context(forward_replaced(layer, in_layer))
+        for number, layer in enumerate(layers):
+            stack.enter_context(forward_replaced(layer, partial(in_layer, number, layer.forward)))
         if origins is not None:
             origins.add(inputs)
             stack.enter_context(origins)
         happened.output = _copied(call_model(forward_func, inputs, arguments))
-    if happened.layer_inputs is None:
+    for layer in (layer for number, layer in enumerate(layers) if number not in happened.layer_outputs):
         raise BoundaryValueError(
             f"The layer, {type(layer).__name__}, was not called when the model was evaluated. Give a module that takes "
             "part in the forward pass, of this very model: not of a copy of it, and not of one that was scripted. "
@@ -135,6 +139,11 @@ def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             del module.forward
         else:
             module.forward = own
+
+
+def names_of(layers: tuple[nn.Module, ...]) -> str:
+    """What layers are called in messages."""
+    return " and ".join(type(layer).__name__ for layer in layers)
 
 
 def _copied(value: Any) -> Any:

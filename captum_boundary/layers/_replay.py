@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.layers._plan import Plan
-from captum_boundary.layers._recording import as_written, forward_replaced
+from captum_boundary.layers._recording import as_written, forward_replaced, names_of
 from captum_boundary.layers._rows import Row, Tree
 
 __all__ = ["Readings", "replay"]
@@ -25,7 +26,7 @@ _FORM = frozenset({"size", "dim", "ndimension", "numel", "nelement", "__len__", 
 def replay(
     plan: Plan,
     forward_func: Callable[..., Any],
-    layer: nn.Module,
+    layers: tuple[nn.Module, ...],
     rows: tuple[Tensor, ...],
     readings: Readings | None = None,
 ) -> Any:
@@ -34,8 +35,7 @@ def replay(
     left: dict[nn.Module, list[Tree | None]] = {}
     for module, tree in plan.calls:
         left.setdefault(module, []).append(tree)
-    n_layer_calls = 0
-    layer_forward = layer.forward
+    n_layer_calls = [0] * len(layers)
 
     def filled(tree: Tree) -> Any:
         value = tree.fill(rows, n_examples)
@@ -52,11 +52,10 @@ def replay(
 
         return forward_before_the_layer
 
-    def forward_of_layer(*_: Any, **__: Any) -> Any:
-        nonlocal n_layer_calls
-        n_layer_calls += 1
+    def forward_of_layer(number: int, layer_forward: Callable[..., Any], *_: Any, **__: Any) -> Any:
+        n_layer_calls[number] += 1
         if not plan.at_input:
-            return filled(plan.layer)
+            return filled(plan.layer)[number]
         args, kwargs = filled(plan.layer)
         return layer_forward(*args, **kwargs)
 
@@ -65,11 +64,12 @@ def replay(
         for module in left:
             if not isinstance(module, torch.jit.ScriptModule):
                 stack.enter_context(forward_replaced(module, or_computed(module)))
-        stack.enter_context(forward_replaced(layer, forward_of_layer))
+        for number, layer in enumerate(layers):
+            stack.enter_context(forward_replaced(layer, partial(forward_of_layer, number, layer.forward)))
         output = forward_func(*filled(plan.arguments))
-    if n_layer_calls != 1 or any(tree is not None for trees in left.values() for tree in trees):
+    if any(n != 1 for n in n_layer_calls) or any(tree is not None for trees in left.values() for tree in trees):
         raise BoundaryValueError(
-            f"The model took another way to the layer, {type(layer).__name__}, than at the inputs. It cannot be "
+            f"The model took another way to the layer, {names_of(layers)}, than at the inputs. It cannot be "
             "evaluated from a layer on, where its forward has conditions on values or keeps a state."
         )
     return output

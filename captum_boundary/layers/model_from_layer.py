@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from captum_boundary._core.repeatability import Repeatability, watch_repeatabili
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers._origins import Origins
 from captum_boundary.layers._plan import Plan, plan_of
-from captum_boundary.layers._recording import as_written, record
+from captum_boundary.layers._recording import as_written, names_of, record
 from captum_boundary.layers._replay import Readings, replay
 
 __all__ = ["ModelFromLayer", "n_activations_of"]
@@ -49,7 +49,8 @@ class ModelFromLayer(nn.Module):
     Args:
 
         forward_func (Callable): The model, or any function around it, whose first arguments are the inputs.
-        layer (nn.Module): A module of the model, that is called once in a pass.
+        layer (nn.Module or list[nn.Module]): A module of the model, that is called once in a pass, or several, such as
+            the embeddings of a table's categorical columns, whose outputs are moved together, in this order.
         attribute_to_layer_input (bool, optional): Begin with the layer's input in place of its output: the positional
             arguments in which inputs or parameters of the model have a part, so that attention masks are kept.
             Default: False
@@ -57,7 +58,7 @@ class ModelFromLayer(nn.Module):
     Raises:
 
         BoundaryTypeError: If ``forward_func`` is not callable, or ``layer`` is no module.
-        BoundaryValueError: If ``layer`` is not a module of the model.
+        BoundaryValueError: If ``layer`` is not a module of the model, or several are to begin with their inputs.
 
     Examples::
 
@@ -76,22 +77,22 @@ class ModelFromLayer(nn.Module):
     """
 
     def __init__(
-        self, forward_func: Callable[..., Any], layer: nn.Module, *, attribute_to_layer_input: bool = False
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module | Sequence[nn.Module],
+        *,
+        attribute_to_layer_input: bool = False,
     ) -> None:
         super().__init__()
         if not callable(forward_func):
             raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
-        if isinstance(layer, list | tuple | nn.ModuleList | nn.ModuleDict):
-            raise BoundaryTypeError(
-                f"layer must be one module, but it is a {type(layer).__name__} of {len(layer)}. To move several "
-                "embeddings together, let one module of the model call them all and return a tuple."
+        layers = layers_of(layer)
+        if attribute_to_layer_input and len(layers) > 1:
+            raise BoundaryValueError(
+                f"attribute_to_layer_input=True begins with the input of one layer, but layer holds {len(layers)}. "
+                "Take their outputs."
             )
-        if not isinstance(layer, nn.Module):
-            raise BoundaryTypeError(
-                f"layer must be a torch.nn.Module of the model, such as model.embedding, but it is "
-                f"{type(layer).__name__}."
-            )
-        for name, given in (("forward_func", forward_func), ("layer", layer)):
+        for name, given in (("forward_func", forward_func), *(("layer", module) for module in layers)):
             if isinstance(given, torch.jit.ScriptModule):
                 raise BoundaryTypeError(
                     f"{name} was scripted, so that no part of it can be left out. Give the module that was scripted."
@@ -99,19 +100,14 @@ class ModelFromLayer(nn.Module):
         self.forward_func = unwrapped(forward_func)
         self.config = config_of(self.forward_func)
         if isinstance(self.forward_func, nn.Module):
-            if all(module is not layer for module in self.forward_func.modules()):
+            for module in set(layers) - set(self.forward_func.modules()):
                 raise BoundaryValueError(
                     f"layer must be a module of the model itself, but {type(self.forward_func).__name__} does not "
-                    f"contain this {type(layer).__name__}."
+                    f"contain this {type(module).__name__}."
                 )
             self.training = self.forward_func.training
         self.attribute_to_layer_input = attribute_to_layer_input
-        self._layer = (layer,)  # in a tuple, not to be found twice among the modules
-
-    @property
-    def layer(self) -> nn.Module:
-        r"""The layer whose activations are the inputs."""
-        return self._layer[0]
+        self.layers = layers  # in a tuple, not to be found twice among the modules
 
     def at(
         self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: object = None
@@ -143,19 +139,19 @@ class ModelFromLayer(nn.Module):
         n_examples = len(tensors[0])
         few = torch.arange(3 if n_examples == 2 else 2) % n_examples
 
-        layer, function, at_input = self.layer, self.forward_func, self.attribute_to_layer_input
+        layers, function, at_input = self.layers, self.forward_func, self.attribute_to_layer_input
         with geometry(), as_written(function), watch_repeatability(function) as repeatability:
             all_args = _cloned(tensors), _cloned(further or ())
             few_args = of_examples(all_args[0], n_examples, few), of_examples(all_args[1], n_examples, few)
-            full_pass = record(function, layer, *all_args)
+            full_pass = record(function, layers, *all_args)
             try:
-                few_pass = record(function, layer, *few_args, Origins() if at_input else None)
+                few_pass = record(function, layers, *few_args, Origins() if at_input else None)
             except (IndexError, RuntimeError, ValueError) as error:
                 if isinstance(error, BoundaryError | torch.cuda.OutOfMemoryError):
                     raise
                 raise BoundaryValueError(_not_for_few(n_examples, len(few), error)) from error
             own = (*all_args[0], *all_args[1]), (*few_args[0], *few_args[1])
-            plan, rows = plan_of(full_pass, few_pass, own, (n_examples, len(few)), layer, at_input)
+            plan, rows = plan_of(full_pass, few_pass, own, (n_examples, len(few)), layers, at_input)
             if _is_repeatable(repeatability, full_pass.output, few_pass.output, few):
                 plan, rows = self._verified(plan, rows, few, full_pass.output, few_pass.output)
         activations = rows[: plan.n_activations]
@@ -177,6 +173,13 @@ class ModelFromLayer(nn.Module):
         with readings:
             output = self._replayed(plan, rows, readings)
         self._require_same(output, expected)
+        for layer, own in zip(self.layers, plan.rows_of_layers, strict=True) if len(self.layers) > 1 else ():
+            if not own & readings.rows:
+                raise BoundaryValueError(
+                    f"The layer, {type(layer).__name__}, has no activation that the model reads where those of the "
+                    "others are given: it lies before another one. Give layers side by side, of which none is computed "
+                    "from another."
+                )
         slim_plan, slim_rows = plan.reduced(readings.rows, readings.returned(output), rows)
         try:
             self._require_same(self._replayed(slim_plan, _chosen(slim_rows, few)), expected_of_few)
@@ -187,11 +190,11 @@ class ModelFromLayer(nn.Module):
 
     def _replayed(self, plan: Plan, rows: tuple[Tensor, ...], readings: Readings | None = None) -> Any:
         if torch.is_grad_enabled():
-            return replay(plan, self.forward_func, self.layer, rows, readings)
+            return replay(plan, self.forward_func, self.layers, rows, readings)
         # Fused kernels, which are taken where no gradient is needed, would leave out modules that are filled in.
         with torch.enable_grad(), discarded_graph():
             moved = tuple(row.detach().requires_grad_() for row in rows[: plan.n_activations])
-            return replay(plan, self.forward_func, self.layer, (*moved, *rows[plan.n_activations :]), readings)
+            return replay(plan, self.forward_func, self.layers, (*moved, *rows[plan.n_activations :]), readings)
 
     def _require_same(self, output: Any, expected: Any) -> None:
         pairs = zip(tree_flatten(output)[0], tree_flatten(expected)[0], strict=True)
@@ -199,7 +202,7 @@ class ModelFromLayer(nn.Module):
             one, other = (getattr(leaf, "logits", leaf) for leaf in pair)
             if isinstance(other, Tensor) and other.is_floating_point() and not _is_reproduced(one, other):
                 raise BoundaryValueError(
-                    f"The model from the layer, {type(self.layer).__name__}, on does not reproduce the model's output "
+                    f"The model from the layer, {names_of(self.layers)}, on does not reproduce the model's output "
                     "at the layer's own activations. Its forward may be random or keep a state, or make a difference "
                     "between batches: choose another layer, or write what lies after it as a model of its own."
                 )
@@ -248,6 +251,24 @@ def _checked(inputs: Any) -> tuple[Tensor, ...]:
             f"{[tuple(tensor.shape) for tensor in tensors]}."
         )
     return tensors
+
+
+def layers_of(layer: Any) -> tuple[nn.Module, ...]:
+    """The layers that are given as one module, or as several."""
+    layers = layer.values() if isinstance(layer, nn.ModuleDict) else layer
+    layers = tuple(layers) if isinstance(layer, list | tuple | nn.ModuleList | nn.ModuleDict) else (layers,)
+    for module in layers:
+        if not isinstance(module, nn.Module):
+            raise BoundaryTypeError(
+                "layer must be a torch.nn.Module of the model, such as model.embedding, or a list of them, but it is "
+                f"{type(module).__name__}."
+            )
+    if not 0 < len(layers) == len(set(layers)):
+        raise BoundaryValueError(
+            f"layer must hold at least one module, each of them once, but it holds {len(layers)}, of which "
+            f"{len(set(layers))} are different."
+        )
+    return layers
 
 
 def n_activations_of(values: tuple[Any, ...]) -> int:

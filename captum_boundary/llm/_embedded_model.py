@@ -52,6 +52,19 @@ class EmbeddedModel:
             raise BoundaryValueError(
                 "embedding_layer must be a module of the model, but the model does not contain it."
             )
+        self._check_layer()
+
+    def _check_layer(self) -> None:
+        """That the layer makes an embedding of a token."""
+        weight = self.weight
+        try:
+            with torch.no_grad():
+                output = self.layer(torch.zeros(1, 1, dtype=torch.long, device=weight.device))
+        except Exception as error:  # whatever a layer of something else may raise
+            raise BoundaryTypeError(_no_embedding(self.layer, f"raises {type(error).__name__}: {error}")) from error
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if shape != (1, 1, weight.shape[1]):
+            raise BoundaryTypeError(_no_embedding(self.layer, f"returns {shape}"))
 
     @property
     def weight(self) -> Tensor:
@@ -155,6 +168,14 @@ def _embedding_layer_of(model: nn.Module) -> Any:
             "it as embedding_layer."
         )
     return layer
+
+
+def _no_embedding(layer: nn.Module, came: str) -> str:
+    return (
+        "embedding_layer must return embeddings (N, L, E) for token ids (N, L), E as in its weight (V, E), but for one "
+        f"id this {type(layer).__name__} {came}. Give the torch.nn.Embedding of the tokens, such as "
+        "model.get_input_embeddings()."
+    )
 
 
 def _checked(logits: Tensor, embeddings: Tensor) -> Tensor:

@@ -120,8 +120,64 @@ def test_what_decoders_are_given_by_mistake_is_named():
         LayerBoundaryAttribution(cached, cached.get_input_embeddings(), LayerDeepLift).attribute(IDS)
 
 
+class Loan(nn.Module):
+    """A table of two categories and two numbers, of which each is mixed with others before the last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.work, self.city = nn.Embedding(3, 2), nn.Embedding(4, 3)
+        self.mixed, self.last = nn.Linear(4, 2), nn.Linear(5, 2)
+
+    def forward(self, numbers: Tensor, work: Tensor, city: Tensor) -> Tensor:
+        early = self.mixed(torch.cat([self.work(work), numbers], dim=1))  # is called before the second embedding
+        return self.last(torch.cat([early, self.city(city)], dim=1))
+
+
 @pytest.mark.parametrize("kind", [list, tuple, nn.ModuleList])
-def test_several_layers_are_refused_with_a_way_out(kind):
-    layers = kind([nn.Embedding(3, 2), nn.Embedding(4, 2)])
-    with pytest.raises(BoundaryTypeError, match=r"of 2\. To move several embeddings together"):
-        ModelFromLayer(nn.Linear(2, 2), layers)
+def test_embeddings_of_several_columns_move_together(kind):
+    """The model is linear in them, so that the nearest boundary point is known."""
+    torch.manual_seed(0)
+    model = Loan().eval()
+    table = torch.randn(5, 2), torch.tensor([0, 1, 2, 1, 0]), torch.tensor([3, 2, 1, 0, 3])
+    method = LayerBoundaryAttribution(model, kind([model.work, model.city]))
+    maps, boundary = method.attribute(table, return_boundary=True)
+    assert [part.shape for part in maps] == [(5, 2), (5, 3)]
+    normal = model.last.weight[1] - model.last.weight[0]
+    slopes = normal[:2] @ model.mixed.weight[:, :2], normal[2:]
+    scores = model(*table)
+    margin = scores.gather(1, boundary.target[:, None])[:, 0] - scores.gather(1, 1 - boundary.target[:, None])[:, 0]
+    torch.testing.assert_close(boundary.distance, margin / torch.cat(slopes).norm(), rtol=1e-4, atol=1e-6)
+    sign = 1 - 2 * boundary.target[:, None]
+    for module, ids, point, slope in zip((model.work, model.city), table[1:], boundary.points, slopes, strict=True):
+        move = sign * margin[:, None] * slope / torch.cat(slopes).square().sum()
+        torch.testing.assert_close(point, module(ids) + move, rtol=1e-3, atol=1e-4)
+    backwards = LayerBoundaryAttribution(model, kind([model.city, model.work])).attribute(table, boundary=None)
+    torch.testing.assert_close(backwards, maps[::-1])
+
+
+@pytest.mark.parametrize("kind", [list, tuple, nn.ModuleList])
+def test_layers_that_cannot_move_together_are_refused(kind):
+    model = Loan().eval()
+    table = torch.randn(2, 2), torch.tensor([0, 1]), torch.tensor([3, 2])
+    with pytest.raises(BoundaryValueError, match="does not contain this Embedding"):
+        ModelFromLayer(model, kind([model.work, nn.Embedding(4, 2)]))
+    with pytest.raises(BoundaryValueError, match="begins with the input of one layer, but layer holds 2"):
+        ModelFromLayer(model, kind([model.work, model.city]), attribute_to_layer_input=True)
+    with pytest.raises(BoundaryTypeError, match=r"hooks the layers of a model.*holds 2"):
+        LayerBoundaryAttribution(model, kind([model.work, model.city]), LayerDeepLift)
+    with pytest.raises(BoundaryValueError, match="at least one module, each of them once, but it holds 2"):
+        ModelFromLayer(model, kind([model.work, model.work]))
+    chain = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
+    with pytest.raises(BoundaryValueError, match=r"The layer, Linear, has no activation.*side by side"):
+        ModelFromLayer(chain, kind([chain[0], chain[1]])).at(torch.randn(2, 3))
+    spare = nn.Sequential(model, nn.Embedding(2, 2))[0]
+    spare.spare = nn.Embedding(3, 3)
+    with pytest.raises(BoundaryValueError, match="The layer, Embedding, was not called"):
+        ModelFromLayer(spare, kind([spare.work, spare.spare])).at(table)
+
+
+def test_a_layer_must_be_a_module():
+    with pytest.raises(BoundaryTypeError, match=r"torch\.nn\.Module of the model.* or a list of them, but it is str"):
+        ModelFromLayer(Loan(), ["work"])
+    with pytest.raises(BoundaryValueError, match="at least one module"):
+        ModelFromLayer(Loan(), [])

@@ -83,6 +83,14 @@ def test_models_that_cannot_be_used_are_refused(small, tokenizer):
         LLMBoundaryAttribution(small.model, tokenizer, embedding_layer=3)
     with pytest.raises(BoundaryValueError, match="does not contain it"):
         LLMBoundaryAttribution(small.model, tokenizer, embedding_layer=nn.Embedding(2, 3))
+    with pytest.raises(BoundaryTypeError, match=r"embeddings \(N, L, E\) for token ids.*Linear raises"):
+        LLMBoundaryAttribution(small.model, tokenizer, embedding_layer=small.model.lm_head)
+    with pytest.raises(BoundaryValueError, match=r"must have a weight \(V, E\), but LlamaModel has none"):
+        LLMBoundaryAttribution(small.model, tokenizer, embedding_layer=small.model.model)
+    small.model.nonsense = nn.EmbeddingBag(5, 3)
+    with pytest.raises(BoundaryTypeError, match=r"this EmbeddingBag returns \(1, 3\)"):
+        LLMBoundaryAttribution(small.model, tokenizer, embedding_layer=small.model.nonsense)
+    del small.model.nonsense
     with pytest.raises(BoundaryTypeError, match="must be a BoundarySearch"):
         LLMBoundaryAttribution(small.model, tokenizer, search=small.model)
     with pytest.raises(BoundaryTypeError, match=r"tokenizer must have encode and decode, .* it is NoneType"):
