@@ -52,7 +52,7 @@ from captum_boundary.llm import LLMBoundaryResult
 from captum_boundary.metrics import spearman_rho
 
 TOP = 3
-N_CANDIDATES = 8  # forward passes for substitutions
+N_CANDIDATES = 64  # forward passes for substitutions
 
 
 def of_decision(
@@ -64,6 +64,7 @@ def of_decision(
     settings: Settings,
 ) -> tuple[dict[str, Any], LLMBoundaryResult]:
     """All attributions of one prompt, what they cost and how good they are, and the result about its tokens alone."""
+    explain.point = point
     result = explain.attribute(*arguments, token_budget=settings.token_budget, n_candidates=N_CANDIDATES)
     maps = of_distances(decision, result, explain.points)
     costs = dict.fromkeys(maps, explain.costs)

@@ -18,7 +18,7 @@ from captum.attr import GradientShap, InputXGradient, IntegratedGradients, Salie
 from torch import Tensor, nn
 
 from captum_boundary.llm import LLMBoundaryAttribution, LLMBoundaryResult
-from captum_boundary.search import BoundaryPoints, BoundarySearch
+from captum_boundary.search import BoundaryPoints, BoundarySearch, Proposal, SearchProblem
 
 BUDGET = 20  # gradients of the search over a whole prompt
 
@@ -30,11 +30,10 @@ class Settings:
     token_budget: int  # gradients for each token alone
     n_steps: int  # of BIG, after the search
     n_path_steps: int  # of other paths
-    has_all_methods: bool
 
 
-REAL = Settings(token_budget=6, n_steps=8, n_path_steps=BUDGET + 8, has_all_methods=False)
-RULE = Settings(token_budget=10, n_steps=16, n_path_steps=16, has_all_methods=True)
+REAL = Settings(token_budget=6, n_steps=8, n_path_steps=BUDGET + 8)
+RULE = Settings(token_budget=10, n_steps=16, n_path_steps=16)
 ROWS = 16  # at once
 
 
@@ -83,12 +82,29 @@ def counted(model: nn.Module) -> Iterator[list[int]]:
         handle.remove()
 
 
-class RecordingAttribution(LLMBoundaryAttribution):
-    """Keeps the boundary points of tokens alone ``(L, L, E)``, and the forwards and gradients that they cost."""
+class KnownPoint(BoundarySearch):
+    """What was found before."""
 
+    def __init__(self, forward_func: nn.Module, point: Tensor) -> None:
+        super().__init__(forward_func)
+        self.point = point
+
+    def propose(self, problem: SearchProblem) -> Proposal:
+        return Proposal(self.point[None], is_final=True)
+
+
+class RecordingAttribution(LLMBoundaryAttribution):
+    """Takes the boundary point of the whole prompt ``(L, E)`` as found before, and searches for tokens alone.
+
+    Their boundary points ``(L, L, E)`` are kept, and the forwards and gradients that they cost.
+    """
+
+    point: Tensor
     parts: list[BoundaryPoints]
 
     def _search(self, decision: Any, budget: int) -> BoundarySearch:
+        if budget == self.budget:
+            return KnownPoint(decision, self.point)
         self.parts = []  # since a search was asked for last
         search = super()._search(decision, budget)
         find = search.find
@@ -208,13 +224,11 @@ def other_methods(decision: Decision, point: Tensor, settings: Settings) -> dict
     path = {"n_steps": settings.n_path_steps, "internal_batch_size": ROWS}
     some = decision.weight[:: max(1, len(decision.weight) // 32)][:, None].expand(-1, n, -1)
     mean = decision.mean.expand_as(decision.x).contiguous()
-    more = {
+    return {
         "IG, zero": over_tokens(IntegratedGradients, "score", **path),
         "IG, mean": over_tokens(IntegratedGradients, "score", **path, baselines=mean),
         "GradientShap": over_tokens(GradientShap, "score", baselines=some, n_samples=settings.n_path_steps),
         "Shapley sampling": lambda: shapley(decision),
-    }
-    return (more if settings.has_all_methods else {}) | {
         "BIG": over_tokens(IntegratedGradients, "score", **path | {"n_steps": settings.n_steps}, baselines=point[None]),
         "Captum LayerIG": over_tokens(
             IntegratedGradients, "log_p", **path, baselines=zero_token.expand_as(decision.x).contiguous()
