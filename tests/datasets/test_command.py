@@ -281,25 +281,10 @@ def test_eight_large_images_need_little_memory(tmp_path, method, steps):
         )
     torch.manual_seed(0)
     torch.save(squeezenet1_0().state_dict(), tmp_path / "weights.pt")
-    words = [
-        "--model",
-        "torchvision:squeezenet1_0",
-        "--weights",
-        tmp_path / "weights.pt",
-        "--size",
-        "224",
-        "--budget",
-        "2",
-    ]
-    words += [
-        "--normalize",
-        "0.485,0.456,0.406",
-        "0.229,0.224,0.225",
-        "--data",
-        tmp_path / "images",
-        "--out",
-        tmp_path / "out",
-    ]
+    words = ["--model", "torchvision:squeezenet1_0", "--weights", tmp_path / "weights.pt", "--size", 224]
+    words += ["--method", method, "--steps", steps, "--budget", 2]
+    words += ["--normalize", "0.485,0.456,0.406", "0.229,0.224,0.225"]
+    words += ["--data", tmp_path / "images", "--out", tmp_path / "out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", MEMORY, "explain", *map(str, words)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,17 @@ def explain(out, **changes):
     big = BoundaryIntegratedGradients(model, NearestBoundary(model, budget=5))
     arguments = {"dataset": Rows(20), "batch_size": 4, "options": {"n_steps": 5}, **changes}
     return explain_dataset(arguments.pop("explainer", big), arguments.pop("dataset"), out, **arguments)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """What a run has written that nothing interrupted. Tests change copies of it alone."""
+    return explain(tmp_path_factory.mktemp("whole")).path
+
+
+@pytest.fixture
+def folder(whole, tmp_path) -> Path:
+    return shutil.copytree(whole, tmp_path / "folder")
 
 
 def start(script: Path, out: Path, n_rows: int, n_processes: int = 1) -> subprocess.Popen:
@@ -132,10 +144,9 @@ def test_a_run_that_is_killed_at_twenty_random_moments_ends_with_the_same_bytes(
     print("batches after each kill:", done)
 
 
-def test_only_what_is_missing_is_done(tmp_path):
-    explain(tmp_path)
-    before = contents(tmp_path)
-    for path in sorted(tmp_path.rglob("*.parquet"))[1:3]:
+def test_only_what_is_missing_is_done(folder):
+    before = contents(folder)
+    for path in sorted(folder.rglob("*.parquet"))[1:3]:
         path.unlink()
     rows = Rows(20)
     read = []
@@ -147,34 +158,31 @@ def test_only_what_is_missing_is_done(tmp_path):
             return original(rows, index)
 
     Watched.__module__, Watched.__qualname__ = Rows.__module__, Rows.__qualname__
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    explain(tmp_path, dataset=Watched(20))
-    assert contents(tmp_path) == before
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    explain(folder, dataset=Watched(20))
+    assert contents(folder) == before
     changed = [path.stem for path, when in times.items() if path.stat().st_mtime_ns != when]
     assert sorted(changed) == ["000000004", "000000008"]
     assert set(read) >= {0, 3, *range(4, 12), 12, 15, 16, 19}  # first and last of batches that are done
     assert len(read) <= 1 + 3 * 3 + 2 * 4  # the form of all, three of each batch that is done, and what is missing
 
 
-def test_a_complete_run_changes_nothing(tmp_path):
-    explain(tmp_path)
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[!.]*.*")}
-    explain(tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[!.]*.*")} == times
+def test_a_complete_run_changes_nothing(folder):
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*.*")}
+    explain(folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*.*")} == times
 
 
-def test_after_an_exception_in_the_data_set(tmp_path):
-    explain(tmp_path / "whole")
+def test_after_an_exception_in_the_data_set(whole, tmp_path):
     broken = Rows(20, broken=(13,))
     with pytest.raises(ExampleError, match=r"Example 13 could not be read. OSError: example 13"):
         explain(tmp_path / "failed", dataset=broken, strict=True)
     assert load_explanations(tmp_path / "failed").indices() == list(range(12))
     explain(tmp_path / "failed")
-    assert contents(tmp_path / "failed") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "failed") == contents(whole)
 
 
-def test_after_a_full_disk(tmp_path, monkeypatch):
-    explain(tmp_path / "whole")
+def test_after_a_full_disk(whole, tmp_path, monkeypatch):
     real, calls = os.fsync, []
 
     def full(descriptor):
@@ -189,15 +197,14 @@ def test_after_a_full_disk(tmp_path, monkeypatch):
             explain(tmp_path / "full")
     assert not list(tmp_path.rglob("*.tmp"))
     explain(tmp_path / "full")
-    assert contents(tmp_path / "full") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "full") == contents(whole)
 
 
-def test_leftovers_of_killed_processes_are_removed(tmp_path):
-    explain(tmp_path)
-    before = contents(tmp_path)
-    (tmp_path / "rows" / "0000" / ".000000000.parquet.123.tmp").write_bytes(b"half of it")
-    assert explain(tmp_path).indices() == list(range(20))
-    assert contents(tmp_path) == before
+def test_leftovers_of_killed_processes_are_removed(folder):
+    before = contents(folder)
+    (folder / "rows" / "0000" / ".000000000.parquet.123.tmp").write_bytes(b"half of it")
+    assert explain(folder).indices() == list(range(20))
+    assert contents(folder) == before
 
 
 SAME_MODEL = small_model()
@@ -219,26 +226,24 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_folder_of_another_run_is_refused(tmp_path, name):
-    explain(tmp_path)
-    before = contents(tmp_path)
+def test_a_folder_of_another_run_is_refused(folder, name):
+    before = contents(folder)
     changes, words = OTHERS[name]
     with pytest.raises(FolderError, match=r"those of another run. What differs:") as caught:
-        explain(tmp_path, **changes)
+        explain(folder, **changes)
     assert all(word in str(caught.value) for word in words), caught.value
-    assert contents(tmp_path) == before
+    assert contents(folder) == before
 
 
-def test_other_versions_are_refused(tmp_path):
-    explain(tmp_path)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+def test_other_versions_are_refused(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
     manifest["versions"]["torch"] = "1.0"
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(FolderError, match=r'versions.torch: "1.0" in'):
-        explain(tmp_path)
-    (tmp_path / "manifest.json").write_text("{")
+        explain(folder)
+    (folder / "manifest.json").write_text("{")
     with pytest.raises(FolderError, match=r"manifest.json cannot be read"):
-        explain(tmp_path)
+        explain(folder)
 
 
 def test_a_run_does_not_go_on_unless_it_may(tmp_path):
@@ -271,8 +276,7 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path):
         kill(first)
 
 
-def test_shards_may_share_a_folder(tmp_path):
-    explain(tmp_path / "whole")
+def test_shards_may_share_a_folder(whole, tmp_path):
     out = tmp_path / "out"
     assert not explain(out, shard=(1, 2)).is_complete
     begun = out / "rows" / "0000" / ".000000000.parquet.0-of-3.tmp"
@@ -284,12 +288,11 @@ def test_shards_may_share_a_folder(tmp_path):
     assert begun.exists()
     assert explain(out, shard=(0, 2)).is_complete
     assert not begun.exists()
-    assert contents(out) == contents(tmp_path / "whole")
+    assert contents(out) == contents(whole)
 
 
-def test_a_whole_run_beside_a_shard_does_no_harm(tmp_path):
+def test_a_whole_run_beside_a_shard_does_no_harm(whole, tmp_path):
     """Both write the same bytes, each file at once: whoever is second to a batch replaces it by itself."""
-    explain(tmp_path / "whole")
     out = tmp_path / "out"
 
     class Interrupted(Rows):
@@ -302,17 +305,16 @@ def test_a_whole_run_beside_a_shard_does_no_harm(tmp_path):
 
     Interrupted.__module__, Interrupted.__qualname__ = Rows.__module__, Rows.__qualname__
     assert explain(out, dataset=Interrupted(20)).is_complete
-    assert contents(out) == contents(tmp_path / "whole")
+    assert contents(out) == contents(whole)
 
 
-def test_rows_of_some_examples_of_a_batch_are_not_all(tmp_path):
-    explain(tmp_path)
-    before = contents(tmp_path)
-    path = tmp_path / "rows" / "0000" / "000000008.parquet"
+def test_rows_of_some_examples_of_a_batch_are_not_all(folder):
+    before = contents(folder)
+    path = folder / "rows" / "0000" / "000000008.parquet"
     pq.write_table(pq.ParquetFile(path).read().slice(0, 2), path)
-    (tmp_path / "table.parquet").unlink()
-    assert explain(tmp_path).is_complete
-    assert contents(tmp_path) == before
+    (folder / "table.parquet").unlink()
+    assert explain(folder).is_complete
+    assert contents(folder) == before
 
 
 def test_a_file_whose_beginning_another_run_has_removed_is_there(tmp_path):
@@ -326,19 +328,18 @@ def test_a_file_whose_beginning_another_run_has_removed_is_there(tmp_path):
         begun.unlink()
 
 
-def test_shards_on_machines_of_their_own_are_merged(tmp_path):
-    explain(tmp_path / "whole")
+def test_shards_on_machines_of_their_own_are_merged(whole, tmp_path):
     parts = [tmp_path / str(index) for index in range(3)]
     for index, part in enumerate(parts):
         assert not explain(part, shard=(index, 3)).is_complete
     assert not merge_explanations(parts[:2], tmp_path / "merged").is_complete
     assert merge_explanations(parts, tmp_path / "merged").is_complete
-    assert contents(tmp_path / "merged") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "merged") == contents(whole)
     explain(tmp_path / "merged")
-    assert contents(tmp_path / "merged") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "merged") == contents(whole)
     into_a_part = merge_explanations(parts[1:], parts[0])
     assert into_a_part.is_complete
-    assert contents(parts[0]) == contents(tmp_path / "whole")
+    assert contents(parts[0]) == contents(whole)
 
 
 def test_only_shards_of_one_run_are_merged(tmp_path):
@@ -366,24 +367,23 @@ def test_torchrun_names_the_shard(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "what", ["half of the rows", "no rows", "half of the tensors", "no tensors", "missing tensors"]
 )
-def test_files_that_cannot_be_read_are_done_again(tmp_path, what):
-    explain(tmp_path)
-    before = contents(tmp_path)
-    rows = tmp_path / "rows" / "0000" / "000000008.parquet"
-    path = rows if "rows" in what else tmp_path / "tensors" / "0000" / "000000008.safetensors"
+def test_files_that_cannot_be_read_are_done_again(folder, what):
+    before = contents(folder)
+    rows = folder / "rows" / "0000" / "000000008.parquet"
+    path = rows if "rows" in what else folder / "tensors" / "0000" / "000000008.safetensors"
     content = path.read_bytes()
     if what.startswith("missing"):
         path.unlink()
     else:
         path.write_bytes(content[: len(content) // 2] if what.startswith("half") else b"")
-    (tmp_path / "table.parquet").unlink()
+    (folder / "table.parquet").unlink()
     with pytest.raises(FolderError, match=path.name):
-        load_explanations(tmp_path)[9]
+        load_explanations(folder)[9]
     if path == rows:
         with pytest.raises(FolderError, match=path.name):
-            load_explanations(tmp_path).table()
-    assert explain(tmp_path).is_complete
-    assert contents(tmp_path) == before
+            load_explanations(folder).table()
+    assert explain(folder).is_complete
+    assert contents(folder) == before
 
 
 @pytest.mark.filterwarnings("ignore::captum_boundary.datasets.ExampleWarning")
@@ -416,25 +416,22 @@ Changed.__qualname__, Changed.__module__ = Rows.__qualname__, Rows.__module__
 
 @pytest.mark.parametrize("changes", [{"value": 1e-6}, {"label": 1}])
 @pytest.mark.parametrize(("index", "verify"), [(0, False), (11, False), (12, False), (19, False), (6, True)])
-def test_examples_that_have_changed_are_found(tmp_path, index, verify, changes):
-    explain(tmp_path)
+def test_examples_that_have_changed_are_found(folder, index, verify, changes):
     with pytest.raises(FolderError, match=f"Example {index} is not the one that was explained"):
-        explain(tmp_path, dataset=Changed(index, **changes), verify=verify)
+        explain(folder, dataset=Changed(index, **changes), verify=verify)
 
 
-def test_one_of_the_others_is_looked_at_by_chance(tmp_path, monkeypatch):
-    explain(tmp_path)
+def test_one_of_the_others_is_looked_at_by_chance(folder, monkeypatch):
     monkeypatch.setattr("random.SystemRandom.choice", lambda _, examples: examples[1])
-    explain(tmp_path, dataset=Changed(6, value=1.0))
+    explain(folder, dataset=Changed(6, value=1.0))
     monkeypatch.setattr("random.SystemRandom.choice", lambda _, examples: examples[2])
     with pytest.raises(FolderError, match="Example 6 is not the one"):
-        explain(tmp_path, dataset=Changed(6, value=1.0))
+        explain(folder, dataset=Changed(6, value=1.0))
 
 
-def test_an_example_that_cannot_be_read_any_more_is_told(tmp_path):
-    explain(tmp_path)
+def test_an_example_that_cannot_be_read_any_more_is_told(folder):
     with pytest.raises(FolderError, match=r"Example 4 .* has changed \(OSError: example 4"):
-        explain(tmp_path, dataset=Rows(20, broken=(4,)))
+        explain(folder, dataset=Rows(20, broken=(4,)))
 
 
 def test_a_users_version_is_part_of_the_identity(tmp_path):
