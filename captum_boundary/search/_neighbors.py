@@ -16,6 +16,7 @@ from captum_boundary._core.geometry import Box
 from captum_boundary._core.margin import rival_scores
 from captum_boundary.search._normals import unit_normals
 from captum_boundary.search._problem import Problem
+from captum_boundary.search._reports import warn_of_coarse_scores
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.nearest.class_race import linearized_distance
@@ -102,6 +103,7 @@ def _neighbors(
     oracle, pairs = problem.oracle, _pairs(search, problem, rows, classes)
     batch = oracle.inputs, rows
     boundary = search._searched(pairs, as_tuple=True, starts=starts, is_one_of_many=not one_each, batch=batch)
+    warn_of_coarse_scores(pairs.oracle, boundary, rows)
     pairs = _pairs(search, problem, rows, classes)  # with counters of its own
     points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
     normals = unit_normals(pairs, pairs.oracle.pack(points))

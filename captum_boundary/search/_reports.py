@@ -27,17 +27,23 @@ def final_status(status: Tensor, found: Tensor, is_beyond: Tensor, was_beyond: T
     return torch.where(found, status.clamp_min(BoundaryStatus.FOUND), missing)
 
 
-def warn_of_coarse_scores(oracle: MarginOracle, boundary: BoundaryPoints) -> None:
-    """Name the rows whose points lie clearly beyond the boundary, since scores in half precision jump there."""
+def warn_of_coarse_scores(oracle: MarginOracle, boundary: BoundaryPoints, examples: Tensor | None = None) -> None:
+    """Name the rows whose points lie clearly beyond the boundary, since scores in half precision jump there.
+
+    Where an example has several points, ``examples`` ``(P,)`` says which of them is whose.
+    """
     if oracle.resolution <= torch.finfo(torch.float32).eps:
         return
     share = boundary.margin.abs() / oracle.start_depth.abs()
     coarse = boundary.found & (share > _LARGE_OVERSHOOT)
+    largest = float(share.masked_fill(~coarse, 0.0).max())
+    if examples is not None:
+        coarse = coarse.new_zeros(int(examples.max()) + 1).index_fill(0, examples[coarse], True)
     if coarse.any():
         warn_user(
             f"The model's numbers have a relative resolution of {oracle.resolution:.2g}: the boundary points of "
             f"{int(coarse.sum())} of {len(coarse)} examples, row(s) {shown(coarse)}, lie beyond the boundary by up to "
-            f"{float(share[coarse].max()):.0%} of their input's margin, and their distances are too large by about as "
+            f"{largest:.0%} of their input's margin, and their distances are too large by about as "
             "much. Search with the model and the inputs in float32: copy.deepcopy(model).float().",
             BoundaryPrecisionWarning,
         )

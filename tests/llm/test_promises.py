@@ -9,7 +9,7 @@ from captum.attr import TextTokenInput
 from torch import nn
 
 from captum_boundary import BoundaryError
-from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+from captum_boundary.errors import BoundaryPrecisionWarning, BoundaryTypeError, BoundaryValueError
 from captum_boundary.llm import LLMBoundaryAttribution
 
 PROMPT = "the capital of France is"
@@ -105,6 +105,19 @@ def test_models_that_cannot_be_used_are_refused(small, tokenizer):
     classifier = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=22, **sizes)).eval()
     with pytest.raises(BoundaryValueError, match=r"logits \(N, L, V\)"):
         LLMBoundaryAttribution(classifier, tokenizer).attribute(PROMPT, "Paris")
+
+
+@pytest.mark.parametrize(("dtype", "resolution"), [(torch.bfloat16, "0.0078"), (torch.float16, "0.00098")])
+def test_half_precision_says_what_it_cannot_resolve(small, tokenizer, dtype, resolution):
+    """A nearly open decision: the rival's output weights are nearly those of the target."""
+    model = small.decoder("llama", tokenizer)
+    paris, london = tokenizer.encode("Paris London")
+    with torch.no_grad():
+        model.lm_head.weight[london] = model.lm_head.weight[paris] * 0.996
+        model.lm_head.weight[london, 0] += 0.01
+    method = LLMBoundaryAttribution(model.to(dtype), tokenizer, budget=8)
+    with pytest.warns(BoundaryPrecisionWarning, match=f"relative resolution of {resolution}.*float32"):
+        method.attribute(PROMPT, "Paris", "London", **QUICK)
 
 
 def test_a_model_may_have_more_embeddings_than_the_tokenizer_has_tokens(small, tokenizer):

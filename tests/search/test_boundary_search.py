@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib.util
 import math
+import re
 import warnings
 
 import numpy as np
@@ -14,7 +15,14 @@ import torch
 from captum.robust import Perturbation
 from torch import nn
 
-from captum_boundary import BoundaryError, BoundaryNotFoundWarning, BoundaryPoints, NearestBoundary, PGDBoundary
+from captum_boundary import (
+    AggregatedBoundaryNormals,
+    BoundaryError,
+    BoundaryNotFoundWarning,
+    BoundaryPoints,
+    NearestBoundary,
+    PGDBoundary,
+)
 from captum_boundary._core.bounds import box_of
 from captum_boundary.errors import (
     BoundaryNotFoundError,
@@ -307,6 +315,18 @@ def test_points_that_half_precision_leaves_beyond_the_boundary_are_named(is_auto
     error = (boundary.distance.float() / exact.distance - 1).abs()
     assert error[named].mean() > error[[row for row in range(30) if row not in named]].mean()
     assert "tests" in caught[0].filename
+
+
+def test_normals_of_several_boundaries_are_warned_of_half_precision():
+    """An example is named once, whichever of its points lie beyond their boundaries."""
+    model = nn.Sequential(nn.Linear(6, 32), nn.GELU(), nn.Linear(32, 5)).bfloat16()
+    inputs = torch.randn(30, 6).bfloat16()
+    with pytest.warns(BoundaryPrecisionWarning, match=r"relative resolution of 0\.0078.*of 30 examples") as caught:
+        AggregatedBoundaryNormals(model, nearest(model)).attribute(inputs, n_boundaries=3)
+    numbers = re.search(r"points of (\d+) of 30 examples, row\(s\) ([\d, ]+)", str(caught[0].message))
+    rows = [int(row) for row in numbers[2].strip(", ").split(", ")]
+    assert 0 < len(set(rows)) == len(rows) == min(20, int(numbers[1]))
+    assert max(rows) < 30
 
 
 # Target ---------------------------------------------------------------------------------------------------------------
