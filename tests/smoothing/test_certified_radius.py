@@ -110,11 +110,14 @@ def networks(n_networks):
 def far_end(smoothed, inputs, certificate, boundary, decision, **options):
     """Least distance in the direction of the boundary point at which another class is certified."""
     ends = torch.full_like(boundary.distance, torch.inf)
-    for factor in (3.0, 2.0, 1.5, 1.25, 1.1, 1.0):
-        points = inputs + factor * (boundary.points - inputs)
+    for factor in (1.0, 1.1, 1.25, 1.5, 2.0, 3.0):
+        rows = (boundary.found & ~certificate.abstained & ends.isinf()).nonzero().flatten()  # none is needed of others
+        if len(rows) == 0:
+            break
+        points = inputs[rows] + factor * (boundary.points[rows] - inputs[rows])
         there = certified_radius(smoothed, points, decision=decision, **options)
-        differs = ~there.abstained & (there.target != certificate.target) & boundary.found
-        ends = torch.where(differs, factor * boundary.distance, ends)
+        other = rows[~there.abstained & (there.target != certificate.target[rows])]
+        ends[other] = factor * boundary.distance[other]
     return ends
 
 
