@@ -138,13 +138,15 @@ def _write_pictures(
             path = folder / f"{index // 1000:04d}" / f"{index:09d}-{keys[-1]}.webp"
             if path.exists():
                 continue
-            for old in path.parent.glob(f"{index:09d}-*.webp"):
-                old.unlink()
             example, explanation = _example(explanations, reader, index)
             if not example.failed and explanation.attributions is not None:
                 content = picture(example.inputs[0], explanation.attributions, bounds, size)
                 with atomic_file(path, durable=False) as file:
                     file.write(content)
+    for path in folder.rglob("*.webp"):
+        index, _, key = path.stem.partition("-")
+        if key != keys[int(index) // store.batch_size]:
+            path.unlink()
     return keys
 
 
