@@ -144,8 +144,8 @@ def _write_pictures(
                 with atomic_file(path, durable=False) as file:
                     file.write(content)
     for path in folder.rglob("*.webp"):
-        index, _, key = path.stem.partition("-")
-        if key != keys[int(index) // store.batch_size]:
+        number, _, key = path.stem.partition("-")
+        if key != keys[int(number) // store.batch_size]:
             path.unlink()
     return keys
 
