@@ -7,8 +7,7 @@ import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from captum_boundary.robust._inner_maximization import InnerMaximizer
 from captum_boundary.robust._path_integral import AttributionNorm, InnerObjective, PerturbedBatch, Quadrature
 from captum_boundary.robust._pointwise_loss import LossFunction, PointwiseLoss, cross_entropy, losses_of
 from captum_boundary.robust._smooth_activations import check_smoothed
-from captum_boundary.robust.terms import StabilityTerm, check_terms
+from captum_boundary.robust.terms import Size, StabilityTerm, check_terms
 
 __all__ = ["RARLoss", "RARParts"]
 
@@ -207,7 +206,7 @@ class RARLoss(nn.Module):
         check_generator(generator)
         self.model = model
         self.size = size
-        self._size = _Size.of(size, power)
+        self._size = Size.of(size, power)
         quadrature = quadrature or self._size.quadrature or ("gausslegendre" if layer is None else "riemann_right")
         if layer is not None:
             _check_layer(model, layer, quadrature)
@@ -462,46 +461,6 @@ class RARParts:
     terms: tuple[Tensor, ...] = ()
     epsilon: float = math.nan
     seconds: Mapping[str, float] = field(default_factory=dict)
-
-
-class _Size(NamedTuple):
-    """A size function of attributions, and the training loss that is built on it."""
-
-    function: Callable[[Tensor], Tensor] | None  # None for the plain sum, which completeness gives without a path
-    weight: float  # of the regularizer in the paper's experiments, where it has one
-    at_perturbed: bool  # whether the loss itself is taken at the perturbed inputs
-    quadrature: str | None = None  # where the size asks for one
-
-    @classmethod
-    def of(cls, size: str | Callable[[Tensor], Tensor], power: float) -> _Size:
-        """The size function that a user names, or gives."""
-        named = {
-            "ig_norm": cls(_l1, weight=1.0, at_perturbed=False),
-            "ig_sum_norm": cls(_l1, weight=0.1, at_perturbed=True),
-            "sum": cls(None, weight=1.0, at_perturbed=True),
-            # The first term of the left sum is the gradient at the input itself.
-            "norm_power": cls(partial(_l1_power, power=power), 1.0, at_perturbed=False, quadrature="riemann_left"),
-        }
-        if callable(size):
-            return cls(size, weight=1.0, at_perturbed=False)
-        if not isinstance(size, str):
-            raise BoundaryTypeError(
-                f"size must be a name or a function of attributions, but it is {type(size).__name__}."
-            )
-        if size not in named:
-            raise BoundaryValueError(
-                f"size must be one of {', '.join(map(repr, named))}, or a function of attributions, but it is {size!r}."
-            )
-        return named[size]
-
-
-def _l1(attribution: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(attribution.reshape(len(attribution), -1), ord=1, dim=1)
-    return norms
-
-
-def _l1_power(attribution: Tensor, power: float) -> Tensor:
-    return _l1(attribution) ** power
 
 
 def _check_model(model: object) -> None:
