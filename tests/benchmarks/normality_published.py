@@ -74,12 +74,18 @@ GROUPS = {
 
 
 def main() -> None:
-    options = parse()
+    run_groups(parse(), "normality_published.json", measure_group)
+
+
+def run_groups(
+    options: argparse.Namespace, file: str, measure: Callable[[str, argparse.Namespace], dict[str, Any]]
+) -> None:
+    """Measure, save and show one group after the other."""
     torch.set_num_threads(options.threads)
-    path = options.output / "normality_published.json"
+    path = options.output / file
     try:
         for name in options.group:
-            result = measure_group(name, options)
+            result = measure(name, options)
             save(name, result, path)
             print(f"\n{name}\n")
             show(result, (STANDARD,))

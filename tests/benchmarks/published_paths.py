@@ -28,21 +28,18 @@ score's cosine lacks to the standard one is there again for centered scores.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from intervals import Values
-from normality_published import GROUPS, get, of_all_seeds
+from normality_published import GROUPS, get, of_all_seeds, run_groups
 from normality_summary import STANDARD, differences, means, sign
-from normality_tables import show
-from published_networks import NetworkNotFoundError, images_of, parser_of
-from rar_checkpoint import Checkpoint, CheckpointError, plain
-from rar_data import Data, DataNotReachableError, pixels
-from report import Claim, save
+from published_networks import images_of, parser_of
+from rar_checkpoint import Checkpoint, plain
+from rar_data import Data, pixels
+from report import Claim
 from torch import Tensor, nn
-from zoo import DataNotSetError
 
 from captum_boundary import BoundaryIntegratedGradients, BoundaryPoints, NearestBoundary, SmoothedModel
 from captum_boundary.metrics import cosine_similarity, normal_alignment, positive_percentage
@@ -58,17 +55,7 @@ FLAT, MAX_POWER = -1.0, 10.0  # powers of 2
 
 
 def main() -> None:
-    options = parse()
-    torch.set_num_threads(options.threads)
-    path = options.output / "published_paths.json"
-    try:
-        for name in options.group:
-            result = examine(name, options)
-            save(name, result, path)
-            print(f"\n{name}\n")
-            show(result, (STANDARD,))
-    except (CheckpointError, DataNotReachableError, DataNotSetError, NetworkNotFoundError) as error:
-        sys.exit(str(error))
+    run_groups(parse(), "published_paths.json", examine)
 
 
 def examine(name: str, options: argparse.Namespace) -> dict[str, Any]:
