@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from captum_boundary import BoundaryGradCam
+
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
@@ -153,6 +155,24 @@ def test_methods_of_single_features_have_their_closed_forms():
     assert columns["over others"].tolist() == [1, 1]
     worst = module.measured(torch.tensor([[0.0, 1.0, 2.0]]), causes[:1])
     assert (float(worst["first"]), float(worst["over others"])) == (0, 0)
+
+
+def test_maps_of_a_transformer_are_those_of_their_definitions():
+    """Attention that is the same everywhere mixes tokens evenly; Grad-CAM is the one that the package multiplies by."""
+    module = _imported("vit")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, images, target = module.untrained().eval(), torch.rand(2, 1, 28, 28), torch.tensor([3, 7])
+        nn.init.normal_(model.heads.head.weight)
+    cam, _ = BoundaryGradCam(model, model.encoder.layers[-2], reshape_transform=module.grid)._grad_cam(
+        images, target, None, None
+    )
+    torch.testing.assert_close(module.grad_cam(model, images, target), cam)
+    for block in model.encoder.layers:
+        nn.init.zeros_(block.self_attention.in_proj_weight)
+    joint = torch.linalg.matrix_power((torch.full((50, 50), 1 / 50) + torch.eye(50)) / 2, len(model.encoder.layers))
+    maps = module.attention_rollout(model, images, target)
+    torch.testing.assert_close(maps, joint[0, 1].expand(2, 1, 28, 28))
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,10 @@ def typos(text: str) -> list[str]:
 
 
 class PaddedDecisions(nn.Module):
-    """Decisions ``(N,)`` about prompts of several lengths, padded on the right, after what matters."""
+    """Two scores ``(N, 2)`` for prompts of several lengths, padded on the right, after what matters.
+
+    Rounding is relative to their size, and not to that of their difference, which may be small.
+    """
 
     def __init__(self, model: nn.Module, prompts: list[Tensor], answers: Tensor) -> None:
         super().__init__()
@@ -54,11 +57,12 @@ class PaddedDecisions(nn.Module):
         return logits
 
     def forward_all(self) -> Tensor:
-        return torch.cat([self(self.x[part], part) for part in torch.arange(len(self.x)).split(ROWS)])
+        """The differences of the scores, ``(N,)``."""
+        scores = torch.cat([self(self.x[part], part) for part in torch.arange(len(self.x)).split(ROWS)])
+        return scores[:, 0] - scores[:, 1]
 
     def forward(self, x: Tensor, rows: Tensor) -> Tensor:
-        chosen = self.logits(x, rows).gather(1, self.answers[rows])
-        return chosen[:, 0] - chosen[:, 1]
+        return self.logits(x, rows).gather(1, self.answers[rows])
 
 
 def firmness(model: nn.Module, tokenizer: Any, some: list[Case], budget: int) -> list[dict[str, Any]]:
