@@ -106,6 +106,7 @@ class BoundaryAttribution(BoundaryMethod, GradientAttribution):  # type: ignore[
         self.method = method
         self.score = score
         self._at_points = MethodAtPoints(forward_func, method, score)
+        self._prototype = self._at_points.prototype
 
     @overload
     def attribute(
@@ -294,7 +295,7 @@ class BoundaryAttribution(BoundaryMethod, GradientAttribution):  # type: ignore[
     @property
     def multiplies_by_inputs(self) -> bool:
         r"""Whether the method multiplies by the difference of input and baseline (or by the input)."""
-        return bool(self._at_points.prototype.multiplies_by_inputs)
+        return bool(self._prototype.multiplies_by_inputs)
 
     def has_convergence_delta(self) -> bool:
         r"""Whether the method has a convergence delta for each example."""

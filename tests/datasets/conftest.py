@@ -21,3 +21,9 @@ def browser() -> Iterator[Any]:
         browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests crash no machine: whether what was written has reached the disk makes no difference to them."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
