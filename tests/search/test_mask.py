@@ -75,8 +75,8 @@ def linear() -> nn.Module:
 @pytest.fixture
 def network() -> nn.Module:
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)).double()
-    for parameter in model.parameters():  # hardly bent, so that there is one nearest point to be found
-        nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(5))
+    for parameter in model.parameters():  # hardly bent: with 0.2 there are several points that are nearest around, in l1
+        nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(5))
     return model.eval()
 
 
@@ -121,8 +121,7 @@ def test_as_near_as_in_the_model_of_the_values_that_move(make, norm, network, in
             return network(x.repeat(len(part), 1).index_put((torch.arange(len(part))[:, None], free.nonzero().T), part))
 
         alone = make(restricted, norm=norm).find(x[free][None])
-        rtol = 0.1 if norm == 1 else 1e-3  # in l1 random directions decide which of several points is found
-        torch.testing.assert_close(boundary.distance[row], alone.distance[0], rtol=rtol, atol=0)
+        torch.testing.assert_close(boundary.distance[row], alone.distance[0], rtol=1e-3, atol=0)
 
 
 def test_together_with_bounds(linear, inputs, mask):

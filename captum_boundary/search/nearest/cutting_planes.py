@@ -1,4 +1,7 @@
-"""Cutting planes: the last few linearizations of every example, and the point nearest to its input beyond them all."""
+"""Cutting planes: the last few linearizations of every example, and the point nearest to its input beyond them all.
+
+In l1 it is one linearization, within a trust region.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import torch
 from torch import Tensor
 
 from captum_boundary._core.geometry import Box, row_dot
+from captum_boundary._core.norms import L1, LINF
 from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._problem import Problem
 from captum_boundary.search.nearest.first_contact import PROJECTION_STEPS
 
-__all__ = ["CuttingPlanes", "project_onto_half_spaces"]
+__all__ = ["CuttingPlanes", "TrustRegion", "project_onto_half_spaces", "solve_linear_program"]
 
 # Added to the diagonal of the linear systems, relative to it: the same piece may have been linearized twice.
 _RIDGE = {torch.float32: 1e-6, torch.float64: 1e-13}
@@ -67,6 +71,63 @@ class CuttingPlanes:
         nearest, solved = project_onto_half_spaces(x, slopes, required, box, multipliers, n_steps, takes_final_step)
         multipliers.copy_(solved)
         return nearest
+
+
+class TrustRegion:
+    r"""The last linearization that was worth a step, and by how much each coordinate may change until the next, in l1.
+
+    The nearest point of a half-space differs from the input in one coordinate, that with the largest slope; the nearest
+    point of a boundary may lie where several slopes are equal, which only shorter steps reach. A step that does not
+    lower the exact penalty function, the distance and twice that from there to the linearized boundary, is not taken:
+    the next one, from where it began, is a quarter as long (Nocedal and Wright, Numerical Optimization, 2nd edition,
+    algorithm 18.4).
+
+    Args:
+
+        problem (Problem): The search this serves.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._points, self._slope = problem.x, torch.zeros_like(problem.x)
+        self._penalty = problem.x.new_full((len(problem),), torch.inf)
+        self._value, self._radius = torch.zeros_like(self._penalty), self._penalty
+
+    def select(self, rows: Tensor) -> TrustRegion:
+        """Go on with some rows alone."""
+        self._points, self._slope, self._penalty = self._points[rows], self._slope[rows], self._penalty[rows]
+        self._value, self._radius = self._value[rows], self._radius[rows]
+        return self
+
+    def add(self, problem: Problem, points: Tensor, plane: Linearization) -> None:
+        """Take the step to ``points`` ``(n, D)``, whose linearizations are ``plane``, or shorten it."""
+        gap = (plane.value.clamp_min(0.0) / problem.norm.dual.length(plane.slope)).nan_to_num(0.0, torch.inf)
+        penalty = problem.distance(points) + 2 * gap
+        is_lower = penalty < self._penalty
+        self._radius = torch.where(is_lower, 4 * self._radius, LINF.length(points - self._points) / 4)
+        self._points = torch.where(is_lower[:, None], points, self._points)
+        self._slope = torch.where(is_lower[:, None], plane.slope, self._slope)
+        self._value = torch.where(is_lower, plane.value, self._value)
+        self._penalty = torch.minimum(penalty, self._penalty)
+
+    def nearest(self, problem: Problem) -> Tensor:
+        """The nearest points ``(n, D)`` beyond the linearizations, or the deepest, within the trust region."""
+        required = self._value + problem.overshoot
+        return solve_linear_program(problem, self._points, self._slope, required, self._radius, problem.box)
+
+
+def solve_linear_program(
+    problem: Problem, points: Tensor, slope: Tensor, required: Tensor, radius: Tensor, box: Box
+) -> Tensor:
+    """The points nearest in l1 whose linearized decrease from ``points`` ``(n, D)`` is as required ``(n,)``.
+
+    Every coordinate stays in the box and no farther than the radius ``(n,)`` from where it is. With one constraint,
+    sorting solves the program.
+    """
+    reach = radius[:, None]
+    region = Box(torch.maximum(box.lower, points - reach), torch.minimum(box.upper, points + reach))
+    nearest = region.clamp(problem.x)
+    required = required + row_dot(slope, nearest - points)
+    return L1.project_onto_half_space(nearest, slope, required.clamp_min(0.0), region)
 
 
 def project_onto_half_spaces(

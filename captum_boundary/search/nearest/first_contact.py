@@ -99,7 +99,7 @@ def random_line_search(problem: Problem, settings: NearestBoundarySettings, seed
     if len(problem) == 0:
         return found
     x, box = problem.x, problem.box
-    for trial in range(settings.random_lines // (2 if problem.few_dimensions else 1)):
+    for trial in range(settings.random_lines // (4 if problem.few_dimensions else 1)):
         generator = torch.Generator("cpu").manual_seed(seed + trial)
         options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
         uniform, normal = (draw(x.shape[1], **options).to(x) for draw in (torch.rand, torch.randn))

@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_boundary._core.margin import rival_scores
 from captum_boundary.search._line_search import line_search
 from captum_boundary.search._problem import ActiveSet, Incumbent, Phase, Problem
-from captum_boundary.search.nearest.cutting_planes import CuttingPlanes
+from captum_boundary.search.nearest.cutting_planes import CuttingPlanes, TrustRegion
 from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
 __all__ = ["active_set_refine", "looks_linear", "polish", "restart"]
@@ -64,13 +64,15 @@ def active_set_refine(
     takes_two = targeted and problem.few_dimensions and problem.norm.has_inner_product and problem.oracle.n_classes > 2
     n_new = 2 if takes_two else 1
     closest, closest_margin = starts, torch.full_like(before, torch.inf) if seeks else before
+    n_planes = min(n_steps, settings.planes)
+    planes = TrustRegion(problem) if problem.norm.is_sparse else CuttingPlanes(problem, n_planes)
     active = ActiveSet(
         problem.oracle.all_rows,
         problem=problem,
         points=starts,
         incumbent=incumbent,
         n_gradients=n_gradients,
-        planes=CuttingPlanes(problem, min(n_steps, settings.planes)),
+        planes=planes,
         **({"closest": starts, "closest_margin": closest_margin} if seeks else {}),
     )
     active.keep(n_gradients >= n_new)
@@ -219,7 +221,11 @@ def _random_ends(problem: Problem, incumbent: Incumbent, seed: int, n_directions
     """Points at about the incumbent's distance in random directions, those of one example together, and its problem."""
     x = problem.x
     generator = torch.Generator("cpu").manual_seed(seed)
-    directions = torch.randn(n_directions, x.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(x)
+    directions = torch.randn(n_directions, x.shape[1], generator=generator, dtype=torch.float64, device="cpu")
+    if problem.norm.is_sparse:  # nearest points move few coordinates: powers leave ever fewer, in the end a single one
+        power = 4.0 ** (torch.arange(n_directions, device="cpu") % 4)[:, None]
+        directions = directions.sign() * (directions / directions.abs().amax(dim=1, keepdim=True)).abs() ** power
+    directions = directions.to(x)
     directions = directions / problem.norm.length(directions)[:, None]
     size = problem.norm.length(x)
     guess = torch.where(size > 0, size, 1.0) * 2.0 ** (seed % 5)  # for those without a boundary point yet

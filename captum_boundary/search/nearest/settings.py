@@ -29,8 +29,8 @@ class NearestBoundarySettings:
             1: 0.2 % at budget 10 (ResNet-2B).
         slow_decrease (float): A step that leaves more of the margin than this is slow, and two end the phase. Without:
             4 to 7 % at budget 10 (tiny networks).
-        random_lines (int): Random lines, a forward pass each, where slopes lead nowhere; half as many in few
-            dimensions, where restarts follow.
+        random_lines (int): Random lines, a forward pass each, where slopes lead nowhere; a quarter as many in
+            few dimensions, where restarts follow.
         data_range_share (float): Share of the further Newton steps, without bounds, that stay inside the data range.
             Without a data range: 31 % in l1, 106 % at budget 10 (MNIST).
         refinement_share (float): Gradients of a refinement, as a share of the budget or of one descent's. Without: as

@@ -8,10 +8,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import Box, ratio, row_dot
-from captum_boundary._core.norms import L1
+from captum_boundary._core.geometry import Box, ratio
 from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._problem import Incumbent, Problem
+from captum_boundary.search.nearest.cutting_planes import solve_linear_program
 from captum_boundary.search.nearest.first_contact import newton_step
 from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
@@ -157,8 +157,5 @@ class TrustRegionLPStep:
         # Linearizations promise a little too much.
         aim = torch.add(self._aim, margin, alpha=self._settings.aim_gain)
         self._aim = aim.clamp(_AIM * problem.scale, problem.scale)
-        radius = self._trust_radius[step][:, None]
-        region = Box(torch.maximum(at.box.lower, at.points - radius), torch.minimum(at.box.upper, at.points + radius))
-        nearest = region.clamp(problem.x)
-        required_decrease = margin + row_dot(self._slope, nearest - at.points) + self._aim
-        return L1.project_onto_half_space(nearest, self._slope, required_decrease.clamp_min(0.0), region)
+        required = margin + self._aim
+        return solve_linear_program(problem, at.points, self._slope, required, self._trust_radius[step], at.box)
