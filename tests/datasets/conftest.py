@@ -1,4 +1,4 @@
-"""A browser to look at pages with, where there is one."""
+"""What tests of data sets share: a browser to look at pages with, where there is one, and a disk that keeps up."""
 
 from __future__ import annotations
 
