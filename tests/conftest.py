@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +38,18 @@ def zoo() -> ModuleType:
     except module.DataNotSetError as error:
         pytest.skip(str(error))
     return module
+
+
+@pytest.fixture(scope="module")
+def benchmark(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
+    """The modules of benchmarks in the ``NAMES`` of a file of tests, imported as where they are run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent / "benchmarks")
+        kept = set(sys.modules)
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in request.module.NAMES})
+        for name in set(sys.modules) - kept:
+            if "benchmarks" in (getattr(sys.modules[name], "__file__", None) or ""):
+                del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +15,7 @@ pytest.importorskip("sklearn")
 imread = pytest.importorskip("matplotlib.image").imread
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[SimpleNamespace]:
-    """The modules of the benchmark, which import each other by name."""
-    sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-    names = ("normality", "normality_measures", "normality_picture", "normality_summary", "rar_settings", "rar_data")
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    sys.path.pop(0)
+NAMES = ("normality", "normality_measures", "normality_picture", "normality_summary", "rar_settings", "rar_data")
 
 
 @pytest.fixture(scope="module")

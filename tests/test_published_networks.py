@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +12,7 @@ from torch import nn
 
 pytest.importorskip("sklearn")
 
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[SimpleNamespace]:
-    """The modules of the benchmark, which import each other by name."""
-    sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("published_networks", "rar_data", "zoo")})
-    sys.path.pop(0)
+NAMES = ("published_networks", "rar_data", "zoo")
 
 
 def write(benchmark: SimpleNamespace, name: str, folder: Path, wrapped: bool) -> dict[str, torch.Tensor]:

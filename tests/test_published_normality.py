@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,15 +13,7 @@ from torch import nn
 
 pytest.importorskip("sklearn")
 
-MODULES = ("normality_published", "published_networks", "published_paths", "normality_measures", "rar_checkpoint")
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[SimpleNamespace]:
-    """The modules of the benchmark, which import each other by name."""
-    sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    sys.path.pop(0)
+NAMES = ("normality_published", "published_networks", "published_paths", "normality_measures", "rar_checkpoint")
 
 
 @pytest.fixture(scope="module")

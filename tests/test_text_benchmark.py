@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import Tensor
 
 NAMES = ("text_data", "text_models", "text")
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[SimpleNamespace]:
-    """Its modules, as they are imported where it is run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent / "benchmarks")
-        kept = set(sys.modules)
-        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
-        for name in set(sys.modules) - kept:
-            file = getattr(sys.modules[name], "__file__", None) or ""
-            if "benchmarks" in file:
-                del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ that was stopped goes on where it was when started again. ``--quick`` is a smoke
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -44,7 +43,7 @@ from normality_tables import show
 from rar_checkpoint import Checkpoint, CheckpointError
 from rar_data import Data, DataNotReachableError, load, pixels
 from rar_settings import Training, evaluation, training
-from rar_training import Run, train
+from rar_training import Run, make_deterministic, train
 from report import save
 from tqdm.auto import tqdm
 
@@ -63,10 +62,7 @@ NETWORKS: Mapping[str, tuple[str, float]] = {
 
 def main() -> None:
     options = parse()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms ask of CUDA
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    make_deterministic(options.threads)
     path = options.output / "normality.json"
     jobs = [(seed, dataset, name) for seed in range(options.seeds) for dataset in options.dataset for name in NETWORKS]
     per_seed: dict[str, dict[str, list[dict[str, Values]]]] = {dataset: {} for dataset in options.dataset}

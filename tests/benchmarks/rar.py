@@ -22,7 +22,6 @@ moves of the size of the attack. A gradient is one image that passes through the
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -35,16 +34,13 @@ from rar_data import Data, DataNotReachableError, load
 from rar_evaluation import evaluate
 from rar_picture import draw
 from rar_settings import OBJECTIVES, PAPER_NAMES, Evaluation, evaluation, training
-from rar_training import Run, train
+from rar_training import Run, make_deterministic, train
 from report import Claim, print_claims, print_table, save
 
 
 def main() -> None:
     options = parse()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms ask of CUDA
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    make_deterministic(options.threads)
     variants = {"smooth": options.smooth, "softplus": options.softplus_beta is not None, "quick": options.quick}
     name = "-".join([options.dataset, options.scale, *(name for name, is_chosen in variants.items() if is_chosen)])
     folder = options.output / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,14 @@ from tqdm.auto import tqdm
 from captum_boundary.robust import RARLoss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_deterministic(n_threads: int | None) -> None:
+    """So that the same command trains the same network, with ``n_threads`` where they are given."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms ask of CUDA
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if n_threads:
+        torch.set_num_threads(n_threads)
 
 
 class Batches:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -14,18 +9,6 @@ from captum_boundary import NearestBoundary
 from captum_boundary.llm import LLMBoundaryAttribution
 
 NAMES = ("llm_models", "llm_prompts", "llm_methods", "llm_firmness", "llm")
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[SimpleNamespace]:
-    """Its modules, as they are imported where it is run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-        kept = set(sys.modules)
-        yield SimpleNamespace(**{name: __import__(name) for name in NAMES})
-        for name in set(sys.modules) - kept:
-            if "benchmarks" in (getattr(sys.modules[name], "__file__", None) or ""):
-                del sys.modules[name]
 
 
 def test_distances_and_substitutions_name_the_word_that_decides(benchmark):
