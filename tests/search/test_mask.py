@@ -75,7 +75,7 @@ def linear() -> nn.Module:
 @pytest.fixture
 def network() -> nn.Module:
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)).double()
-    for parameter in model.parameters():  # hardly bent: with 0.2 there are several points that are nearest around, in l1
+    for parameter in model.parameters():  # hardly bent: with 0.2 several points are nearest in l1
         nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(5))
     return model.eval()
 
