@@ -174,6 +174,13 @@ def default_dtype() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+class Elsewhere(Network):
+    """Code of its own: PyTorch counts how often code is compiled, whosoever does it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
 @contextmanager
 def other_thread(unseen: tuple[str, ...] = ()) -> Iterator[None]:
     """A thread that trains and attends to its own, and sees what it saw before, but for flags that are ``unseen``."""
@@ -183,7 +190,7 @@ def other_thread(unseen: tuple[str, ...] = ()) -> Iterator[None]:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model, norm, x = Network().eval(), nn.BatchNorm1d(6).train(), torch.randn(4, 6)
+        model, norm, x = Elsewhere().eval(), nn.BatchNorm1d(6).train(), torch.randn(4, 6)
     compiled = torch.compile(model, backend="eager", dynamic=True)
     expected, flags = model(x), seen()
     compiled(x)

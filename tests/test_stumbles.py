@@ -17,12 +17,16 @@ from captum_boundary import (
     BoundaryIntegratedGradients,
     LayerBoundaryAttribution,
     NearestBoundary,
+    PGDBoundary,
     RARLoss,
+    SmoothedModel,
 )
 from captum_boundary.datasets import explain_dataset
 from captum_boundary.datasets._models import load_model
 from captum_boundary.datasets._sources import NpzArrays
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
+from captum_boundary.robust import AttributionAttack
+from captum_boundary.smoothing import certified_radius
 from captum_boundary.visualization import describe_feature_changes, show_boundary_point
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 12345\n"
@@ -83,6 +87,48 @@ def last_token(x):
 def test_a_mask_in_a_closure(name, held) -> None:
     with pytest.raises(BoundaryValueError, match=r"rows made of the 4 examples.*as additional_forward_args"):
         METHODS[name](held, EMBEDDED)
+
+
+# Calls whose passes through the model could hold as many rows as there are examples, of other examples.
+IN_PASSES = {
+    "big": lambda model, x, points, size, *mask: BoundaryIntegratedGradients(model).attribute(
+        x, None, *mask, boundary=points, n_steps=8, internal_batch_size=size
+    ),
+    "smoothed": lambda model, x, points, size, *mask: SmoothedModel(model, 0.3, n_samples=4, internal_batch_size=size)(
+        x, *mask
+    ),
+    "certified": lambda model, x, points, size, *mask: (
+        certified_radius(
+            SmoothedModel(model, 0.3, n_samples=4, internal_batch_size=size), x, None, *mask, n_samples=64
+        ).p_lower
+    ),
+    "attack": lambda model, x, points, size, *mask: AttributionAttack(
+        model, epsilon=0.3, n_steps=4, internal_batch_size=size
+    ).perturb(x, None, *mask),
+}
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 8])
+@pytest.mark.parametrize("call", IN_PASSES.values(), ids=IN_PASSES)
+def test_a_mask_in_a_closure_is_never_that_of_other_examples(call, n) -> None:
+    mask = torch.eye(8, 6)[:n].roll(1, 0) + 0.2
+    x = seeded(lambda: torch.randn(n, 6, 4))
+    points = NearestBoundary(pooled).find(x, additional_forward_args=mask)
+    for size in {2, 4, n}:
+        try:
+            result = call(lambda x: pooled(x, mask), x, points, size)
+        except (RuntimeError, BoundaryError):
+            continue
+        torch.testing.assert_close(result, call(pooled, x, points, size, mask))
+
+
+@pytest.mark.filterwarnings("ignore::captum_boundary.BoundaryNotFoundWarning")
+def test_a_mask_in_a_closure_that_is_cut_to_the_batch() -> None:
+    mask = torch.ones(9, 6)
+    mask[5:, 3:] = 0  # the first examples do not tell
+    search = PGDBoundary(lambda x: pooled(x, mask[: len(x)]))
+    with pytest.warns(UserWarning, match="holds tensors of its examples, which are for additional_forward_args"):
+        search.find(seeded(lambda: torch.randn(9, 6, 4)))
 
 
 def test_the_same_mask_as_an_argument() -> None:

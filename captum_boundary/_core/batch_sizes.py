@@ -1,4 +1,4 @@
-"""How many points pass through a model at once where the user leaves it open: as many as fit in memory."""
+"""How many points pass through a model at once: where the user leaves it open, as many as fit in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["points_at_once", "saved_bytes"]
+__all__ = ["copies_at_once", "points_at_once", "saved_bytes"]
 
 # Values of all points together that fit whatever the model is, so that nothing is measured.
 _SMALL = 2**18
@@ -30,6 +30,19 @@ def points_at_once(n_points: int, inputs: tuple[Tensor, ...], model: object, for
         return n_points
     saved_by_a_point = max(1, saved_bytes(model, forward_pass) // len(inputs[0]))
     return max(1, min(n_points, _available_bytes(inputs[0].device) // saved_by_a_point))
+
+
+def copies_at_once(n_points: int, n_examples: int, n_copies: int) -> tuple[int, int]:
+    """Examples, and copies of each, of which at most ``n_points`` pass through a model at once.
+
+    They are as many as all examples nowhere: a function that holds tensors of its examples, in their order, would take
+    them for these, and fails on any other number.
+    """
+    copies = min(n_points, n_copies)
+    examples = n_points // copies
+    if copies == 1 or examples * copies != n_examples:
+        return examples, copies
+    return (examples - 1, copies) if examples > 1 else (1, copies - 1)
 
 
 def saved_bytes(model: object, forward_pass: Callable[[], object]) -> int:

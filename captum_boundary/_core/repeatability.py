@@ -62,7 +62,9 @@ class Repeatability:
         if self.buffers_changed():
             self.warn()
             return torch.full((), _MIN_NOISE * resolution, dtype=dtype, device=scores.device)
-        rows = torch.arange(len(scores), device=scores.device)[:_PROBED_ROWS]
+        # From the last row on: a function that cuts tensors of its examples to the batch is right for the first one.
+        step = max(1, len(scores) // _PROBED_ROWS)
+        rows = torch.arange(len(scores) - 1, -1, -step, device=scores.device)[:_PROBED_ROWS]
         if len(rows) == 1:  # the same batch once more, and one of another size
             rows = rows.expand(3)
             again = torch.cat([scores_of(rows[:1]), scores_of(rows[1:])])
@@ -111,7 +113,10 @@ class Repeatability:
             reason = "The model is in training mode"
             way_out = "Call model.eval() before searching for its boundary."
         else:
-            reason = "The model is random, keeps a state between calls or lets examples change each other's scores"
+            reason = (
+                "The model is random, keeps a state between calls, lets examples change each other's scores or holds "
+                "tensors of its examples, which are for additional_forward_args"
+            )
             way_out = "Reset its state, fix its randomness, or give internal_batch_size=1, before searching for it."
         warn_user(f"{reason}: {what}. So it has no fixed boundary to find. {way_out}")
 

@@ -76,6 +76,10 @@ def sizes_that_fit(
             return n_examples, dict(options)
         if can.is_random:  # whose copies Captum takes at once
             size = max(size, n_examples * (options.get("nt_samples_batch_size") or n_copies))
+    if not can.is_random and size == n_examples == 2:
+        # Two points of one example are as many as both examples: a function that holds tensors of these would take them
+        # for its own. Of more examples two have been evaluated before, where such a function fails.
+        size = 1
     group_size = n_examples if can.is_random or size >= 2 * n_examples else max(1, size // 2)
     return group_size, {**options, "internal_batch_size": size}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.captum_helpers import TargetType
+from captum_boundary._core.failures import other_batch_explained
 from captum_boundary._core.margin import class_scores, resolve_target
 from captum_boundary._core.modules import unwrapped
 from captum_boundary._core.outputs import has_one_output
@@ -103,8 +104,9 @@ class MethodAtPoints:
         is_asked = target is not None and not _is_target_of(boundary, target)
         rows = slice(None) if is_asked else slice(0, n_rows)  # a few show the form of the scores
         few = tuple(tensor[rows] for tensor in inputs)
-        output = ScoreFunction(self.forward_func)(few, of_examples(arguments, len(boundary), rows))
-        scores = class_scores(output, len(few[0]))
+        with other_batch_explained(len(few[0]), len(boundary)):
+            output = ScoreFunction(self.forward_func)(few, of_examples(arguments, len(boundary), rows))
+            scores = class_scores(output, len(few[0]))
         if is_asked:
             check_same_target(resolve_target(target, scores, has_one_output(output)), boundary.target)
         function: Callable[..., Any]

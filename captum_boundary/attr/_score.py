@@ -12,6 +12,7 @@ from captum_boundary._core.context import callers_autocast
 from captum_boundary._core.margin import class_scores
 from captum_boundary._core.outputs import score_tensor
 from captum_boundary._core.score_function import ScoreFunction
+from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["FixedArguments", "MarginScore", "OutputScore", "ScoreTensor", "fix_shared_tensors"]
 
@@ -40,7 +41,14 @@ class ScoreTensor(nn.Module):
             return ScoreFunction(self.forward_func)(inputs, others)
         with callers_autocast():
             given = (tensor.clone() for tensor in inputs)  # which the model may change in place
-            return score_tensor(self.forward_func(*given, *others))
+            scores = score_tensor(self.forward_func(*given, *others))
+        if scores.shape[:1] != inputs[0].shape[:1]:  # which Captum would add up
+            raise BoundaryValueError(
+                f"The model must return scores of each of the {len(inputs[0])} rows that it was given, but it returned "
+                f"shape {tuple(scores.shape)}. It must not hold tensors that belong to the examples, such as an "
+                "attention_mask: give them as additional_forward_args, whose entries follow their examples."
+            )
+        return scores
 
 
 class FixedArguments(nn.Module):

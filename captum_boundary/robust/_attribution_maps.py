@@ -22,7 +22,7 @@ from torch import Tensor
 
 from captum_boundary._core.agreement import flat_maps
 from captum_boundary._core.baselines import format_baselines
-from captum_boundary._core.batch_sizes import saved_bytes
+from captum_boundary._core.batch_sizes import copies_at_once, saved_bytes
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.geometry import Box
@@ -235,8 +235,9 @@ class AttributionMaps:
         depends on the other examples.
         """
         origin = torch.zeros_like(points) if self._baseline is None else self._baseline
-        for rows in batches(len(points), max(1, self._points_at_once // len(rule.nodes))):
-            for nodes, weights in zip(*(torch.split(values, self._points_at_once) for values in rule), strict=True):
+        n_at_once, n_nodes = copies_at_once(self._points_at_once, len(points), len(rule.nodes))
+        for rows in batches(len(points), n_at_once):
+            for nodes, weights in zip(*(torch.split(values, n_nodes) for values in rule), strict=True):
                 path = torch.lerp(origin[rows, None], points[rows, None], nodes[:, None]).flatten(0, 1)
                 example_index = self.all_rows[rows, None].expand(-1, len(nodes)).flatten()
                 yield rows, example_index, path, nodes, weights

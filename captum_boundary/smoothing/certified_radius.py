@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from captum_boundary._core.batch_sizes import copies_at_once
 from captum_boundary._core.captum_helpers import TensorOrTupleOfTensorsGeneric, format_additional_forward_args
 from captum_boundary._core.checks import check_choice, check_count, check_inputs
 from captum_boundary._core.context import geometry
@@ -183,11 +184,11 @@ class _Voters:
         noise = source.normal(n_copies, self._inputs, self._smoothed._stdevs)
         draws = source.uniform(n_copies)
         rows_at_once = self._smoothed.internal_batch_size or n_examples * self._smoothed.n_samples
-        copies_at_once = min(rows_at_once, n_copies)
+        n_at_once, n_copies_at_once = copies_at_once(rows_at_once, n_examples, n_copies)
         votes = torch.cat(
             [
-                _total(self._votes(noise, draws, examples, copies) for copies in slices(n_copies, copies_at_once))
-                for examples in slices(n_examples, rows_at_once // copies_at_once)
+                _total(self._votes(noise, draws, examples, copies) for copies in slices(n_copies, n_copies_at_once))
+                for examples in slices(n_examples, n_at_once)
             ]
         )
         self._on_votes(n_copies)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from captum_boundary._core.batch_sizes import copies_at_once
 from captum_boundary._core.checks import check_choice, check_count
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
@@ -136,13 +137,13 @@ class SmoothedModel(nn.Module):
         inputs, others = self._inputs_of(arguments)
         n_examples, n_copies = len(inputs[0]), self.n_samples
         rows_at_once = self.internal_batch_size or n_examples * n_copies
-        copies_at_once = min(rows_at_once, n_copies)
+        n_at_once, n_copies_at_once = copies_at_once(rows_at_once, n_examples, n_copies)
         one_pass = partial(self._scores_of, inputs, self._noise_for(inputs), others)
         if rows_at_once < n_examples * n_copies and torch.is_grad_enabled():
             one_pass = partial(checkpoint, one_pass, use_reentrant=False)
         scores = [
-            torch.cat([one_pass(examples, copies) for copies in slices(n_copies, copies_at_once)], dim=1)
-            for examples in slices(n_examples, rows_at_once // copies_at_once)
+            torch.cat([one_pass(examples, copies) for copies in slices(n_copies, n_copies_at_once)], dim=1)
+            for examples in slices(n_examples, n_at_once)
         ]
         return average_over_copies(torch.cat(scores), self.average)
 
