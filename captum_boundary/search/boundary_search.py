@@ -6,7 +6,7 @@ import copy
 import numbers
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -299,6 +299,10 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
                 parts.append((points, margin, status, *part.evaluate(points)))
                 limits.append(part_limits)
                 part.progress(1.0)
+        bounds: Bounds = None
+        if limits[0] is not None:  # the search says which they were for each example
+            lower, upper = map(torch.cat, zip(*limits, strict=True))
+            bounds = bounds_of_limits(lower, upper, oracle.inputs, as_tuple)
         points, landed_depth, status, depth, adversarial, distance = map(torch.cat, zip(*parts, strict=True))
         is_beyond = torch.maximum(depth, landed_depth) < 0
         found = is_beyond if self.max_distance is None else is_beyond & (distance <= self.max_distance)
@@ -312,7 +316,7 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             n_forward=oracle.n_forward,
             n_gradient=oracle.n_gradient,
             norm=self.norm,
-            bounds=_bounds_of(limits, oracle.inputs, as_tuple),
+            bounds=bounds,
             status=final_status(status, found, is_beyond, landed_depth < 0),
         )
 
@@ -329,11 +333,3 @@ def _progress_of_a_share(bar: tqdm[Any], share: float) -> Callable[[float], obje
     """What moves a bar from where it stands, by shares of a share of its length."""
     begin = bar.n
     return lambda done: bar.update(begin + share * done - bar.n)
-
-
-def _bounds_of(limits: Sequence[Any], templates: tuple[Tensor, ...], as_tuple: bool) -> Bounds:
-    """Bounds with a row for each example, where the search says so, from the limits of each group."""
-    if limits[0] is None:
-        return None
-    lower, upper = map(torch.cat, zip(*limits, strict=True))
-    return bounds_of_limits(lower, upper, templates, as_tuple)
