@@ -2,8 +2,8 @@
 
 from captum_boundary.robust.attribution_attack import AttributionAttack
 from captum_boundary.robust.evaluation import AttributionRobustness, MapAgreement, evaluate_attribution_robustness
-from captum_boundary.robust.paper_settings import paper_settings
 from captum_boundary.robust.rar_loss import RARLoss, RARParts
+from captum_boundary.robust.sizes import paper_settings
 from captum_boundary.robust.terms import AttributionCosine, InputAlignment, StabilityTerm, TopKMargin
 
 __all__ = [

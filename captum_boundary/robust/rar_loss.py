@@ -26,7 +26,8 @@ from captum_boundary.robust._inner_maximization import InnerMaximizer
 from captum_boundary.robust._path_integral import AttributionNorm, InnerObjective, PerturbedBatch, Quadrature
 from captum_boundary.robust._pointwise_loss import LossFunction, PointwiseLoss, cross_entropy, losses_of
 from captum_boundary.robust._smooth_activations import check_smoothed
-from captum_boundary.robust.terms import Size, StabilityTerm, check_terms
+from captum_boundary.robust.sizes import Size
+from captum_boundary.robust.terms import StabilityTerm, check_terms
 
 __all__ = ["RARLoss", "RARParts"]
 

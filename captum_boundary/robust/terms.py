@@ -1,12 +1,11 @@
-"""Terms of a training loss that make attributions stable: the size of Integrated Gradients, and those beside it."""
+"""Terms of a training loss that make maps of attribution stable, in addition to the size of Integrated Gradients."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,49 +21,9 @@ from captum_boundary.robust._gradients_in_parts import batches
 from captum_boundary.robust._path_integral import PerturbedBatch, Quadrature, examples_at_once, path_attribution
 from captum_boundary.robust._pointwise_loss import PointwiseLoss, cross_entropy
 
-__all__ = ["AttributionCosine", "InputAlignment", "Size", "StabilityTerm", "TopKMargin", "check_terms"]
+__all__ = ["AttributionCosine", "InputAlignment", "StabilityTerm", "TopKMargin", "check_terms"]
 
 Score = Callable[[Any, Tensor], Tensor]
-
-
-class Size(NamedTuple):
-    """A size function of attributions, and the training loss that is built on it."""
-
-    function: Callable[[Tensor], Tensor] | None  # None for the plain sum, which completeness gives without a path
-    weight: float  # of the regularizer in the paper's experiments, where it has one
-    at_perturbed: bool  # whether the loss itself is taken at the perturbed inputs
-    quadrature: str | None = None  # where the size asks for one
-
-    @classmethod
-    def of(cls, size: str | Callable[[Tensor], Tensor], power: float) -> Size:
-        """The size function that a user names, or gives."""
-        named = {
-            "ig_norm": cls(_l1, weight=1.0, at_perturbed=False),
-            "ig_sum_norm": cls(_l1, weight=0.1, at_perturbed=True),
-            "sum": cls(None, weight=1.0, at_perturbed=True),
-            # The first term of the left sum is the gradient at the input itself.
-            "norm_power": cls(partial(_l1_power, power=power), 1.0, at_perturbed=False, quadrature="riemann_left"),
-        }
-        if callable(size):
-            return cls(size, weight=1.0, at_perturbed=False)
-        if not isinstance(size, str):
-            raise BoundaryTypeError(
-                f"size must be a name or a function of attributions, but it is {type(size).__name__}."
-            )
-        if size not in named:
-            raise BoundaryValueError(
-                f"size must be one of {', '.join(map(repr, named))}, or a function of attributions, but it is {size!r}."
-            )
-        return named[size]
-
-
-def _l1(attribution: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(attribution.reshape(len(attribution), -1), ord=1, dim=1)
-    return norms
-
-
-def _l1_power(attribution: Tensor, power: float) -> Tensor:
-    return _l1(attribution) ** power
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,17 @@
-"""The hyper-parameters of Robust Attribution Regularization's experiments."""
+"""Sizes of attributions, which Robust Attribution Regularization makes small, and the settings of its experiments."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
-from captum_boundary.errors import BoundaryValueError
+import torch
+from torch import Tensor
 
-__all__ = ["paper_settings"]
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
+
+__all__ = ["Size", "paper_settings"]
 
 # Radius and step size in units of pixels in [0, 1]; GTSRB and Flower are given in units of 1/255 by the paper's code.
 _ATTACKS: dict[str, dict[str, Any]] = {
@@ -20,6 +25,46 @@ _WEIGHTS = {
     "ig_sum_norm": {"mnist": 0.1, "fashion_mnist": 0.1, "gtsrb": 1.0, "flower": 0.1},
     "sum": {"mnist": 1.0, "fashion_mnist": 1.0, "gtsrb": 1.0, "flower": 1.0},
 }
+
+
+class Size(NamedTuple):
+    """A size function of attributions, and the training loss that is built on it."""
+
+    function: Callable[[Tensor], Tensor] | None  # None for the plain sum, which completeness gives without a path
+    weight: float  # of the regularizer in the paper's experiments, where it has one
+    at_perturbed: bool  # whether the loss itself is taken at the perturbed inputs
+    quadrature: str | None = None  # where the size asks for one
+
+    @classmethod
+    def of(cls, size: str | Callable[[Tensor], Tensor], power: float) -> Size:
+        """The size function that a user names, or gives."""
+        named = {
+            "ig_norm": cls(_l1, weight=1.0, at_perturbed=False),
+            "ig_sum_norm": cls(_l1, weight=0.1, at_perturbed=True),
+            "sum": cls(None, weight=1.0, at_perturbed=True),
+            # The first term of the left sum is the gradient at the input itself.
+            "norm_power": cls(partial(_l1_power, power=power), 1.0, at_perturbed=False, quadrature="riemann_left"),
+        }
+        if callable(size):
+            return cls(size, weight=1.0, at_perturbed=False)
+        if not isinstance(size, str):
+            raise BoundaryTypeError(
+                f"size must be a name or a function of attributions, but it is {type(size).__name__}."
+            )
+        if size not in named:
+            raise BoundaryValueError(
+                f"size must be one of {', '.join(map(repr, named))}, or a function of attributions, but it is {size!r}."
+            )
+        return named[size]
+
+
+def _l1(attribution: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(attribution.reshape(len(attribution), -1), ord=1, dim=1)
+    return norms
+
+
+def _l1_power(attribution: Tensor, power: float) -> Tensor:
+    return _l1(attribution) ** power
 
 
 def paper_settings(dataset: str, size: str = "ig_norm") -> dict[str, Any]:
