@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from captum_boundary._core.modules import modules_of
 from captum_boundary._core.outputs import call_model
-from captum_boundary.errors import BoundaryValueError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers._origins import Origins
 
-__all__ = ["Call", "Pass", "forward_replaced", "names_of", "record"]
+__all__ = ["Call", "Pass", "forward_replaced", "layers_of", "names_of", "record"]
 
 
 @dataclass(eq=False)
@@ -139,6 +139,24 @@ def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             del module.forward
         else:
             module.forward = own
+
+
+def layers_of(layer: Any) -> tuple[nn.Module, ...]:
+    """The layers that are given as one module, or as several."""
+    layers = layer.values() if isinstance(layer, nn.ModuleDict) else layer
+    layers = tuple(layers) if isinstance(layer, list | tuple | nn.ModuleList | nn.ModuleDict) else (layers,)
+    for module in layers:
+        if not isinstance(module, nn.Module):
+            raise BoundaryTypeError(
+                "layer must be a torch.nn.Module of the model, such as model.embedding, or a list of them, but it is "
+                f"{type(module).__name__}."
+            )
+    if not 0 < len(layers) == len(set(layers)):
+        raise BoundaryValueError(
+            f"layer must hold at least one module, each of them once, but it holds {len(layers)}, of which "
+            f"{len(set(layers))} are different."
+        )
+    return layers
 
 
 def names_of(layers: tuple[nn.Module, ...]) -> str:

@@ -18,7 +18,7 @@ from captum_boundary._core.repeatability import Repeatability, watch_repeatabili
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers._origins import Origins
 from captum_boundary.layers._plan import Plan, plan_of
-from captum_boundary.layers._recording import as_written, names_of, record
+from captum_boundary.layers._recording import as_written, layers_of, names_of, record
 from captum_boundary.layers._replay import Readings, replay
 
 __all__ = ["ModelFromLayer", "n_activations_of"]
@@ -251,24 +251,6 @@ def _checked(inputs: Any) -> tuple[Tensor, ...]:
             f"{[tuple(tensor.shape) for tensor in tensors]}."
         )
     return tensors
-
-
-def layers_of(layer: Any) -> tuple[nn.Module, ...]:
-    """The layers that are given as one module, or as several."""
-    layers = layer.values() if isinstance(layer, nn.ModuleDict) else layer
-    layers = tuple(layers) if isinstance(layer, list | tuple | nn.ModuleList | nn.ModuleDict) else (layers,)
-    for module in layers:
-        if not isinstance(module, nn.Module):
-            raise BoundaryTypeError(
-                "layer must be a torch.nn.Module of the model, such as model.embedding, or a list of them, but it is "
-                f"{type(module).__name__}."
-            )
-    if not 0 < len(layers) == len(set(layers)):
-        raise BoundaryValueError(
-            f"layer must hold at least one module, each of them once, but it holds {len(layers)}, of which "
-            f"{len(set(layers))} are different."
-        )
-    return layers
 
 
 def n_activations_of(values: tuple[Any, ...]) -> int:
