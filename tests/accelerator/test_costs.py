@@ -32,7 +32,7 @@ from captum_boundary import (
 SEARCH = Cost(operations=60, synchronizations=2, copies=1)
 CURVE = Cost(operations=14, synchronizations=1, copies=1)
 ATTACK = Cost(operations=110, synchronizations=1, copies=1)
-TRAINING = Cost(operations=26, synchronizations=1, copies=2)
+TRAINING = Cost(operations=25, synchronizations=1, copies=2)
 
 # Synchronizations of a whole call, however many steps it makes.
 OF_A_CURVE = 6
