@@ -100,7 +100,8 @@ class InPlace(nn.Module):
         self.inner = network()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.mul_(2).div_(2))
+        doubled = x.mul_(2)
+        return self.inner(doubled / 2)
 
 
 class Checkpointed(nn.Module):

@@ -268,6 +268,41 @@ def test_training_mode_is_told_of_and_leaves_no_trace(make, as_function):
     find(model, points())
 
 
+WITHOUT_SEARCH: dict[str, Callable[[nn.Module, Tensor, Any], object]] = {
+    "BIG": lambda model, x, points: BoundaryIntegratedGradients(model).attribute(x, boundary=points, n_steps=3),
+    "deletion": lambda model, x, _: metrics.deletion(model, x, x, n_steps=3),
+    "erasure": lambda model, x, _: metrics.comprehensiveness(Embedded(model), x.long(), x, replacement=0),
+    "alignment": metrics.normal_alignment,
+    "optimality": lambda model, x, points: metrics.first_order_optimality(model, x, points),
+    "attack": lambda model, x, _: AttributionAttack(model, epsilon=0.1, n_steps=2).perturb(x),
+}
+
+
+class Embedded(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.float())
+
+
+@pytest.mark.parametrize("call", WITHOUT_SEARCH.values(), ids=WITHOUT_SEARCH)
+def test_what_does_not_search_leaves_buffers_as_they_are(call):
+    model, x = nn.Sequential(nn.Linear(6, 8), OwnNorm(), nn.Linear(8, 3)).eval(), points()
+    boundary = NearestBoundary(model, budget=BUDGET).find(x)
+    model.train()
+    with pytest.warns(UserWarning, match=r"training mode.*Call model\.eval\(\)"):
+        call(model, x, boundary)
+    assert not model[1].level.any()
+
+
+def test_batch_statistics_are_named():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3)).eval()
+    with pytest.raises(BoundaryValueError, match=r"normalizes by the statistics of its batch.*Call model\.eval\(\)"):
+        find(model, points())
+
+
 def test_dropout_that_does_nothing_is_no_reason_to_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -69,6 +69,11 @@ def other_batch_explained(n_variants: int, n_examples: int) -> Iterator[None]:
             raise
         if isinstance(error, BoundaryError) and f"it returned shape ({n_examples}," not in str(error):
             raise
+        if "more than 1 value per channel" in str(error):  # of PyTorch's normalizations
+            raise BoundaryValueError(
+                "The model normalizes by the statistics of its batch, and so has no decision of one example alone "
+                f"({_in_brief(error)}). Call model.eval(), or give its normalization running statistics."
+            ) from error
         raise BoundaryValueError(
             f"The model failed on {n_variants} rows made of the {n_examples} examples ({_in_brief(error)}). Examples "
             "whose boundaries are found leave the batch, and others are evaluated at several points at once. So "

@@ -122,11 +122,15 @@ class Repeatability:
 
 
 @contextmanager
-def watch_repeatability(forward_func: Callable[..., Any]) -> Iterator[Repeatability]:
-    """Look at a model's modules in training mode before it is evaluated; restore their buffers and warn in the end."""
+def watch_repeatability(forward_func: Callable[..., Any], warns: bool = True) -> Iterator[Repeatability]:
+    """Look at a model's modules in training mode before it is evaluated; restore their buffers and warn in the end.
+
+    Where a search within has warned already, nothing ``warns`` again.
+    """
     found = Repeatability(forward_func)
     try:
         yield found
-        found.warn()
+        if warns:
+            found.warn()
     finally:
         found.restore_buffers()

@@ -21,6 +21,7 @@ from captum_boundary._core.context import geometry
 from captum_boundary._core.mask import Mask
 from captum_boundary._core.outputs import has_one_output, score_tensor
 from captum_boundary._core.random_state import preserve_rng_state
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
 from captum_boundary.attr._default_device import default_device_of
 from captum_boundary.attr._method_at_points import MethodAtPoints
@@ -234,6 +235,7 @@ class BoundaryAttribution(BoundaryMethod, GradientAttribution):  # type: ignore[
             preserve_rng_state(),
             default_device_of(tensors[0].device),
             geometry(),
+            watch_repeatability(self.forward_func, warns=boundary is not None),
             torch.enable_grad(),
         ):
             if boundary is None:

@@ -22,6 +22,7 @@ from captum_boundary._core.checks import check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import resolve_target
 from captum_boundary._core.model import Model
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
 from captum_boundary.attr._spatial_grid import ReshapeTransform, grid_of
 from captum_boundary.attr.boundary_energy import BoundaryEnergy
@@ -184,7 +185,7 @@ class BoundaryGradCam(BoundaryMethod, GradientAttribution):  # type: ignore[misc
         def scores_of(rows: slice) -> tuple[Tensor, Any]:
             return self._scores_and_activations(model, images, rows)
 
-        with geometry():
+        with geometry(), watch_repeatability(self.forward_func, warns=False):
             size = internal_batch_size or points_at_once(
                 n_images, (images[:2],), self.forward_func, lambda: scores_of(slice(0, 2))
             )

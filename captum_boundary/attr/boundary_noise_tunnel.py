@@ -22,6 +22,7 @@ from captum_boundary._core.checks import check_choice, check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import resolve_target
 from captum_boundary._core.model import Model
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary._core.user_warnings import warn_user
 from captum_boundary.errors import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._noise import checked_stdevs
@@ -178,7 +179,7 @@ class BoundaryNoiseTunnel(NoiseTunnel):  # type: ignore[misc]
 
     def _target_of(self, tensors: tuple[Tensor, ...], target: Any, arguments: tuple[Any, ...] | None) -> Tensor | None:
         """The classes ``(N,)`` of the inputs themselves; None for a model with one output."""
-        with geometry():
+        with geometry(), watch_repeatability(self.forward_func, warns=False):
             model = Model(self.forward_func, len(tensors[0]), arguments)
             scores = model.first_scores(tensors)
             return None if model.is_binary else resolve_target(target, scores, model.is_binary)

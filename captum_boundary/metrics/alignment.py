@@ -22,6 +22,7 @@ from captum_boundary._core.context import geometry
 from captum_boundary._core.geometry import row_dot
 from captum_boundary._core.norms import L2, Norm, norm_of
 from captum_boundary._core.oracle import MarginOracle
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.metrics._maps import check_attributions
 from captum_boundary.search import BoundaryPoints
@@ -81,7 +82,7 @@ def normal_alignment(
         True
     """
     check_choice("score", score, ("output", "margin"))
-    with geometry():
+    with geometry(), watch_repeatability(forward_func):
         oracle, points = _oracle_of(forward_func, inputs, target, boundary, additional_forward_args)
         normal = _slope(oracle, points, boundary, with_adversarial=True)
         with_adversarial = score == "margin" or oracle.is_binary
@@ -140,7 +141,7 @@ def first_order_optimality(
         True
     """
     asked = None if norm is None else norm_of(norm)
-    with geometry():
+    with geometry(), watch_repeatability(forward_func):
         oracle, points = _oracle_of(forward_func, inputs, None, boundary, additional_forward_args)
         tensors = check_inputs(inputs)
         flat_norm = (asked or norm_of(boundary.norm)).for_inputs(tensors)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.context import geometry
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.metrics._curves import TargetScore
 from captum_boundary.metrics._maps import check_attributions
@@ -169,7 +170,7 @@ def _fall(
     if len(shares) == 0 or not all(0 < share <= 1 for share in shares):
         raise BoundaryValueError(f"shares must hold numbers above 0 and up to 1, but it is {tuple(shares)}.")
     may_go = _check_mask(mask, inputs)
-    with geometry():
+    with geometry(), watch_repeatability(forward_func):
         rank = values.masked_fill(~may_go, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         target_score = TargetScore(forward_func, (inputs,), target, additional_forward_args, score)
         whole = target_score((inputs,))[0]

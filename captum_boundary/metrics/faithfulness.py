@@ -21,6 +21,7 @@ from torch import Tensor
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.checks import check_count, check_inputs
 from captum_boundary._core.context import geometry
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.metrics._baselines import baselines_for
 from captum_boundary.metrics._curves import TargetScore, exchange_curves, ranks
 
@@ -271,7 +272,7 @@ def _area(
     tensors = tuple(tensor.detach() for tensor in check_inputs(inputs))
     check_count("n_steps", n_steps)
     check_count("perturbations_per_eval", perturbations_per_eval)
-    with geometry():
+    with geometry(), watch_repeatability(forward_func):
         rank, is_missing = ranks(attributions, tensors)
         replaced = baselines_for(tensors, baselines)
         target_score = TargetScore(forward_func, tensors, target, additional_forward_args, score)

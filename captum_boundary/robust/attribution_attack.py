@@ -17,6 +17,7 @@ from captum_boundary._core.eager_kernels import native_recurrence
 from captum_boundary._core.generators import check_generator
 from captum_boundary._core.geometry import Box
 from captum_boundary._core.model_modes import checkpoints_named
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attack_descent import Objective, minimize, objective_of, random_displacement
 from captum_boundary.robust._attribution_maps import AttributionMaps
@@ -205,7 +206,13 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
                 out of range, outputs of the wrong shape, a ``k`` larger than the map, and inputs that are no images
                 where the objective needs them.
         """
-        with torch.inference_mode(False), torch.no_grad(), native_recurrence(self.forward_func), checkpoints_named():
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            native_recurrence(self.forward_func),
+            checkpoints_named(),
+            watch_repeatability(self.forward_func),
+        ):
             maps = self._maps(check_inputs(inputs), target, additional_forward_args)
             points = self._perturbed(maps, self._box(maps))
             maps.check_finite()

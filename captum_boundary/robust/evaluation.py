@@ -25,6 +25,7 @@ from captum_boundary._core.eager_kernels import native_recurrence
 from captum_boundary._core.flat import pack
 from captum_boundary._core.geometry import Box
 from captum_boundary._core.model_modes import checkpoints_named
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attack_descent import random_displacement
 from captum_boundary.robust._attribution_maps import AttributionMaps, as_shares
@@ -171,7 +172,13 @@ def evaluate_attribution_robustness(
             "AttributionAttack(model, ...) for the model that is evaluated."
         )
     check_count("k", k, optional=True)
-    with torch.inference_mode(False), torch.no_grad(), native_recurrence(forward_func), checkpoints_named():
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        native_recurrence(forward_func),
+        checkpoints_named(),
+        watch_repeatability(forward_func),
+    ):
         maps = attack._maps(check_inputs(inputs), target, additional_forward_args)
         k = top_count(attack.k if k is None else k, math.prod(maps.map_shape))
         box = attack._box(maps)

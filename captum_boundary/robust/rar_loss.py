@@ -278,7 +278,8 @@ class RARLoss(nn.Module):
         perturbed = unpack(batch.perturbed, loss.inputs)
         attacked = time.perf_counter()
 
-        output = self.model(*(perturbed if self._size.at_perturbed else loss.inputs), *loss.arguments)
+        given = (part.clone() for part in (perturbed if self._size.at_perturbed else loss.inputs))
+        output = self.model(*given, *loss.arguments)  # which may change its input in place
         losses = losses_of(self.loss_func, output, loss.target)
         evaluated = time.perf_counter()
 

@@ -22,6 +22,7 @@ from captum_boundary._core.checks import check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import margin_and_rival
 from captum_boundary._core.oracle import MarginOracle
+from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._given import points_for
@@ -119,7 +120,7 @@ def plot_boundary_slice(
     points = points_for(tensors, boundary, same_kind=False)
     _check_numbers(boundary, example, extent, resolution, internal_batch_size)
     words = BoundaryWords(boundary, class_names)
-    with geometry():
+    with geometry(), watch_repeatability(forward_func):
         oracle = MarginOracle(forward_func, tensors, None, additional_forward_args, internal_batch_size)
         row = oracle.all_rows[[example]]
         target, adversarial = int(boundary.target[example]), int(boundary.adversarial[example])
