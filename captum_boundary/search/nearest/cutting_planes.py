@@ -5,6 +5,8 @@ In l1 it is one linearization, within a trust region.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -81,38 +83,46 @@ class TrustRegion:
     lower the exact penalty function, the distance and twice that from there to the linearized boundary, is not taken:
     the next one, from where it began, is a quarter as long (Nocedal and Wright, Numerical Optimization, 2nd edition,
     algorithm 18.4).
-
-    Args:
-
-        problem (Problem): The search this serves.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self._points, self._slope = problem.x, torch.zeros_like(problem.x)
-        self._penalty = problem.x.new_full((len(problem),), torch.inf)
-        self._value, self._radius = torch.zeros_like(self._penalty), self._penalty
+    def __init__(self) -> None:
+        self._at: _Iterate | None = None
 
     def select(self, rows: Tensor) -> TrustRegion:
         """Go on with some rows alone."""
-        self._points, self._slope, self._penalty = self._points[rows], self._slope[rows], self._penalty[rows]
-        self._value, self._radius = self._value[rows], self._radius[rows]
+        self._at = None if self._at is None else _Iterate(*(part[rows] for part in self._at))
         return self
 
     def add(self, problem: Problem, points: Tensor, plane: Linearization) -> None:
         """Take the step to ``points`` ``(n, D)``, whose linearizations are ``plane``, or shorten it."""
-        gap = (plane.value.clamp_min(0.0) / problem.norm.dual.length(plane.slope)).nan_to_num(0.0, torch.inf)
-        penalty = problem.distance(points) + 2 * gap
-        is_lower = penalty < self._penalty
-        self._radius = torch.where(is_lower, 4 * self._radius, LINF.length(points - self._points) / 4)
-        self._points = torch.where(is_lower[:, None], points, self._points)
-        self._slope = torch.where(is_lower[:, None], plane.slope, self._slope)
-        self._value = torch.where(is_lower, plane.value, self._value)
-        self._penalty = torch.minimum(penalty, self._penalty)
+        gap = plane.value.clamp_min(0.0) / problem.norm.dual.length(plane.slope)
+        penalty = torch.add(problem.distance(points), gap, alpha=2)
+        if self._at is None:
+            self._at = _Iterate(points, plane.slope, plane.value, penalty, torch.full_like(penalty, torch.inf))
+            return
+        at = self._at
+        is_lower = penalty < at.penalty
+        self._at = _Iterate(
+            torch.where(is_lower[:, None], points, at.points),
+            torch.where(is_lower[:, None], plane.slope, at.slope),
+            torch.where(is_lower, plane.value, at.value),
+            torch.where(is_lower, penalty, at.penalty),
+            torch.where(is_lower, 4 * at.radius, LINF.length(points - at.points) / 4),
+        )
 
     def nearest(self, problem: Problem) -> Tensor:
         """The nearest points ``(n, D)`` beyond the linearizations, or the deepest, within the trust region."""
-        required = self._value + problem.overshoot
-        return solve_linear_program(problem, self._points, self._slope, required, self._radius, problem.box)
+        assert self._at is not None
+        points, slope, value, _, radius = self._at
+        return solve_linear_program(problem, points, slope, value + problem.overshoot, radius, problem.box)
+
+
+class _Iterate(NamedTuple):
+    points: Tensor  # (n, D) from which the next step begins
+    slope: Tensor  # (n, D) there
+    value: Tensor  # (n,) and the linearized margin
+    penalty: Tensor  # (n,)
+    radius: Tensor  # (n,) infinite at first
 
 
 def solve_linear_program(
@@ -127,7 +137,7 @@ def solve_linear_program(
     region = Box(torch.maximum(box.lower, points - reach), torch.minimum(box.upper, points + reach))
     nearest = region.clamp(problem.x)
     required = required + row_dot(slope, nearest - points)
-    return L1.project_onto_half_space(nearest, slope, required.clamp_min(0.0), region)
+    return L1.project_onto_half_space(nearest, slope, required, region)
 
 
 def project_onto_half_spaces(

@@ -65,7 +65,7 @@ def active_set_refine(
     n_new = 2 if takes_two else 1
     closest, closest_margin = starts, torch.full_like(before, torch.inf) if seeks else before
     n_planes = min(n_steps, settings.planes)
-    planes = TrustRegion(problem) if problem.norm.is_sparse else CuttingPlanes(problem, n_planes)
+    planes = TrustRegion() if problem.norm.is_sparse else CuttingPlanes(problem, n_planes)
     active = ActiveSet(
         problem.oracle.all_rows,
         problem=problem,
