@@ -181,7 +181,11 @@ def test_frozen_scripts_are_models(call):
 def test_quantized_activations_are_refused():
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     quantized = nn.Sequential(torch.ao.quantization.quantize_dynamic(model[:2], {nn.Linear}), model[2])
-    for call in (CALLS["l2"], CALLS["BIG"], CALLS["energy"]):
+    attacks = [
+        lambda model, x, kind=kind: AttributionAttack(model, epsilon=0.1, attribution=kind).perturb(x)
+        for kind in ("ig", "gradient")
+    ]
+    for call in (CALLS["l2"], CALLS["BIG"], CALLS["energy"], *attacks):
         with pytest.raises(BoundaryValueError, match="carry no gradient of its inputs"):
             call(quantized, points())
 

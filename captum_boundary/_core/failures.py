@@ -78,7 +78,8 @@ def other_batch_explained(n_variants: int, n_examples: int) -> Iterator[None]:
             f"The model failed on {n_variants} rows made of the {n_examples} examples ({_in_brief(error)}). Examples "
             "whose boundaries are found leave the batch, and others are evaluated at several points at once. So "
             "forward_func must not hold tensors that belong to the examples, such as an attention_mask: give them as "
-            "additional_forward_args, whose entries follow their examples."
+            "additional_forward_args, whose entries follow their examples. A tensor there that belongs to all of them "
+            f"must not have {n_examples} entries: let forward_func hold that one."
         ) from error
 
 

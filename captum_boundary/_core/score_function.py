@@ -18,7 +18,7 @@ from captum_boundary.errors import BoundaryValueError
 __all__ = ["NO_GRADIENT", "ScoreFunction"]
 
 NO_GRADIENT = (
-    "The model's scores carry no gradient of its inputs, without which boundaries cannot be found: the forward "
+    "The model's scores carry no gradient of its inputs, without which nothing can be found or explained: the forward "
     "function runs under torch.no_grad() or inference_mode, detaches, computes outside of torch (numpy, .item()) or in "
     "integers (quantized activations), or does not look at its inputs."
 )

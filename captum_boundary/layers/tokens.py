@@ -69,7 +69,8 @@ def nearest_tokens(
             f"{tuple(mask.shape)}."
         )
     with torch.no_grad():
-        texts = points.detach().reshape(-1, *points.shape[-2:])
+        vectors = points.detach().to(torch.promote_types(points.dtype, torch.float32))
+        texts = vectors.reshape(-1, *points.shape[-2:])
         parts = [_nearest(text, embedding_weight.detach().to(text), k, metric) for text in texts]
     shape = (*points.shape[:-1], k)
     tokens, scores = (torch.stack(column).reshape(shape) for column in zip(*parts, strict=True))

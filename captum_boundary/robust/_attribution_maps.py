@@ -14,6 +14,7 @@ taken by differentiating its gradient along :math:`v`. All else is the model's o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,6 +102,7 @@ class AttributionMaps:
         internal_batch_size: int | None,
     ) -> None:
         self._model = unwrapped(model)
+        self.has_gradient = False  # whether any evaluation has had one
         self.inputs = tuple(tensor.detach() for tensor in inputs)
         self.x = pack(self.inputs)
         self.all_rows = torch.arange(len(self.x), device=self.x.device)
@@ -206,7 +208,7 @@ class AttributionMaps:
             with torch.inference_mode(False), torch.enable_grad():
                 scores, leaves = self._scores(path, example_index)
                 explained = scores.gather(1, self._explained[example_index, None])
-                gradients = torch.nan_to_num(self._gradient(explained.sum(), leaves))
+                gradients = torch.nan_to_num(self._first_gradient(explained.sum(), leaves))
             total[rows] += (weights[:, None] * gradients.view(-1, len(nodes), points.shape[1])).sum(dim=1)
         return total
 
@@ -267,6 +269,13 @@ class AttributionMaps:
     def _scores(self, points: Tensor, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Scores ``(n, C)`` of points of the examples ``rows``, and the leaves of their graph."""
         return self._evaluated.differentiable_scores(unpack(points, self.inputs), rows)
+
+    def _first_gradient(self, value: Tensor, leaves: tuple[Tensor, ...]) -> Tensor:
+        """As :meth:`_gradient`, with a look at whether there is any."""
+        given = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else ()
+        self.has_gradient |= any(gradient is not None for gradient in given)
+        pairs = zip_longest(given, leaves)
+        return pack(tuple(torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in pairs))
 
     def _gradient(self, value: Tensor, leaves: tuple[Tensor, ...], keep_graph: bool = False) -> Tensor:
         if not value.requires_grad:  # a linear model, or one that does not depend on its inputs

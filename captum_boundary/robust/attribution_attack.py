@@ -18,6 +18,7 @@ from captum_boundary._core.generators import check_generator
 from captum_boundary._core.geometry import Box
 from captum_boundary._core.model_modes import checkpoints_named
 from captum_boundary._core.repeatability import watch_repeatability
+from captum_boundary._core.score_function import NO_GRADIENT
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attack_descent import Objective, minimize, objective_of, random_displacement
 from captum_boundary.robust._attribution_maps import AttributionMaps
@@ -242,6 +243,8 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         if self.method == "random":
             return random_displacement(maps, box, self.attack_steps, self.generator)
         start = maps.at(maps.x)
+        if not maps.has_gradient:
+            raise BoundaryValueError(NO_GRADIENT)
         clean = start.shares
         objective = objective_of(self.method, maps, clean, top_count(self.k, clean.shape[1]), self.target_map)
         return minimize(

@@ -29,10 +29,11 @@ def test_as_a_loop_over_all_vectors_and_tokens(metric):
             torch.testing.assert_close(scores[n, place], expected[order])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_an_embedding_is_nearest_to_its_own_token(metric):
-    ids = torch.tensor([[3, 7], [0, 29]])
-    tokens, _ = nearest_tokens(WEIGHT[ids], WEIGHT, metric=metric)
+def test_an_embedding_is_nearest_to_its_own_token(metric, dtype):
+    ids, weight = torch.tensor([[3, 7], [0, 29]]), WEIGHT.to(dtype)
+    tokens, _ = nearest_tokens(weight[ids], weight, metric=metric)
     assert torch.equal(tokens[..., 0], ids)
 
 
