@@ -61,6 +61,16 @@ def test_linear_models_have_the_closed_form(n_classes, norm, dtype, tolerance):
     torch.testing.assert_close(chosen, nearest, rtol=tolerance, atol=0)
 
 
+@pytest.mark.parametrize("bounds", [None, (0.0, 30.0)])
+def test_nearest_point_in_l1_where_two_slopes_are_equal(bounds):
+    """Of the hyperbola that is (1, 1), which no step along one coordinate reaches."""
+    inputs = torch.tensor([[0.2, 0.1], [0.5, 0.3], [0.3, 0.9]], dtype=torch.float64)
+    search = NearestBoundary(
+        lambda x: torch.stack([torch.ones_like(x[:, 0]), x[:, 0] * x[:, 1]], 1), norm=1, bounds=bounds
+    )
+    torch.testing.assert_close(search.find(inputs).distance, (1 - inputs).sum(dim=1), rtol=2e-4, atol=0)
+
+
 def distance_in_box(x: np.ndarray, slope: np.ndarray, drop: float, norm: float, low: float, high: float) -> float:
     """Distance from x to ``{y in box : slope . (x - y) >= drop}`` by linear or least distance programming."""
     n = len(x)

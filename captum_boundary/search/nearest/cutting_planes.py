@@ -95,17 +95,20 @@ class TrustRegion:
 
     def add(self, problem: Problem, points: Tensor, plane: Linearization) -> None:
         """Take the step to ``points`` ``(n, D)``, whose linearizations are ``plane``, or shorten it."""
-        gap = plane.value.clamp_min(0.0) / problem.norm.dual.length(plane.slope)
-        penalty = torch.add(problem.distance(points), gap, alpha=2)
+        missing = plane.value.clamp_min(0.0)
+        penalty = torch.add(problem.distance(points), missing / problem.norm.dual.length(plane.slope), alpha=2)
         if self._at is None:
-            self._at = _Iterate(points, plane.slope, plane.value, penalty, torch.full_like(penalty, torch.inf))
+            required = plane.value + problem.overshoot
+            self._at = _Iterate(points, plane.slope, required, penalty, torch.full_like(penalty, torch.inf))
             return
+        # Linearizations promise a little too much, and steps would end just short of the boundary.
+        required = torch.add(plane.value, missing, alpha=0.5) + problem.overshoot
         at = self._at
         is_lower = penalty < at.penalty
         self._at = _Iterate(
             torch.where(is_lower[:, None], points, at.points),
             torch.where(is_lower[:, None], plane.slope, at.slope),
-            torch.where(is_lower, plane.value, at.value),
+            torch.where(is_lower, required, at.required),
             torch.where(is_lower, penalty, at.penalty),
             torch.where(is_lower, 4 * at.radius, LINF.length(points - at.points) / 4),
         )
@@ -113,14 +116,14 @@ class TrustRegion:
     def nearest(self, problem: Problem) -> Tensor:
         """The nearest points ``(n, D)`` beyond the linearizations, or the deepest, within the trust region."""
         assert self._at is not None
-        points, slope, value, _, radius = self._at
-        return solve_linear_program(problem, points, slope, value + problem.overshoot, radius, problem.box)
+        points, slope, required, _, radius = self._at
+        return solve_linear_program(problem, points, slope, required, radius, problem.box)
 
 
 class _Iterate(NamedTuple):
     points: Tensor  # (n, D) from which the next step begins
     slope: Tensor  # (n, D) there
-    value: Tensor  # (n,) and the linearized margin
+    required: Tensor  # (n,) how much less the linearized margin is to be
     penalty: Tensor  # (n,)
     radius: Tensor  # (n,) infinite at first
 
