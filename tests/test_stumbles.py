@@ -242,12 +242,25 @@ def test_options_of_layer_methods_are_listed_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "call", [*METHODS.values(), lambda m, x: RARLoss(m, "sum", epsilon=0.1)(x, torch.tensor([0, 1, 2, 0]))]
+    "call",
+    [
+        *METHODS.values(),
+        lambda m, x: RARLoss(m, "sum", epsilon=0.1)(x, torch.tensor([0, 1, 2, 0])),
+        lambda m, x: LayerBoundaryAttribution(m, m[0]).attribute(x),
+        lambda m, x: SmoothedModel(m, 0.1)(x),
+    ],
 )
 def test_inputs_of_another_type_than_the_weights(call) -> None:
     message = r"inputs are torch.float64, and the weights of the model are torch.float32.*inputs\.to\(torch.float32\)"
     with pytest.raises(BoundaryValueError, match=message):
         call(MODEL, ROWS.double())
+
+
+def test_arrays_become_tensors() -> None:
+    with pytest.raises(BoundaryTypeError, match=r"it is ndarray\. Convert it with torch\.as_tensor\(inputs\)\.$"):
+        NearestBoundary(MODEL).find(ROWS.numpy())
+    with pytest.raises(BoundaryValueError, match=r"shape \(4,\), one class for each .* it has shape \(2,\)\.$"):
+        NearestBoundary(MODEL).find(ROWS, torch.tensor([0, 1]))
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,9 @@ def check_inputs(inputs: object) -> tuple[Tensor, ...]:
     for index, tensor in enumerate(tensors):
         name = f"inputs[{index}]" if isinstance(inputs, tuple) else "inputs"
         if not isinstance(tensor, Tensor):
+            way_out = f" Convert it with torch.as_tensor({name})." if hasattr(tensor, "__array__") else ""
             raise BoundaryTypeError(
-                f"{name} must be a Tensor or a tuple of Tensors, but it is {type(tensor).__name__}."
+                f"{name} must be a Tensor or a tuple of Tensors, but it is {type(tensor).__name__}.{way_out}"
             )
         if not tensor.is_floating_point():
             raise BoundaryTypeError(

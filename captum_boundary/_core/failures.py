@@ -31,7 +31,7 @@ def types_and_exports_explained(forward_func: Any, inputs: tuple[Tensor, ...]) -
     except BoundaryError:
         raise
     except (RuntimeError, AssertionError) as error:
-        if _OF_TYPES.search(str(error)):
+        if _OF_TYPES.search(str(error)) and all(tensor.is_floating_point() for tensor in inputs):
             raise BoundaryValueError(_different_types(forward_func, inputs, error)) from error
         if _OF_EXPORTS.search(str(error)):
             raise BoundaryValueError(

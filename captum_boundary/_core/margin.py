@@ -157,7 +157,7 @@ def _target_indices(target: TargetType, n_examples: int) -> Tensor:
         if target.ndim != 1 or target.numel() != n_examples:
             raise BoundaryValueError(
                 f"A target tensor must have shape ({n_examples},), one class for each example, or one element, "
-                f"but it has shape {tuple(target.shape)}. {indices_of(target)}".rstrip()
+                f"but it has shape {tuple(target.shape)}. {indices_of(target) if target.ndim == 2 else ''}".rstrip()
             )
         return target.detach().long()
     if isinstance(target, list):

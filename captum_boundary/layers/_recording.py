@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from captum_boundary._core.failures import types_and_exports_explained
 from captum_boundary._core.modules import modules_of
 from captum_boundary._core.outputs import call_model
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
@@ -97,7 +98,8 @@ def record(
         if origins is not None:
             origins.add(inputs)
             stack.enter_context(origins)
-        happened.output = _copied(call_model(forward_func, inputs, arguments))
+        with types_and_exports_explained(forward_func, inputs):
+            happened.output = _copied(call_model(forward_func, inputs, arguments))
     for layer in (layer for number, layer in enumerate(layers) if number not in happened.layer_outputs):
         raise BoundaryValueError(
             f"The layer, {type(layer).__name__}, was not called when the model was evaluated. Give a module that takes "

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from captum_boundary._core.batch_sizes import copies_at_once
 from captum_boundary._core.checks import check_choice, check_count
+from captum_boundary._core.failures import types_and_exports_explained
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._averages import AVERAGES, average_over_copies, by_copies
@@ -164,9 +165,9 @@ class SmoothedModel(nn.Module):
     ) -> Tensor:
         """Scores ``(n, n_copies, ...)`` of some noisy copies of n examples."""
         noisy, following = noisy_copies(inputs, noise, others, examples, copies)
-        return by_copies(
-            self.forward_func(*noisy, *following), copies.stop - copies.start, examples.stop - examples.start
-        )
+        with types_and_exports_explained(self.forward_func, noisy):
+            output = self.forward_func(*noisy, *following)
+        return by_copies(output, copies.stop - copies.start, examples.stop - examples.start)
 
     def _inputs_of(self, arguments: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         n_inputs = len(self._stdevs)
