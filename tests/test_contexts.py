@@ -22,6 +22,7 @@ from captum_boundary import (
     largest_stdev,
     metrics,
 )
+from captum_boundary.attr import separate_activations
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.robust import AttributionAttack, RARLoss
 
@@ -394,6 +395,30 @@ def test_models_used_in_other_threads_are_not_recorded():
     activations, arguments = from_layer.at(points())
     torch.testing.assert_close(from_layer(activations, *arguments), inner(points()))
     other.stop()
+
+
+def test_models_used_in_other_threads_are_not_traced():
+    inner, elsewhere, x = mlp(), nn.Sequential(nn.Linear(2, 2), nn.ReLU()), points()
+    expected = inner(x)
+
+    def work() -> None:
+        elsewhere(torch.ones(1, 2))
+        assert torch.equal(inner(x), expected)  # with the very parameters that are traced
+
+    other = OtherThread(work)
+
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, v: Tensor) -> Tensor:
+            other.step()
+            return self.inner(v).relu()
+
+    separated = separate_activations(Slow().eval(), x)
+    other.stop()
+    assert torch.equal(separated(x), expected.relu())
 
 
 def test_no_flag_of_the_process_is_touched(monkeypatch):

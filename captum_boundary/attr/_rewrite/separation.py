@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -138,14 +140,32 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(map(len, hooks))
 
 
+# Tracing replaces methods of nn.Module, for all threads, and puts back what it found: one trace at a time.
+_one_at_a_time = threading.RLock()
+
+
 class _Tracer(fx.Tracer):
-    """Symbolic tracing that runs neither hooks nor changes of buffers, and keeps untraceable modules whole."""
+    """Symbolic tracing that runs neither hooks nor changes of buffers, and keeps untraceable modules whole.
+
+    Modules that other threads call meanwhile compute as ever.
+    """
 
     proxy_buffer_attributes = True
 
     def __init__(self, kept_whole: set[str]) -> None:
         super().__init__()
         self.kept_whole = kept_whole
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.kept_whole or _is_leaf(m):
@@ -166,7 +186,8 @@ def _trace(module: nn.Module, inputs: tuple[Any, ...], untraceable: dict[nn.Modu
         arguments = {name: parameter.default for name, parameter in parameters.items()}
         arguments |= dict(zip(parameters, inputs, strict=False))
         constants = {k: v for k, v in arguments.items() if v is None or isinstance(v, (bool, int, float, str))}
-        graph = _Tracer(kept_whole).trace(root, concrete_args=constants or None)
+        with _one_at_a_time:
+            graph = _Tracer(kept_whole).trace(root, concrete_args=constants or None)
         traced = fx.GraphModule(root, graph, type(module).__name__)
     except Exception as error:  # tracing runs the user's forward, which may raise anything
         return str(error).partition("\n")[0]
