@@ -14,13 +14,14 @@ from tqdm.auto import tqdm
 
 from captum_boundary._core.batch_sizes import points_at_once
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
-from captum_boundary._core.checks import check_choice, check_count, check_inputs
+from captum_boundary._core.checks import check_choice, check_count, check_inputs, shown
 from captum_boundary._core.context import geometry
 from captum_boundary._core.flat import unpack
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary._core.margin import margin_and_rival
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
+from captum_boundary._core.user_warnings import warn_user
 from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
 from captum_boundary.attr._local_average import local_average
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
@@ -144,7 +145,7 @@ class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
         Returns:
 
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Energies, shaped like ``inputs``, in float32 where
-              these have half precision, whose numbers are too few for squares.
+              these have half precision, whose numbers are too few for squares. A warning names rows of zeros.
 
         Raises:
 
@@ -162,6 +163,12 @@ class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
                 total = len(oracle) * n_samples
                 with tqdm(total=total, desc="Boundary energy", unit="copy", disable=not show_progress) as bar:
                     energies = self._energies(oracle, n_samples, energy, internal_batch_size, bar.update)
+            is_empty = (energies == 0).all(dim=1)
+            if is_empty.any():
+                warn_user(
+                    f"The score has no slope at any noisy copy of row(s) [{shown(is_empty)}], whose energies are all "
+                    "zero: look for saturated probabilities (use logits), dead units or rounded activations."
+                )
             maps = unpack(
                 energies, tuple(tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors)
             )
