@@ -10,20 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from captum.attr import DeepLift, GuidedBackprop
 from torch import Tensor, nn
 from torch.nn import functional
 
 from captum_boundary import (
     AggregatedBoundaryNormals,
+    BoundaryAttribution,
     BoundaryEnergy,
     BoundaryIntegratedGradients,
+    LayerBoundaryAttribution,
     ModelFromLayer,
     NearestBoundary,
     largest_stdev,
     metrics,
 )
 from captum_boundary.attr import separate_activations
-from captum_boundary.errors import BoundaryValueError
+from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust import AttributionAttack, RARLoss
 
 BUDGET = 6
@@ -419,6 +422,22 @@ def test_models_used_in_other_threads_are_not_traced():
     separated = separate_activations(Slow().eval(), x)
     other.stop()
     assert torch.equal(separated(x), expected.relu())
+
+
+@pytest.mark.parametrize("method", [DeepLift, GuidedBackprop])
+def test_exported_programs_have_no_rules(method):
+    n = torch.export.Dim("n", min=1, max=64)
+    program = torch.export.export(mlp(), (points(),), dynamic_shapes=({0: n},)).module()
+    with pytest.raises(BoundaryTypeError, match=r"exported program.* Pass the module that was exported\.$"):
+        BoundaryAttribution(program, method, NearestBoundary(program, budget=BUDGET)).attribute(points())
+
+
+def test_layers_on_another_device_than_the_default():
+    model, x = mlp(), points()
+    expected = LayerBoundaryAttribution(model, model[0]).attribute(x, n_steps=3)
+    with torch.device("meta"):
+        result = LayerBoundaryAttribution(model, model[0]).attribute(x, n_steps=3)
+    torch.testing.assert_close(result, expected)
 
 
 def test_no_flag_of_the_process_is_touched(monkeypatch):

@@ -137,7 +137,7 @@ class ModelFromLayer(nn.Module):
         tensors = _checked(inputs)
         further = format_additional_forward_args(additional_forward_args)
         n_examples = len(tensors[0])
-        few = torch.arange(3 if n_examples == 2 else 2) % n_examples
+        few = torch.arange(3 if n_examples == 2 else 2, device=tensors[0].device) % n_examples
 
         layers, function, at_input = self.layers, self.forward_func, self.attribute_to_layer_input
         with geometry(), as_written(function), watch_repeatability(function) as repeatability:

@@ -91,7 +91,9 @@ def _is_numbers(value: object) -> bool:
 def _checked(mean: Any, std: Any) -> tuple[Tensor, Tensor]:
     try:
         means, deviations = (
-            (value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32)).detach().flatten()
+            (value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32, device="cpu"))
+            .detach()
+            .flatten()
             for value in (mean, std)
         )
     except (TypeError, ValueError, RuntimeError) as error:

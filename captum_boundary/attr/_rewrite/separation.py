@@ -54,7 +54,7 @@ def separate_activations(model: nn.Module, example_inputs: Tensor | tuple[Any, .
         nn.Module: The copy, in the training mode of the model.
 
     Raises:
-        BoundaryTypeError: If ``model`` is not a module, or is a compiled, scripted or parallel one.
+        BoundaryTypeError: If ``model`` is not a module, or is a compiled, scripted, exported or parallel one.
         BoundaryValueError: If an activation cannot be separated, or the copy differs from the model.
 
     Examples::
@@ -105,8 +105,17 @@ def _require_plain_module(model: nn.Module) -> None:
             raise BoundaryTypeError(f"{kind} is a ScriptModule, which cannot be rewritten. Pass the original module.")
         if hasattr(module, "_orig_mod"):
             raise BoundaryTypeError(f"{kind} is the result of torch.compile. Pass the module that was compiled.")
+        if isinstance(module, fx.GraphModule) and any(map(_is_exported, module.graph.nodes)):
+            raise BoundaryTypeError(
+                f"{kind} is an exported program, in which no rule finds its activations. Pass the module that was "
+                "exported."
+            )
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise BoundaryTypeError(f"{kind} is a parallel wrapper. Pass the module that it wraps (.module).")
+
+
+def _is_exported(node: fx.Node) -> bool:
+    return node.op == "call_function" and str(node.target).startswith("aten.")
 
 
 def _separate(
