@@ -13,6 +13,7 @@ import torch
 from captum.attr import DeepLift, GuidedBackprop
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from captum_boundary import (
     AggregatedBoundaryNormals,
@@ -430,6 +431,20 @@ def test_exported_programs_have_no_rules(method):
     program = torch.export.export(mlp(), (points(),), dynamic_shapes=({0: n},)).module()
     with pytest.raises(BoundaryTypeError, match=r"exported program.* Pass the module that was exported\.$"):
         BoundaryAttribution(program, method, NearestBoundary(program, budget=BUDGET)).attribute(points())
+
+
+def test_a_layer_in_checkpointed_activations_is_named():
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.inner, x, use_reentrant=False, preserve_rng_state=False)
+
+    model = Checkpointed().eval()
+    with pytest.raises(BoundaryValueError, match=r"checkpoints activations.*Switch checkpointing off"):
+        LayerBoundaryAttribution(model, model.inner[0]).attribute(points(), n_steps=3)
 
 
 def test_layers_on_another_device_than_the_default():

@@ -17,6 +17,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from captum_boundary._core.failures import scripts_explained
+from captum_boundary._core.model_modes import checkpoints_named
 
 __all__ = ["callers_autocast", "discarded_graph", "geometry"]
 
@@ -40,6 +41,7 @@ def geometry() -> Iterator[None]:
             token = _autocast.set(enabled)
             stack.callback(_autocast.reset, token)
         stack.enter_context(scripts_explained())
+        stack.enter_context(checkpoints_named())
         yield
 
 
