@@ -29,8 +29,8 @@ class NearestBoundarySettings:
             1: 0.2 % at budget 10 (ResNet-2B).
         slow_decrease (float): A step that leaves more of the margin than this is slow, and two end the phase. Without:
             4 to 7 % at budget 10 (tiny networks).
-        random_lines (int): Random lines, a forward pass each, where slopes lead nowhere; a quarter as many in
-            few dimensions, where restarts follow.
+        random_lines (int): Random lines, a forward pass each, where slopes lead nowhere; a quarter as many in few
+            dimensions, where restarts follow.
         data_range_share (float): Share of the further Newton steps, without bounds, that stay inside the data range.
             Without a data range: 31 % in l1, 106 % at budget 10 (MNIST).
         refinement_share (float): Gradients of a refinement, as a share of the budget or of one descent's. Without: as
@@ -50,7 +50,7 @@ class NearestBoundarySettings:
             linf. Without: 24 to 26 % (MNIST), 0.4 to 1.2 % (ResNet-2B).
         descent_share (float): Share of the budget that ends with the first descent: in few dimensions, where restarts
             have the rest, and of classes that compete, in equal rounds. Without a descent in few dimensions: 1.4 % in
-            linf and 7 % in l1 (table).
+            linf (table).
         pair_share (float): Share of the budget for the descent of each of an example's many boundaries.
         slope_memory (float): Share of earlier slopes in the average, in l1. Without: 16 % (MNIST).
         aim_gain (float): Share of a shortfall that the next steps aim further by, in l1. Without: 47 % (MNIST).
