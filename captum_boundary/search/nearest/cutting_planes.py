@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_boundary._core.geometry import Box, row_dot
-from captum_boundary._core.norms import L1, LINF
+from captum_boundary._core.norms import LINF
 from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._problem import Problem
 from captum_boundary.search.nearest.first_contact import PROJECTION_STEPS
@@ -131,7 +131,7 @@ class _Iterate(NamedTuple):
 def solve_linear_program(
     problem: Problem, points: Tensor, slope: Tensor, required: Tensor, radius: Tensor, box: Box
 ) -> Tensor:
-    """The points nearest in l1 whose linearized decrease from ``points`` ``(n, D)`` is as required ``(n,)``.
+    """The points nearest in a sparse norm whose linearized decrease from ``points`` ``(n, D)`` is as required ``(n,)``.
 
     Every coordinate stays in the box and no farther than the radius ``(n,)`` from where it is. With one constraint,
     sorting solves the program.
@@ -140,7 +140,7 @@ def solve_linear_program(
     region = Box(torch.maximum(box.lower, points - reach), torch.minimum(box.upper, points + reach))
     nearest = region.clamp(problem.x)
     required = required + row_dot(slope, nearest - points)
-    return L1.project_onto_half_space(nearest, slope, required, region)
+    return problem.norm.project_onto_half_space(nearest, slope, required.clamp_min(0.0), region)
 
 
 def project_onto_half_spaces(
