@@ -85,7 +85,9 @@ class DDNStep:
         gap = ratio(margin.abs(), self._radius * steepness)
         rate = torch.maximum(rate, gap.clamp_max(self._settings.max_rate))
         radius = torch.where(beyond, torch.minimum(self._radius, incumbent.distance), self._radius)
-        self._radius = torch.addcmul(radius, radius, rate.copysign(margin))
+        radius = torch.addcmul(radius, radius, rate.copysign(margin))
+        # Where linearizations are wrong by far, radii would grow and grow.
+        self._radius = torch.minimum(radius, (1 + self._settings.first_rate) * incumbent.distance)
         move = problem.norm.turned(at.move, at.distance, slope, steepness, step_size)
         return at.box.clamp(problem.x + problem.norm.with_length(move, self._radius))
 
