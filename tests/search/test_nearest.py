@@ -71,6 +71,18 @@ def test_nearest_point_in_l1_where_two_slopes_are_equal(bounds):
     torch.testing.assert_close(search.find(inputs).distance, (1 - inputs).sum(dim=1), rtol=2e-4, atol=0)
 
 
+def test_restarts_in_l1_look_along_single_coordinates():
+    """Steps that no slope at the input, nor any direction of many coordinates, leads to."""
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        steps = torch.sigmoid(50 * (x[:, 1:].abs() - 1)).sum(dim=1)
+        return torch.stack([2 - x[:, 0] - 4 * steps, torch.zeros_like(steps)], dim=1)
+
+    inputs = torch.zeros(3, 20, dtype=torch.float64)
+    distance = NearestBoundary(model, norm=1, budget=100).find(inputs).distance
+    torch.testing.assert_close(distance, torch.ones_like(distance), rtol=1e-2, atol=0)  # half a step is 2
+
+
 def distance_in_box(x: np.ndarray, slope: np.ndarray, drop: float, norm: float, low: float, high: float) -> float:
     """Distance from x to ``{y in box : slope . (x - y) >= drop}`` by linear or least distance programming."""
     n = len(x)

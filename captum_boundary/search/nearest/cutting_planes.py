@@ -81,16 +81,16 @@ class TrustRegion:
     The nearest point of a half-space differs from the input in one coordinate, that with the largest slope; the nearest
     point of a boundary may lie where several slopes are equal, which only shorter steps reach. A step that does not
     lower the exact penalty function, the distance and twice that from there to the linearized boundary, is not taken:
-    the next one, from where it began, is a quarter as long (Nocedal and Wright, Numerical Optimization, 2nd edition,
-    algorithm 18.4).
+    the next one, from where it began, is a quarter as long (after Nocedal and Wright, Numerical Optimization, 2nd
+    edition, algorithm 18.4).
     """
 
     def __init__(self) -> None:
-        self._at: _Iterate | None = None
+        self._at: _Accepted | None = None
 
     def select(self, rows: Tensor) -> TrustRegion:
         """Go on with some rows alone."""
-        self._at = None if self._at is None else _Iterate(*(part[rows] for part in self._at))
+        self._at = None if self._at is None else _Accepted(*(part[rows] for part in self._at))
         return self
 
     def add(self, problem: Problem, points: Tensor, plane: Linearization) -> None:
@@ -99,18 +99,18 @@ class TrustRegion:
         penalty = torch.add(problem.distance(points), missing / problem.norm.dual.length(plane.slope), alpha=2)
         if self._at is None:
             required = plane.value + problem.overshoot
-            self._at = _Iterate(points, plane.slope, required, penalty, torch.full_like(penalty, torch.inf))
+            self._at = _Accepted(points, plane.slope, required, penalty, torch.full_like(penalty, torch.inf))
             return
         # Linearizations promise a little too much, and steps would end just short of the boundary.
         required = torch.add(plane.value, missing, alpha=0.5) + problem.overshoot
         at = self._at
         is_lower = penalty < at.penalty
-        self._at = _Iterate(
+        self._at = _Accepted(
             torch.where(is_lower[:, None], points, at.points),
             torch.where(is_lower[:, None], plane.slope, at.slope),
             torch.where(is_lower, required, at.required),
             torch.where(is_lower, penalty, at.penalty),
-            torch.where(is_lower, 4 * at.radius, LINF.length(points - at.points) / 4),
+            torch.where(is_lower, at.radius, LINF.length(points - at.points) / 4),
         )
 
     def nearest(self, problem: Problem) -> Tensor:
@@ -120,7 +120,9 @@ class TrustRegion:
         return solve_linear_program(problem, points, slope, required, radius, problem.box)
 
 
-class _Iterate(NamedTuple):
+class _Accepted(NamedTuple):
+    """The last points that were worth a step."""
+
     points: Tensor  # (n, D) from which the next step begins
     slope: Tensor  # (n, D) there
     required: Tensor  # (n,) how much less the linearized margin is to be

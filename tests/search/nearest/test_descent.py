@@ -11,13 +11,13 @@ import torch
 from captum_boundary import NearestBoundary
 from captum_boundary._core.bounds import box_of
 from captum_boundary._core.norms import norm_of
-from captum_boundary._core.oracle import MarginOracle
+from captum_boundary._core.oracle import Linearization, MarginOracle
 from captum_boundary.search import NearestBoundarySettings
 from captum_boundary.search._problem import Incumbent, Phase, Problem
 from captum_boundary.search.nearest import descent
 from captum_boundary.search.nearest.descent import _follow, descend, descend_once, descend_with_restarts
 from captum_boundary.search.nearest.first_contact import newton_phase
-from captum_boundary.search.nearest.step_rules import DDNStep
+from captum_boundary.search.nearest.step_rules import DDNStep, Iterate
 
 SETTINGS = NearestBoundarySettings()
 PERIOD = SETTINGS.restart_period
@@ -51,6 +51,23 @@ def test_descents_hurry_while_they_are_far_away(norm, times_as_far) -> None:
     found = descend(problem, SETTINGS, known, torch.full((8,), 36), seed=0)
 
     assert (found.distance < 1.1 * nearest).all()
+
+
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_radii_stay_with_the_nearest_point_known(norm) -> None:
+    """Also where slopes say, again and again, that the boundary is far beyond it."""
+    inputs = torch.zeros(2, 600)
+    problem = Problem(
+        MarginOracle(lambda x: x @ torch.ones(600) + 1, (inputs,)), box_of(None, (inputs,)), norm, torch.tensor(1e-6)
+    )
+    known = Incumbent(torch.full((2, 600), -1.0), torch.tensor([1.0, 3.0]), torch.zeros(2, dtype=torch.long))
+    rule = DDNStep(SETTINGS, known.distance, torch.linspace(0, 0.9, 20)[:, None].expand(-1, 2))
+    depth, slope = torch.full((2,), 9.0), torch.full((2, 600), 1e-3)
+    points = known.points
+    for step in range(20):
+        move, plane = points - problem.x, Linearization(depth, depth, slope)
+        points = rule.step(problem, Iterate(points, move, problem.distance(points), plane, problem.box), known, step)
+        assert (problem.distance(points) < (1.001 + SETTINGS.first_rate) * known.distance).all()
 
 
 @pytest.mark.parametrize("norm", [2, math.inf])
