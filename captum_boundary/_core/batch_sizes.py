@@ -35,8 +35,8 @@ def points_at_once(n_points: int, inputs: tuple[Tensor, ...], model: object, for
 def copies_at_once(n_points: int, n_examples: int, n_copies: int) -> tuple[int, int]:
     """Examples, and copies of each, of which at most ``n_points`` pass through a model at once.
 
-    They are as many as all examples nowhere: a function that holds tensors of its examples, in their order, would take
-    them for these, and fails on any other number.
+    The first pass never has as many rows as there are examples, unless it has each of them once: a function that holds
+    tensors of its examples, in their order, would take them for these, and fails on any other number.
     """
     copies = min(n_points, n_copies)
     examples = n_points // copies
