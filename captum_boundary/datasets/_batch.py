@@ -8,15 +8,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from captum.attr import Attribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from captum_boundary._core.captum_helpers import format_additional_forward_args
-from captum_boundary._core.margin import margin_and_rival
+from captum_boundary._core.margin import margin_and_rival, resolve_target
 from captum_boundary._core.model import Model
 from captum_boundary._core.random_state import preserve_rng_state, seed_rng
 from captum_boundary.attr import BoundaryDistance, BoundaryNormals
@@ -26,18 +26,11 @@ from captum_boundary.datasets._examples import Example, ExampleError, ExampleSpe
 from captum_boundary.datasets._store import stored_tensors
 from captum_boundary.errors import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError
 
-__all__ = ["BatchExplainer", "Explained", "device_of", "find_spec"]
+__all__ = ["BatchExplainer", "find_spec"]
 
 _OURS = ("inputs", "target", "boundary", "return_boundary", "return_convergence_delta")
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_OUT_OF_MEMORY = ("memoryerror", "out of memory", "can't allocate memory", "not enough memory")
 _N_TRIED = 16  # examples on which the model is tried before the first batch
-
-
-class Explained(NamedTuple):
-    """What is known of B examples: their rows and, where they could be explained, tensors with B entries to store."""
-
-    rows: list[dict[str, Any]]
-    tensors: dict[str, Tensor]
 
 
 @dataclass
@@ -56,7 +49,8 @@ class BatchExplainer:
     strict: bool
 
     def __post_init__(self) -> None:
-        parameters = _check_options(self.explainer, self.options)
+        _check_options(self.explainer, self.options)
+        parameters = inspect.signature(self.explainer.attribute).parameters
         self.can = capabilities_of(self.explainer)
         has_one_each = not isinstance(self.explainer, BoundaryDistance)  # which has a boundary for each feature
         self.gives_boundary = "return_boundary" in parameters and has_one_each
@@ -70,79 +64,74 @@ class BatchExplainer:
                 "BoundaryAttribution makes one of any Captum method."
             )
 
-    def scores(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, bool]:
-        """Class scores ``(B, C)`` of the model, and whether it has one output only."""
-        model = Model(self.explainer.forward_func, len(inputs[0]), self.arguments)
-        return model.first_scores(inputs), model.is_binary
-
-    def stack(self, examples: Sequence[Example]) -> tuple[Tensor, ...]:
-        """The inputs of ``examples``, in batches on the device."""
+    def scores(self, examples: Sequence[Example]) -> tuple[tuple[Tensor, ...], Tensor, bool]:
+        """Inputs of B examples on the device, class scores ``(B, C)``, and whether the model has one output only."""
         parts = zip(*(example.inputs for example in examples), strict=True)
-        return tuple(torch.stack(part).to(self.device) for part in parts)
+        inputs = tuple(torch.stack(part).to(self.device) for part in parts)
+        model = Model(self.explainer.forward_func, len(examples), self.arguments)
+        return inputs, model.first_scores(inputs), model.is_binary
 
-    def __call__(self, examples: Sequence[Example]) -> Iterator[Explained]:
-        """Explain examples in whatever parts they can be: a batch that fails is halved until the fault is alone."""
-        size = self.size or len(examples) or 1
-        if len(examples) > size:
-            for first in range(0, len(examples), size):
-                yield from self(examples[first : first + size])
-        elif examples:
+    def __call__(self, examples: Sequence[Example]) -> Iterator[tuple[list[dict[str, Any]], dict[str, Tensor]]]:
+        """Explain examples in whatever parts they can be: a batch that fails is halved until the fault is alone.
+
+        Of each part come the rows and, where it could be explained, tensors to store.
+        """
+        size = min(self.size or len(examples), len(examples))
+        if size == len(examples) > 0:
             try:
                 yield self._explain(examples)
                 return
             except Exception as error:
                 traceback.clear_frames(error.__traceback__)  # which hold tensors
-                failure = error
-            if len(examples) > 1:
-                half = (len(examples) + 1) // 2
-                if _is_out_of_memory(failure):
-                    self.size = half
-                    torch.cuda.empty_cache()
-                yield from self(examples[:half])
-                yield from self(examples[half:])
-            elif self.strict:
-                index, message = examples[0].index, message_of(failure)
-                raise ExampleError(f"Example {index} could not be explained. {message}") from failure
-            else:
-                yield Explained([{**examples[0].facts, "error": message_of(failure)}], {})
+                failure, message = error, message_of(error)
+            if size == 1 and self.strict:
+                raise ExampleError(f"Example {examples[0].index} could not be explained. {message}") from failure
+            if size == 1:
+                yield [{**examples[0].facts, "error": message}], {}
+                return
+            size = (size + 1) // 2
+            if any(words in message.lower() for words in _OUT_OF_MEMORY):
+                self.size = size
+                torch.cuda.empty_cache()
+        for first in range(0, len(examples), size or 1):
+            yield from self(examples[first : first + size])
 
-    def _explain(self, examples: Sequence[Example]) -> Explained:
-        inputs = self.stack(examples)
+    def _explain(self, examples: Sequence[Example]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         with preserve_rng_state(self.generators), warnings.catch_warnings():
             warnings.simplefilter("ignore", BoundaryNotFoundWarning)  # the rows tell it
             seed = seed_of(self.seed, examples[0].index)
             seed_rng(seed, self.device)
             for generator in self.generators:
                 generator.manual_seed(seed)
-            scores, is_binary = self.scores(inputs)
-            prediction = scores.argmax(dim=1)
-            target = self._targets(examples, prediction, is_binary)
+            inputs, scores, is_binary = self.scores(examples)
+            prediction, target = scores.argmax(dim=1), self._targets(examples, scores, is_binary)
             is_plain = is_binary and (not self.can.targets_are_sides or torch.equal(target, prediction))
             attributions, delta, boundary = self._attribute(inputs, examples[0].as_tuple, None if is_plain else target)
-        margin, _ = margin_and_rival(scores, target)
-        columns = {"prediction": prediction.tolist(), "target": target.tolist(), "margin": margin.tolist()}
+        columns = {"prediction": prediction, "target": target, "margin": margin_and_rival(scores, target)[0]}
         if boundary is not None:
-            columns |= _boundary_columns(boundary)
+            nearest = (slice(None), 0) if isinstance(boundary, BoundaryNormals) else slice(None)
+            columns |= {name: getattr(boundary, name)[nearest] for name in ("adversarial", "distance", "found")}
+            columns["evaluations"] = boundary.n_forward + boundary.n_gradient
         if delta is not None:
-            gaps = delta.detach().reshape(len(examples), -1).double().mean(dim=1).tolist()
-            columns["completeness_gap"] = [None if gap != gap else gap for gap in gaps]  # none without a boundary point
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        maps = tuple(coarse(tensor, self.map_size) for tensor in _tensors(attributions))
+            columns["completeness_gap"] = delta.detach().reshape(len(examples), -1).double().mean(dim=1)
+        facts = [example.facts for example in examples]
+        for name, column in columns.items():
+            for row, value in enumerate(column.tolist()):
+                is_none = value != value or (name == "adversarial" and value < 0)  # there is no boundary point
+                facts[row] = {**facts[row], name: None if is_none else value}
+        maps = attributions if isinstance(attributions, tuple) else (attributions,)
         tensors = {"index": torch.tensor([example.index for example in examples])}
-        tensors |= stored_tensors("attributions", maps, self.dtype)
-        tensors |= stored_tensors("points", _tensors(boundary.points)) if self.save_points else {}
-        return Explained([example.facts | row for example, row in zip(examples, rows, strict=True)], tensors)
+        tensors |= stored_tensors("attributions", tuple(coarse(each, self.map_size) for each in maps), self.dtype)
+        return facts, tensors | (stored_tensors("points", boundary.points) if self.save_points else {})
 
-    def _targets(self, examples: Sequence[Example], prediction: Tensor, is_binary: bool) -> Tensor:
-        if self.target is None or (is_binary and self.target == 0):  # Captum's index of the only output
-            return prediction
-        if self.target != "label":
-            return torch.full_like(prediction, int(self.target))
+    def _targets(self, examples: Sequence[Example], scores: Tensor, is_binary: bool) -> Tensor:
+        if not isinstance(self.target, str):
+            return resolve_target(self.target, scores, is_binary)
         labels = [example.facts["label"] for example in examples]
         if None in labels:
             raise BoundaryValueError('target="label" needs a data set with labels, but this example has none.')
-        target = prediction.new_tensor(labels)
-        if is_binary and ((target == 0) & (prediction == 1)).any():
+        target = torch.tensor(labels, device=scores.device)
+        if is_binary and ((target == 0) & (scores.argmax(dim=1) == 1)).any():
             raise BoundaryValueError(
                 "A model with one output cannot be asked for the negative side of an example on the positive one, "
                 "whose label is 0. Make two outputs of one: lambda x: torch.stack([0 * model(x).flatten(), "
@@ -172,24 +161,21 @@ def find_spec(explain: BatchExplainer, reader: Reader, n_examples: int) -> Examp
     for example in islice(reader.readable(n_examples), _N_TRIED):
         try:
             with preserve_rng_state():
-                n_classes = explain.scores(explain.stack([example]))[0].shape[1]
-            shapes, dtypes, as_tuple = example.form
-            spec = ExampleSpec(shapes, dtypes, as_tuple, n_classes)
-            break
+                n_classes = explain.scores([example])[1].shape[1]
         except Exception as error:
             errors.append(error)
-    else:
-        if not errors:
-            return None
-        raise BoundaryValueError(
-            f"The model fails on the first {len(errors)} examples, the last of them with shapes {example.form[0]}. "
-            f"{message_of(errors[0])}"
-        ) from errors[0]
-    if isinstance(explain.target, int) and not 0 <= explain.target < spec.n_classes:
-        raise BoundaryValueError(f"target must be between 0 and {spec.n_classes - 1}, but it is {explain.target}.")
-    for shape in spec.shapes:
-        coarse(torch.empty((1, *shape), device="meta"), explain.map_size)
-    return spec
+            continue
+        if isinstance(explain.target, int) and not 0 <= explain.target < n_classes:
+            raise BoundaryValueError(f"target must be between 0 and {n_classes - 1}, but it is {explain.target}.")
+        for shape in example.form[0]:
+            coarse(torch.empty((1, *shape), device="meta"), explain.map_size)
+        return ExampleSpec(*example.form, n_classes)
+    if not errors:
+        return None
+    raise BoundaryValueError(
+        f"The model fails on the first {len(errors)} examples, the last of them with shapes {example.form[0]}. "
+        f"{message_of(errors[0])}"
+    ) from errors[0]
 
 
 def coarse(attributions: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -209,14 +195,7 @@ def coarse(attributions: Tensor, size: tuple[int, int] | None) -> Tensor:
     return maps
 
 
-def device_of(forward_func: object) -> torch.device:
-    """Where a model is; the CPU for a function or a model without parameters."""
-    tensors = [*forward_func.parameters(), *forward_func.buffers()] if isinstance(forward_func, nn.Module) else []
-    return tensors[0].device if tensors else torch.device("cpu")
-
-
-def _check_options(explainer: object, options: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
-    """The parameters of ``attribute``, which must know all ``options``."""
+def _check_options(explainer: object, options: Mapping[str, Any]) -> None:
     if not isinstance(explainer, Attribution):
         raise BoundaryTypeError(
             "explainer must be a captum.attr.Attribution, such as BoundaryIntegratedGradients(model), but it is a "
@@ -231,27 +210,3 @@ def _check_options(explainer: object, options: Mapping[str, Any]) -> Mapping[str
                 f"{type(explainer).__name__}.attribute does not know the option {name!r}. Its options are: "
                 f"{', '.join(name for name in known if name not in _OURS)}."
             )
-    return inspect.signature(explainer.attribute).parameters
-
-
-def _boundary_columns(boundary: Any) -> dict[str, list[Any]]:
-    """The nearest boundary of each example."""
-    distance, adversarial, found = boundary.distance, boundary.adversarial, boundary.found
-    if isinstance(boundary, BoundaryNormals):
-        distance, adversarial, found = distance[:, 0], adversarial[:, 0], found[:, 0]
-    return {
-        "adversarial": [None if rival < 0 else rival for rival in adversarial.tolist()],
-        "distance": distance.tolist(),
-        "found": found.tolist(),
-        "evaluations": (boundary.n_forward + boundary.n_gradient).tolist(),
-    }
-
-
-def _tensors(values: Any) -> tuple[Tensor, ...]:
-    return tuple(tensor.detach().cpu() for tensor in (values if isinstance(values, tuple) else (values,)))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether fewer examples at once may help."""
-    told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
-    return told or isinstance(error, MemoryError)

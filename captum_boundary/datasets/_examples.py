@@ -36,30 +36,18 @@ class ExampleWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Example:
-    """One example: what its row holds of it, with an ``error`` if it failed, and inputs without a batch dimension."""
+    """One example: what its row holds of it, and inputs without a batch dimension; with an error, it has none."""
 
+    index: int
     facts: dict[str, Any]
     inputs: tuple[Tensor, ...] = ()
     as_tuple: bool = False
 
     @property
-    def index(self) -> int:
-        """Its place in the data set."""
-        return int(self.facts["index"])
-
-    @property
-    def form(self) -> tuple[Any, ...]:
+    def form(self) -> tuple[tuple[tuple[int, ...], ...], tuple[torch.dtype, ...], bool]:
         """Shapes and dtypes of its inputs, and whether they came as a tuple."""
-        return (
-            tuple(tuple(each.shape) for each in self.inputs),
-            tuple(each.dtype for each in self.inputs),
-            self.as_tuple,
-        )
-
-    @property
-    def failed(self) -> bool:
-        """Whether it could not be read."""
-        return "error" in self.facts
+        shapes = tuple(tuple(tensor.shape) for tensor in self.inputs)
+        return shapes, tuple(tensor.dtype for tensor in self.inputs), self.as_tuple
 
 
 class ExampleSpec(NamedTuple):
@@ -75,7 +63,7 @@ class ExampleSpec(NamedTuple):
         if example.form != self[:3]:
             shapes, dtypes, _ = example.form
             raise BoundaryValueError(
-                f"All examples must be alike, but this one has shapes {shapes} and dtypes {dtypes} where the first has "
+                f"All examples must be alike, but this one has shapes {shapes} and dtypes {dtypes}, and the first "
                 f"{self.shapes} and {self.dtypes}. Bring them to one form in the data set's transform."
             )
         if not all(torch.isfinite(tensor).all() for tensor in example.inputs):
@@ -95,10 +83,7 @@ class Reader(Dataset[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int, spec: ExampleSpec | None = None, strict: bool = False) -> None:
-        self.dataset = dataset
-        self.seed = seed
-        self.spec = spec
-        self.strict = strict
+        self.dataset, self.seed, self.spec, self.strict = dataset, seed, spec, strict
         self.files = _files_of(dataset)
 
     def __len__(self) -> int:
@@ -108,12 +93,12 @@ class Reader(Dataset[Any]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        with preserve_rng_state():
+        with preserve_rng_state():  # once for a batch: it takes longer than reading a row
             return [self._read(index) for index in indices]
 
     def readable(self, stop: int) -> Iterator[Example]:
         """The examples before ``stop`` that can be read, as they are asked for."""
-        return (example for index in range(stop) if not (example := self[index]).failed)
+        return (example for index in range(stop) if (example := self[index]).inputs)
 
     def batches(self, batches: Any, num_workers: int) -> Iterator[list[Example]]:
         """The examples of each batch of indices, read by other processes where there are ``num_workers``."""
@@ -125,18 +110,19 @@ class Reader(Dataset[Any]):
         seed_rng(seed_of(self.seed, index))
         name = self.files[index][1] if self.files else None
         facts: dict[str, Any] = {"index": index, "name": name, "label": None, "digest": None}
-        example = Example(facts)
+        example = Example(index, facts)
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
             for kind in _ABOUT_CODE:
                 warnings.simplefilter("ignore", kind)
             try:
                 inputs, as_tuple, facts["label"] = parse(self.dataset[index])
-                example = Example(facts, inputs, as_tuple)
+                read = Example(index, facts, inputs, as_tuple)
                 if self.spec is not None:
-                    self.spec.check(example)
+                    self.spec.check(read)
                 content = hash_of_tensors({str(number): tensor for number, tensor in enumerate(inputs)})
                 facts["digest"] = digest_of([facts["label"], content])
+                example = read
             except Exception as error:
                 if self.strict:
                     raise ExampleError(f"Example {index} could not be read. {message_of(error)}") from error
@@ -213,6 +199,5 @@ def _files_of(dataset: Any) -> list[tuple[str, str]]:
     paths = [sample[0] if isinstance(sample, list | tuple) and sample else sample for sample in samples]
     if not all(isinstance(path, str | Path) for path in paths):
         return []
-    root = getattr(dataset, "root", None)
-    prefix = "" if root is None else os.path.join(root, "")
+    prefix = os.path.join(getattr(dataset, "root", None) or "", "")
     return [(str(path), printable(str(path).removeprefix(prefix).replace(os.sep, "/"))) for path in paths]

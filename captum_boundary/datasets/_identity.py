@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import math
 import platform
 import sys
 import types
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import captum_boundary
-from captum_boundary.datasets._store import FolderError, Store, atomic_file
+from captum_boundary.datasets._store import FolderError, atomic_file
 
 __all__ = ["Describer", "check_same", "claim", "digest_of", "hash_of_tensors", "read_manifest", "versions"]
 
@@ -41,7 +42,6 @@ class Describer:
 
     def __init__(self) -> None:
         self.known: dict[int, tuple[object, Any]] = {}
-        self.layers: dict[int, str] = {}  # qualified names of the layers of models
         self.generators: list[torch.Generator] = []
 
     def describe(self, value: Any) -> Any:
@@ -49,9 +49,7 @@ class Describer:
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float):
-            return value if abs(value) < float("inf") else str(value)
-        if id(value) in self.layers and id(value) not in self.known:
-            return {"layer": self.layers[id(value)]}
+            return value if math.isfinite(value) else str(value)
         if id(value) not in self.known:
             self.known[id(value)] = (value, f"<{_name(type(value))} again>")  # should it hold itself
             self.known[id(value)] = (value, self._describe_object(value))
@@ -104,14 +102,24 @@ class Describer:
     def _code_of(self, kind: type) -> str | None:
         """A digest of the user's own code in a class and those it stems from; None where there is none."""
         own = [each for each in kind.__mro__ if not _is_installed(each.__module__)]
-        members = [(name, self.describe(member)) for each in own for name, member in _members_of(each)]
-        return digest_of(members) if own else None
+        code = []
+        for name, member in (pair for each in own for pair in sorted(vars(each).items())):
+            is_property = isinstance(member, property)
+            for part in (member.fget, member.fset) if is_property else (getattr(member, "__func__", member),):
+                if isinstance(part, types.FunctionType) or (_is_plain(part) and not name.startswith("__")):
+                    code.append((name, self.describe(part)))
+        return digest_of(code) if own else None
 
     def _describe_model(self, model: nn.Module) -> dict[str, Any]:
         modules = dict(model.named_modules())
-        self.layers |= {id(module): name for name, module in modules.items() if name}
-        kept = {name: self.describe(_attributes_of(module)) for name, module in modules.items()}
+        for name, module in modules.items():  # which an explainer may hold, and by which they are told apart
+            self.known.setdefault(id(module), (module, {"layer": name}))
         kinds = {name: self.describe(type(module)) for name, module in modules.items()}
+        kept = {}  # plain attributes, and hooks that change what a module computes
+        for name, module in modules.items():
+            hooks = {kind: list(vars(module)[kind].values()) for kind in _HOOKS if vars(module).get(kind)}
+            held = {attribute: value for attribute, value in vars(module).items() if attribute not in _OF_MODULES}
+            kept[name] = self.describe(held | hooks)
         own = {name: kept[name] for name, kind in kinds.items() if kept[name] and kind["code"]}
         return {
             "class": _name(type(model)),
@@ -160,31 +168,30 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise FolderError(f"{path} cannot be read: {error}.") from error
 
 
-def claim(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Write the manifest of a new folder, or check it against that of the run that the folder holds."""
-    path = store.path / "manifest.json"
-    if not path.exists():
-        foreign = next((each for each in sorted(store.path.iterdir()) if not each.name.startswith(".")), None)
-        if foreign is not None:
-            raise FolderError(f"{store.path} holds other files, such as {foreign.name}. Give a folder of its own.")
-        with atomic_file(path) as file:
+    if not (folder / "manifest.json").exists():
+        if foreign := sorted(each.name for each in folder.iterdir() if not each.name.startswith(".")):
+            raise FolderError(f"{folder} holds other files, such as {foreign[0]}. Give a folder of its own.")
+        with atomic_file(folder / "manifest.json") as file:
             file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
-    stored = read_manifest(store.path)
-    check_same(stored, manifest, f"in {store.path}")
-    return stored
+    return check_same(folder, manifest)
 
 
-def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], place: str) -> None:
-    """Refuse to go on where two manifests differ but in the times of files, and say in what."""
+def check_same(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a folder, if it differs from the ``wanted`` one in nothing but the times of files."""
+    stored, place = read_manifest(folder), f"in {folder}"
     there, here = dict(_leaves(stored)), dict(_leaves(json.loads(json.dumps(wanted))))
-    names = sorted({*there, *here} - {"data.files.times"})
-    pairs = {name: [leaves.get(name, "nothing")[:60] for leaves in (there, here)] for name in names}
-    lines = [f"  {n}: {pairs[n][0]} {place}, {pairs[n][1]} now" for n in names if there.get(n) != here.get(n)]
-    if lines:
-        more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-        title = f"The results {place} are those of another run. What differs:"
-        remedy = "Give this run a folder of its own, or the settings of the other."
-        raise FolderError("\n".join([title, *lines[:_SHOWN], *more, remedy]))
+    names = [n for n in sorted({*there, *here} - {"data.files.times"}) if there.get(n) != here.get(n)]
+    if names:
+        pairs = ((name, *(leaves.get(name, "nothing")[:60] for leaves in (there, here))) for name in names[:_SHOWN])
+        lines = [f"  {name}: {one} {place}, {other} now" for name, one, other in pairs]
+        more = f"  and {len(names) - _SHOWN} more\n" if len(names) > _SHOWN else ""
+        raise FolderError(
+            f"The results {place} are those of another run. What differs:\n" + "\n".join(lines) + f"\n{more}"
+            "Give this run a folder of its own, or the settings of the other."
+        )
+    return stored
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -193,12 +200,6 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _leaves(part, f"{name}.{key}" if name else key)
     else:
         yield name, json.dumps(value, sort_keys=True)
-
-
-def _attributes_of(module: nn.Module) -> dict[str, Any]:
-    """What a module holds beside tensors and modules: plain attributes, and hooks that change what it computes."""
-    hooks = {name: list(vars(module)[name].values()) for name in _HOOKS if vars(module).get(name)}
-    return {name: value for name, value in vars(module).items() if name not in _OF_MODULES} | hooks
 
 
 def _parts_of(value: object) -> Iterator[tuple[str, object]]:
@@ -214,15 +215,6 @@ def _parts_of(value: object) -> Iterator[tuple[str, object]]:
             held.pop(f"_{name}", None)
             held[name] = kept[0]
     yield from sorted((name, part) for name, part in held.items() if name not in _OF_A_RUN)
-
-
-def _members_of(kind: type) -> Iterator[tuple[str, Any]]:
-    """Functions and plain values of a class."""
-    for name, member in sorted(vars(kind).items()):
-        parts = (member.fget, member.fset) if isinstance(member, property) else (getattr(member, "__func__", member),)
-        for part in parts:
-            if isinstance(part, types.FunctionType) or (_is_plain(part) and not name.startswith("__")):
-                yield name, part
 
 
 def _may_matter(value: Any) -> bool:
@@ -249,15 +241,11 @@ def _is_installed(module: str | None) -> bool:
     return "site-packages" in path or "dist-packages" in path
 
 
-def _words_of(code: types.CodeType) -> list[Any]:
-    """A function's code without its place in a file."""
-
-    def words(value: Any) -> Any:
-        if isinstance(value, types.CodeType):
-            return _words_of(value)
-        return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # in no order of a process
-
-    return [code.co_code.hex(), list(code.co_names), list(map(words, code.co_consts))]
+def _words_of(value: Any) -> Any:
+    """A function's code without its place in a file, or a constant in it."""
+    if isinstance(value, types.CodeType):
+        return [value.co_code.hex(), list(value.co_names), list(map(_words_of, value.co_consts))]
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # in no order of a process
 
 
 def _name(value: Any) -> str:

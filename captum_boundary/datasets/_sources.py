@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import zipfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ class ImageFiles(ImageFolder):  # type: ignore[misc]
     those to folders within subfolders are not, and so never in circles.
     """
 
-    bounds = (0.0, 1.0)
-    units = _PIXELS
+    bounds, units = (0.0, 1.0), _PIXELS
 
     def __init__(
         self,
@@ -44,44 +44,43 @@ class ImageFiles(ImageFolder):  # type: ignore[misc]
         labels: bool = True,
         without: Path | None = None,
     ) -> None:
-        self.gray, self.without = gray, None if without is None else without.resolve()
-        entries = [entry for entry in sorted(folder.iterdir()) if self._counts(entry)]
-        names = [entry.name for entry in entries if entry.is_dir()]
-        loose = [entry.name for entry in entries if not entry.is_dir() and _is_image(entry.name)]
-        if labels and names and loose:
-            raise BoundaryValueError(
-                f"{folder} holds {len(loose)} images beside its {len(names)} folders of classes, such as {loose[0]}. "
-                "Move them into these folders, or leave labels out (--no-labels)."
-            )
-        self.has_labels = labels and bool(names)
-        self.loose, self.folders = loose, names
-        resize = [] if size is None else [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
-        in_range = v2.Lambda(_in_range)
-        super().__init__(str(folder), v2.Compose([*resize, in_range]), loader=self._load, allow_empty=True)
+        self.gray, self.has_labels, self.without = gray, labels, without and without.resolve()
+        in_range = v2.Lambda(partial(torch.clamp, min=0, max=1))  # which resizing leaves by rounding
+        resize = None if size is None else v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size), in_range])
+        super().__init__(str(folder), resize, loader=self._load, allow_empty=True)
         if not self.samples:
             raise BoundaryValueError(f"There are no images in {folder}. Known are {', '.join(_SUFFIXES)}.")
-        if not self.has_labels:
+        if not labels or not self.classes:
             del self.classes
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        image, label = super().__getitem__(index)
-        return image, label if self.has_labels else None
 
     def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
         """The subfolders, in order."""
-        return self.folders, {name: number for number, name in enumerate(self.folders)}
+        names = [each.name for each in self._entries(Path(directory)) if each.is_dir()]
+        return names, {name: number for number, name in enumerate(names)}
 
-    def make_dataset(self, directory: Any, class_to_idx: dict[str, int], *_: Any, **__: Any) -> list[tuple[str, int]]:
-        """Loose images, and those of each subfolder, in order."""
-        samples = [(os.path.join(directory, name), -1) for name in self.loose]
+    def make_dataset(self, directory: Any, class_to_idx: dict[str, int], *_: Any, **__: Any) -> list[tuple[str, Any]]:
+        """Loose images, and those of each subfolder, in order; without labels, classes are None."""
+        loose = [str(each) for each in self._entries(Path(directory)) if _is_image(each)]
+        if self.has_labels and class_to_idx and loose:
+            raise BoundaryValueError(
+                f"{directory} holds {len(loose)} images beside its {len(class_to_idx)} folders of classes, such as "
+                f"{Path(loose[0]).name}. Move them into these folders, or leave labels out (--no-labels)."
+            )
+        samples: list[tuple[str, Any]] = [(path, None) for path in loose]
         for name, number in class_to_idx.items():
-            for folder, folders, files in os.walk(os.path.join(directory, name)):
-                folders[:] = sorted(each for each in folders if self._counts(Path(folder, each)))
-                samples += [(os.path.join(folder, each), number) for each in sorted(files) if _is_image(each)]
+            samples += [(path, number if self.has_labels else None) for path in self._images(Path(directory, name))]
         return samples
 
-    def _counts(self, path: Path) -> bool:
-        return not path.name.startswith(".") and (self.without is None or path.resolve() != self.without)
+    def _entries(self, folder: Path) -> list[Path]:
+        shown = (each for each in sorted(folder.iterdir()) if not each.name.startswith("."))
+        return [each for each in shown if self.without is None or not each.is_dir() or each.resolve() != self.without]
+
+    def _images(self, folder: Path) -> Iterator[str]:
+        for each in self._entries(folder):
+            if each.is_dir() and not each.is_symlink():
+                yield from self._images(each)
+            elif _is_image(each):
+                yield str(each)
 
     def _load(self, path: str) -> Tensor:
         with Image.open(path) as file:
@@ -117,16 +116,15 @@ class NpzArrays(Dataset[Any]):
         self.is_pixels = inputs.dtype == np.uint8 and ("images" in held or inputs.ndim > 2)
         if self.is_pixels:
             self.bounds, self.units = (0.0, 1.0), _PIXELS
-        if self.is_pixels and inputs.ndim == 3:  # gray images
-            inputs = inputs[:, None]
-        elif self.is_pixels and inputs.ndim == 4 and layout is None:
+        if self.is_pixels and inputs.ndim == 4 and layout is None:
             if inputs.shape[3] not in (1, 3) or inputs.shape[1] in (1, 3):
                 raise BoundaryValueError(
                     f"{path} holds bytes of shape {inputs.shape}, of which it cannot be told whether channels are "
                     "first or last. Say which: --layout nchw or --layout nhwc."
                 )
             layout = "nhwc"
-        self.inputs: Any = np.moveaxis(inputs, 3, 1) if layout == "nhwc" and inputs.ndim == 4 else inputs
+        inputs = np.moveaxis(inputs, 3, 1) if layout == "nhwc" and inputs.ndim == 4 else inputs
+        self.inputs: Any = inputs[:, None] if self.is_pixels and inputs.ndim == 3 else inputs  # gray images
         if self.labels is not None and "class_names" in held:
             self.classes = [str(name) for name in held["class_names"].reshape(-1)]
 
@@ -147,8 +145,9 @@ class Standardized(Dataset[Any]):
         self.dataset = dataset
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
         self.bounds = None if bounds is None else tuple((side - self.mean) / self.std for side in bounds)
-        known = {name: getattr(dataset, name) for name in ("classes", "samples", "root") if hasattr(dataset, name)}
-        self.__dict__.update(known)
+        self.__dict__ |= {
+            name: getattr(dataset, name) for name in ("classes", "samples", "root") if hasattr(dataset, name)
+        }
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -187,9 +186,5 @@ def load_data(name: str, size: int | None, gray: bool, labels: bool, layout: str
     return dataset
 
 
-def _in_range(image: Tensor) -> Tensor:
-    return image.clamp(0, 1)  # which resizing leaves by rounding
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and not path.is_dir()

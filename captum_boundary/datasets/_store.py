@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,17 +23,14 @@ from torch import Tensor
 
 from captum_boundary.errors import BoundaryError
 
-__all__ = ["SCHEMA", "FolderError", "Store", "atomic_file", "checked_folder", "example_tensors", "locked", "read_rows"]
-__all__ += ["stored_tensors"]
+__all__ = ["SCHEMA", "FolderError", "Store", "atomic_file", "checked_folder", "locked", "read_rows", "stored_tensors"]
 
-_COLUMNS = {
-    "index": pa.int64(),
-    **{"name": pa.string(), "label": pa.int64(), "prediction": pa.int64(), "target": pa.int64()},
-    **{"adversarial": pa.int64(), "distance": pa.float64(), "margin": pa.float64(), "found": pa.bool_()},
-    **{"evaluations": pa.int64(), "completeness_gap": pa.float64()},
-    **{"note": pa.string(), "error": pa.string(), "digest": pa.string()},
-}
-SCHEMA = pa.schema(_COLUMNS)
+SCHEMA = pa.schema(
+    [("index", pa.int64()), ("name", pa.string())]
+    + [(name, pa.int64()) for name in ("label", "prediction", "target", "adversarial")]
+    + [("distance", pa.float64()), ("margin", pa.float64()), ("found", pa.bool_()), ("evaluations", pa.int64())]
+    + [("completeness_gap", pa.float64()), ("note", pa.string()), ("error", pa.string()), ("digest", pa.string())]
+)
 _PER_FOLDER = 1000
 _N_JOINED = 100  # batches whose rows are held at once when the table is put together
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows knows no quota
@@ -46,9 +44,7 @@ class Store:
     """The files of a run, two for each batch, named by the batch's first example."""
 
     def __init__(self, path: Path, n_examples: int, batch_size: int) -> None:
-        self.path = path
-        self.n_examples = n_examples
-        self.batch_size = batch_size
+        self.path, self.n_examples, self.batch_size = path, n_examples, batch_size
         self.n_batches = -(-n_examples // batch_size)
         self.table = path / "table.parquet"
 
@@ -56,13 +52,14 @@ class Store:
         """Indices of the examples of a batch."""
         return range(batch * self.batch_size, min((batch + 1) * self.batch_size, self.n_examples))
 
-    def rows(self, batch: int) -> Path:
-        """The Parquet file of a batch, written last: a batch with it is done."""
-        return self._file("rows", batch, "parquet")
+    def files(self, batch: int) -> tuple[Path, Path]:
+        """The tensors and the rows of a batch. Rows are written last: a batch with them is done."""
+        folder, name = f"{batch // _PER_FOLDER:04d}", f"{batch * self.batch_size:09d}"
+        return self.path / "tensors" / folder / f"{name}.safetensors", self.path / "rows" / folder / f"{name}.parquet"
 
-    def tensors(self, batch: int) -> Path:
-        """The safetensors file of a batch."""
-        return self._file("tensors", batch, "safetensors")
+    def rows(self, batches: Iterable[int]) -> list[Path]:
+        """The files of rows of some batches."""
+        return [self.files(batch)[1] for batch in batches]
 
     def written(self) -> list[int]:
         """Batches with rows, in order, without a look into their files."""
@@ -71,59 +68,64 @@ class Store:
 
     def is_done(self, batch: int) -> bool:
         """Whether both files of a batch can be read. What a full disk or a broken copy left is as good as missing."""
+        tensors, rows = self.files(batch)
         try:
-            with safe_open(self.tensors(batch), framework="pt"):
-                return _n_rows(self.rows(batch)) == len(self.examples(batch))
+            with safe_open(tensors, framework="pt"):
+                return _n_rows(rows) == len(self.examples(batch))
         except (SafetensorError, OSError):
             return False
 
     def write(self, batch: int, rows: Iterable[Mapping[str, Any]], tensors: dict[str, Tensor], writer: str) -> None:
         """Write the files of a batch; what a row does not have is null."""
-        in_order = sorted(rows, key=lambda row: row["index"])
-        with atomic_file(self.tensors(batch), writer) as file:
+        of_tensors, of_rows = self.files(batch)
+        with atomic_file(of_tensors, writer) as file:
             file.write(save(tensors))
-        with atomic_file(self.rows(batch), writer) as file:
-            pq.write_table(pa.Table.from_pylist(in_order, SCHEMA), file, compression="zstd")
+        with atomic_file(of_rows, writer) as file:
+            table = pa.Table.from_pylist(sorted(rows, key=itemgetter("index")), SCHEMA)
+            pq.write_table(table, file, compression="zstd")
 
     def finish(self, writer: str) -> bool:
         """Put the table of all rows together if all batches are done, and remove what killed processes had begun."""
         if not all(map(self.is_done, range(self.n_batches))):
             return False
         if _n_rows(self.table) != self.n_examples:
-            with (
-                atomic_file(self.table, writer) as file,
-                pq.ParquetWriter(file, SCHEMA, compression="zstd") as joined,
-            ):
-                files = [self.rows(batch) for batch in range(self.n_batches)]
-                for first in range(0, len(files), _N_JOINED):
-                    joined.write_table(read_rows(files[first : first + _N_JOINED]))
+            with atomic_file(self.table, writer) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as joined:
+                for first in range(0, self.n_batches, _N_JOINED):
+                    joined.write_table(read_rows(self.rows(range(self.n_batches)[first : first + _N_JOINED])))
         for path in self.path.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
         return True
 
-    def read_tensors(self, batch: int, index: int) -> dict[str, Tensor]:
-        """The tensors of one example, without the rest of the file. Empty if it was not explained."""
-        path = self.tensors(batch)
+    def read_tensors(self, batch: int, index: int) -> dict[str, Any]:
+        """Attributions and points of one example, in the form it has, without the rest of the file."""
+        path, _ = self.files(batch)
         try:
             with safe_open(path, framework="pt") as file:
-                rows = (file.get_tensor("index") == index).nonzero().flatten().tolist()
+                rows = (file.get_tensor("index") == index).nonzero().flatten().tolist()  # none, if it was not explained
                 names = file.keys()
-                return {name: file.get_slice(name)[row : row + 1][0] for row in rows for name in names}
+                stored = {name: file.get_slice(name)[row : row + 1][0] for row in rows for name in names}
         except (SafetensorError, OSError) as error:
             raise _unreadable(path, error) from error
+        found = {}
+        for name in ("attributions", "points"):
+            keys = [key for key in (name, *(f"{name}.{number}" for number in range(len(stored)))) if key in stored]
+            scaled = ((stored[key], stored.get(f"{key}.scale")) for key in keys)
+            tensors = tuple(tensor if scale is None else tensor.float() * scale for tensor, scale in scaled)
+            found[name] = tensors[0] if keys == [name] else tensors or None
+        return found
 
-    def _file(self, kind: str, batch: int, suffix: str) -> Path:
-        return self.path / kind / f"{batch // _PER_FOLDER:04d}" / f"{batch * self.batch_size:09d}.{suffix}"
 
-
-def stored_tensors(name: str, tensors: tuple[Tensor, ...], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def stored_tensors(
+    name: str, tensors: Tensor | tuple[Tensor, ...], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """Tensors with an entry for each example, under the names that files have them by; one name for each input.
 
     In half precision, each example has a power of two as its scale, so that nothing is too large or too small for it.
     """
     stored = {}
-    for number, tensor in enumerate(tensors):
-        key = name if len(tensors) == 1 else f"{name}.{number}"
+    parts = tensors if isinstance(tensors, tuple) else (tensors,)
+    for number, part in enumerate(parts):
+        key, tensor = name if len(parts) == 1 else f"{name}.{number}", part.detach().cpu()
         if dtype == torch.float16:
             largest = tensor.float().reshape(len(tensor), -1).abs().amax(dim=1)
             exponent = torch.frexp(largest).exponent.clamp(max=127)  # 2**128 is no float32
@@ -132,14 +134,6 @@ def stored_tensors(name: str, tensors: tuple[Tensor, ...], dtype: torch.dtype | 
             tensor = tensor.float() / scale.view(-1, *[1] * (tensor.ndim - 1))
         stored[key] = tensor if dtype is None else tensor.to(dtype)
     return stored
-
-
-def example_tensors(stored: Mapping[str, Tensor], name: str) -> Tensor | tuple[Tensor, ...] | None:
-    """The tensor of an example, or a tuple of one for each input, from what :func:`stored_tensors` makes of them."""
-    keys = [key for key in (name, *(f"{name}.{number}" for number in range(len(stored)))) if key in stored]
-    scaled = ((stored[key], stored.get(f"{key}.scale")) for key in keys)
-    tensors = tuple(tensor if scale is None else tensor.float() * scale for tensor, scale in scaled)
-    return tensors[0] if keys == [name] else tensors or None
 
 
 def read_rows(files: Sequence[Path], columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:  # noqa: A002

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from captum.attr import Attribution
+from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from captum_boundary._core.checks import check_count, names_in_order, plain_number
-from captum_boundary.datasets._batch import BatchExplainer, device_of, find_spec
+from captum_boundary.datasets._batch import BatchExplainer, find_spec
 from captum_boundary.datasets._examples import (
     ExampleError,
     ExampleSpec,
@@ -156,7 +157,9 @@ def explain_dataset(
     if not 0 <= index < count:
         raise BoundaryValueError(f"shard must be (i, n) with i from 0 to n - 1, but it is {(index, count)!r}.")
     path, n_examples = checked_folder(out), min(len(dataset), limit or len(dataset))  # type: ignore[arg-type]
-    place = torch.device(device or device_of(getattr(explainer, "forward_func", None)))
+    model = getattr(explainer, "forward_func", None)
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    place = torch.device(device or (tensors[0].device if tensors else "cpu"))
     describer, seed = Describer(), operator.index(seed)
     with torch.inference_mode(False), torch.no_grad():
         description = describer.describe(explainer)
@@ -197,8 +200,7 @@ class _Part:
     """The batches of a run that are one process's."""
 
     def __init__(self, store: Store, index: int, count: int) -> None:
-        self.store = store
-        self.name = f"{index}-of-{count}"
+        self.store, self.name = store, f"{index}-of-{count}"
         self.batches = range(index, store.n_batches, count)
         self.marker = store.path / ".stopped"  # by a strict process, for all the others
 
@@ -214,9 +216,9 @@ class _Part:
         path.mkdir(parents=True, exist_ok=True)
         with locked(path / f".lock-{self.name}", timeout=0):
             with locked(path / ".lock", _PATIENCE):
-                if not resume and any(self.store.rows(batch).exists() for batch in self.batches):
+                if not resume and any(file.exists() for file in self.store.rows(self.batches)):
                     raise FolderError(f"{path} holds explanations already. Resume that run, or give another folder.")
-                stored = claim(self.store, manifest)
+                stored = claim(path, manifest)
             self.done = [batch for batch in self.batches if self.store.is_done(batch)]
             self.missing = sorted({*self.batches} - {*self.done})
             self.stopped_before = self._stopped()
@@ -231,10 +233,10 @@ class _Part:
         ranges = [self.store.examples(batch) for batch in self.done]
         asked = [each if verify else sorted({each[0], each[-1], chance.choice(each)}) for each in ranges]
         for batch, examples in zip(self.done, reader.batches(asked, num_workers), strict=True):
-            digests = read_rows([self.store.rows(batch)], ["digest"]).column("digest").to_pylist()
+            digests = read_rows(self.store.rows([batch]), ["digest"]).column("digest").to_pylist()
             for example in examples:
                 if digests[example.index % self.store.batch_size] not in (None, example.facts["digest"]):
-                    reason = f" ({example.facts['error']})" if example.failed else ""
+                    reason = "" if example.inputs else f" ({example.facts['error']})"
                     raise FolderError(
                         f"Example {example.index} is not the one that was explained in {self.store.path}: the data set "
                         f"has changed{reason}. Give this run a folder of its own."
@@ -253,10 +255,10 @@ class _Part:
                     if self._stopped() not in (None, self.stopped_before):
                         message = self.marker.read_text(encoding="utf-8")
                         raise ExampleError(f"Another process of this run has stopped. {message}")
-                    parts = list(explain([example for example in read if not example.failed]))
-                    rows = [row for part in parts for row in part.rows]
-                    rows += [example.facts for example in read if example.failed]
-                    tensors = [part.tensors for part in parts if part.tensors] or [_NO_TENSORS]
+                    parts = list(explain([example for example in read if example.inputs]))
+                    rows = [row for part, _ in parts for row in part]
+                    rows += [example.facts for example in read if not example.inputs]
+                    tensors = [part for _, part in parts if part] or [_NO_TENSORS]
                     joined = {name: torch.cat([each[name] for each in tensors]) for name in tensors[0]}
                     self.store.write(batch, rows, joined, self.name)
                     bar.update(len(read))

@@ -7,15 +7,17 @@ import io
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import numpy as np
 import pyarrow as pa
 import torch
+from matplotlib.colors import Colormap
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 import captum_boundary
@@ -23,19 +25,19 @@ from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.checks import check_count
 from captum_boundary.datasets._examples import Example, Reader, check_dataset
 from captum_boundary.datasets._identity import Describer, digest_of
-from captum_boundary.datasets._store import FolderError, atomic_file
+from captum_boundary.datasets._store import SCHEMA, FolderError, atomic_file
 from captum_boundary.datasets.reading import Explanation, Explanations, load_explanations
+from captum_boundary.visualization._panels import COLORS
 
 __all__ = ["picture", "summarize", "write_gallery"]
 
 _N_EXTREMES = 12
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+_COLORS: Any = cast("Colormap", COLORS["all"]).resampled(257)  # the one in the middle is white
 _SHARP = 64  # images up to this size are enlarged pixel by pixel
-_COLORS = np.array([[255, 0, 0], [255, 255, 255], [0, 128, 0]], dtype=float)  # Captum's, from negative to positive
 _OUTLIERS = 0.995  # share of pixels whose magnitudes are told apart
 _PICTURES = 1  # how pictures are made; changed with it
-_COLUMNS = ["index", "name", "label", "prediction", "target", "adversarial", "distance", "margin", "found"]
-_COLUMNS += ["evaluations", "completeness_gap"]
+_COLUMNS = [name for name in SCHEMA.names if name not in ("note", "error", "digest")]
 
 
 def write_gallery(
@@ -96,112 +98,82 @@ def write_gallery(
     folder, reader = explanations.path / "gallery", Reader(dataset, explanations.manifest["settings"]["seed"])
     for index in (0, len(explanations) // 2, len(explanations) - 1):
         _example(explanations, reader, index)
-    look = digest_of([_PICTURES, image_size, Describer().describe(bounds)])
-    keys = _write_pictures(folder / "pictures", look, explanations, reader, bounds, image_size, show_progress)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("captum_boundary.datasets", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    content = _content(explanations, keys, title or explanations.path.resolve().name)
-    text = environment.get_template("page.html").render(content).encode("utf-8", "backslashreplace")
+    spec, store = explanations.manifest["data"]["spec"], explanations.store
+    shape = spec["shapes"][0] if spec else []
+    are_images = len(shape) == 3 and shape[0] in (1, 3)
+    look = digest_of([_PICTURES, image_size, Describer().describe(bounds)]).encode()
+    keys = []  # of the pictures of each batch, in their names
+    for batch in tqdm(range(store.n_batches * are_images), desc="Pictures", unit="batch", disable=not show_progress):
+        keys.append(hashlib.sha256(look + store.files(batch)[1].read_bytes()).hexdigest()[:8])
+        for index in store.examples(batch):
+            path = folder / "pictures" / f"{index // 1000:04d}" / f"{index:09d}-{keys[-1]}.webp"
+            if not path.exists():
+                example, explanation = _example(explanations, reader, index)
+                if example.inputs and explanation.attributions is not None:
+                    with atomic_file(path, durable=False) as file:
+                        file.write(picture(example.inputs[0], explanation.attributions, bounds, image_size))
+    for path in (folder / "pictures").rglob("*.webp"):
+        number, _, key = path.stem.partition("-")
+        if key != keys[int(number) // store.batch_size]:
+            path.unlink()
+    table = explanations.table()
+    texts = {name: enumerate(table.column(name).to_pylist()) for name in ("note", "error")}
+    data = {
+        "classes": explanations.class_names,
+        "columns": {name: [_short(value) for value in table.column(name).to_pylist()] for name in _COLUMNS},
+        **{f"{name}s": {row: text for row, text in rows if text is not None} for name, rows in texts.items()},
+        "keys": keys,
+        "batchSize": store.batch_size,
+        "sharp": max(shape, default=0) <= _SHARP,
+        "distance": explanations.distance_text(),
+    }
+    content = {"title": title or explanations.path.resolve().name, "version": captum_boundary.__version__}
+    loader = jinja2.PackageLoader("captum_boundary.datasets", "page")
+    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    text = template.get_template("page.html").render(content, data=data, summary=summarize(table))
     with atomic_file(folder / "index.html") as file:
-        file.write(text)
+        file.write(text.encode("utf-8", "backslashreplace"))
     return folder / "index.html"
 
 
 def _example(explanations: Explanations, reader: Reader, index: int) -> tuple[Example, Explanation]:
     """What has been explained, as far as it can be read, and its explanation."""
     example, explanation = reader[index] if index < len(reader) else None, explanations[index]
-    if example is None or not (example.failed or explanation.digest in (None, example.facts["digest"])):
+    if example is None or (example.inputs and explanation.digest not in (None, example.facts["digest"])):
         raise FolderError(f"The explanations in {explanations.path} are not those of this data set.")
     return example, explanation
 
 
-def _write_pictures(
-    folder: Path,
-    look: str,
-    explanations: Explanations,
-    reader: Reader,
-    bounds: Bounds,
-    size: int,
-    show_progress: bool,
-) -> list[str]:
-    """Write the pictures that are missing, and return the keys in the names of those of each batch."""
-    spec, store = explanations.manifest["data"]["spec"], explanations.store
-    if spec is None or len(spec["shapes"][0]) != 3 or spec["shapes"][0][0] not in (1, 3):
-        return []  # no images
-    keys = []
-    for batch in tqdm(range(store.n_batches), desc="Pictures", unit="batch", disable=not show_progress):
-        keys.append(hashlib.sha256(look.encode() + store.rows(batch).read_bytes()).hexdigest()[:8])
-        for index in store.examples(batch):
-            path = folder / f"{index // 1000:04d}" / f"{index:09d}-{keys[-1]}.webp"
-            if path.exists():
-                continue
-            example, explanation = _example(explanations, reader, index)
-            if not example.failed and explanation.attributions is not None:
-                content = picture(example.inputs[0], explanation.attributions, bounds, size)
-                with atomic_file(path, durable=False) as file:
-                    file.write(content)
-    for path in folder.rglob("*.webp"):
-        number, _, key = path.stem.partition("-")
-        if key != keys[int(number) // store.batch_size]:
-            path.unlink()
-    return keys
-
-
 def picture(image: Tensor, attributions: Tensor | tuple[Tensor, ...] | None, bounds: Bounds, size: int) -> bytes:
-    """WebP of an image ``(C, H, W)`` beside its attributions, each ``size`` pixels wide and high at most."""
+    """WebP of an image ``(C, H, W)`` beside its attributions, each ``size`` pixels wide and high at most.
+
+    Attributions are summed over channels, and shown in colors from minus to plus their largest magnitudes; what is no
+    map is gray.
+    """
     values = torch.nan_to_num(image.float())
     if bounds is None:
         bounds = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else (values.min(), values.max())
     pair: Any = bounds[0] if isinstance(bounds[0], list | tuple) else bounds  # of the first of several inputs
     lower, upper = (torch.as_tensor(side).float().cpu() for side in pair)
     lower, upper = (side[0] if side.ndim == 4 else side for side in (lower, upper))
-    shares = (values - lower) / (upper - lower).clamp_min(torch.finfo(values.dtype).tiny)
-    pixels = (shares.clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1)
-    left = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    maps = _map(attributions[0] if isinstance(attributions, tuple) else attributions) or left.point(lambda _: 128)
+    shares = ((values - lower) / (upper - lower).clamp_min(torch.finfo(values.dtype).tiny)).clamp(0, 1)
+    left = v2.functional.to_pil_image((shares * 255).round().byte().expand(3, -1, -1))
+    first = attributions[0] if isinstance(attributions, tuple) else attributions
+    if first is None or first.ndim not in (2, 3) or not first.isfinite().all():
+        right = left.point(lambda _: 128)
+    else:
+        heights = (first.sum(dim=0) if first.ndim == 3 else first).double().numpy()
+        scale = np.quantile(np.abs(heights), _OUTLIERS) or np.abs(heights).max() or 1.0
+        colors = _COLORS((np.clip(heights / scale, -1, 1) + 1) / 2)[..., :3]
+        right = Image.fromarray((colors * 255).round().astype(np.uint8))
     if max(left.size) > size:
         left.thumbnail((size, size), Image.Resampling.LANCZOS)
     both = Image.new("RGB", (2 * left.width, left.height))
     both.paste(left, (0, 0))
-    both.paste(maps.resize(left.size, Image.Resampling.BOX), (left.width, 0))
+    both.paste(right.resize(left.size, Image.Resampling.BOX), (left.width, 0))
     buffer = io.BytesIO()
     both.save(buffer, "webp", lossless=max(left.size) <= _SHARP, quality=85)
     return buffer.getvalue()
-
-
-def _map(attributions: Tensor | None) -> Image.Image | None:
-    """Attributions, summed over channels, in colors from minus to plus their largest magnitudes, if they are a map."""
-    if attributions is None or attributions.ndim not in (2, 3) or not attributions.isfinite().all():
-        return None
-    values: Any = (attributions.sum(dim=0) if attributions.ndim == 3 else attributions).double().numpy()
-    scale = np.quantile(np.abs(values), _OUTLIERS) or np.abs(values).max() or 1.0
-    places = (np.clip(values / scale, -1, 1) + 1) * (len(_COLORS) - 1) / 2
-    channels = [np.interp(places, range(len(_COLORS)), color) for color in _COLORS.T]
-    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
-
-
-def _content(explanations: Explanations, keys: list[str], title: str) -> dict[str, Any]:
-    """What the page shows, in numbers of no more digits than are shown."""
-    table, spec = explanations.table(), explanations.manifest["data"]["spec"]
-    columns = {name: [_short(value) for value in table.column(name).to_pylist()] for name in _COLUMNS}
-    notes, errors = (
-        {row: text for row, text in enumerate(table.column(name).to_pylist()) if text is not None}
-        for name in ("note", "error")
-    )
-    data = {
-        "classes": explanations.class_names,
-        "columns": columns,
-        "errors": errors,
-        "notes": notes,
-        "keys": keys,
-        "batchSize": explanations.store.batch_size,
-        "sharp": spec is not None and max(spec["shapes"][0], default=0) <= _SHARP,
-        "distance": explanations.distance_text(),
-    }
-    return {"title": title, "version": captum_boundary.__version__, "data": data, "summary": summarize(table)}
 
 
 def summarize(table: pa.Table) -> dict[str, Any]:

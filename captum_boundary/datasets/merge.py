@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 
 from captum_boundary.datasets._identity import check_same, claim, read_manifest
-from captum_boundary.datasets._store import Store, atomic_file, checked_folder, locked
+from captum_boundary.datasets._store import atomic_file, checked_folder, locked
 from captum_boundary.datasets.reading import Explanations, load_explanations
 from captum_boundary.errors import BoundaryValueError
 
@@ -52,18 +52,17 @@ def merge_explanations(parts: Iterable[str | os.PathLike[str]], out: str | os.Pa
         raise BoundaryValueError("parts must hold at least one folder of explanations, but it is empty.")
     manifest = read_manifest(folders[0])
     for folder in folders[1:]:
-        check_same(read_manifest(folder), manifest, f"in {folder}")
-    settings = manifest["settings"]
+        check_same(folder, manifest)
     path.mkdir(parents=True, exist_ok=True)
-    merged, *stores = (Store(each, settings["n_examples"], settings["batch_size"]) for each in (path, *folders))
     with locked(path / ".lock", timeout=0):
-        claim(merged, manifest)
+        claim(path, manifest)
+        merged, *stores = (Explanations(folder).store for folder in (path, *folders))
         for store in stores:
             for batch in store.written():
                 if store.is_done(batch) and not merged.is_done(batch):
                     merged.table.unlink(missing_ok=True)
-                    for file in (store.tensors(batch), store.rows(batch)):
-                        with atomic_file(path / file.relative_to(store.path), "merge") as copy:
-                            copy.write(file.read_bytes())
+                    for file, copy in zip(store.files(batch), merged.files(batch), strict=True):
+                        with atomic_file(copy, "merge") as written:
+                            written.write(file.read_bytes())
         merged.finish("merge")
     return load_explanations(path)

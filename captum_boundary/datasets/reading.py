@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from captum_boundary.datasets._identity import read_manifest
-from captum_boundary.datasets._store import FolderError, Store, checked_folder, example_tensors, read_rows
+from captum_boundary.datasets._store import FolderError, Store, checked_folder, read_rows
 
 __all__ = ["Explanation", "Explanations", "load_explanations", "told"]
 
@@ -98,10 +98,16 @@ class Explanations(Dataset[Explanation]):
         if not 0 <= place < len(self):
             raise IndexError(f"There are {len(self)} explanations, but number {index} was asked for.")
         batch = place // self.store.batch_size
-        row = self._rows(batch)[place - self.store.examples(batch).start]
-        stored = self.store.read_tensors(batch, place)
-        attributions, points = (example_tensors(stored, name) for name in ("attributions", "points"))
-        return Explanation(**row, attributions=attributions, points=points)
+        if self._last[0] != batch:  # rows of the last batch that was asked for are at hand
+            files, examples = self.store.rows([batch]), self.store.examples(batch)
+            if not files[0].exists():
+                raise FolderError(
+                    f"Examples {examples[0]} to {examples[-1]} have not been explained yet: run explain_dataset again "
+                    "to go on. indices() lists those that have."
+                )
+            self._last = (batch, read_rows(files).to_pylist())
+        row = self._last[1][place % self.store.batch_size]
+        return Explanation(**row, **self.store.read_tensors(batch, place))
 
     @property
     def is_complete(self) -> bool:
@@ -137,21 +143,8 @@ class Explanations(Dataset[Explanation]):
 
             - **table** (*pyarrow.Table*): One row for each example that has been explained.
         """
-        files = [self.store.table] if self.is_complete else [self.store.rows(batch) for batch in self.store.written()]
+        files = [self.store.table] if self.is_complete else self.store.rows(self.store.written())
         return read_rows(files, columns, filter)
-
-    def _rows(self, batch: int) -> list[dict[str, Any]]:
-        """The rows of a batch; those of the last one asked for are at hand."""
-        if self._last[0] != batch:
-            path = self.store.rows(batch)
-            if not path.exists():
-                first, last = self.store.examples(batch)[0], self.store.examples(batch)[-1]
-                raise FolderError(
-                    f"Examples {first} to {last} have not been explained yet: run explain_dataset again to go on. "
-                    "indices() lists those that have."
-                )
-            self._last = (batch, read_rows([path]).to_pylist())
-        return self._last[1]
 
 
 def told(explanations: Explanations, column: str) -> str:
