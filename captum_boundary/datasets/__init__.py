@@ -4,8 +4,7 @@ from captum_boundary.datasets._examples import ExampleError, ExampleWarning
 from captum_boundary.datasets._store import FolderError
 from captum_boundary.datasets.explain import explain_dataset
 from captum_boundary.datasets.gallery import write_gallery
-from captum_boundary.datasets.merge import merge_explanations
-from captum_boundary.datasets.reading import Explanation, Explanations, load_explanations
+from captum_boundary.datasets.reading import Explanation, Explanations, load_explanations, merge_explanations
 
 __all__ = [
     "ExampleError",

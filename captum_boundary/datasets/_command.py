@@ -7,7 +7,6 @@ import math
 import os
 import sys
 import warnings
-from argparse import Namespace
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -24,8 +23,7 @@ from captum_boundary.datasets._models import METHODS, build_explainer, load_mode
 from captum_boundary.datasets._sources import Standardized, load_data
 from captum_boundary.datasets.explain import explain_dataset
 from captum_boundary.datasets.gallery import write_gallery
-from captum_boundary.datasets.merge import merge_explanations
-from captum_boundary.datasets.reading import Explanations, told
+from captum_boundary.datasets.reading import Explanations, merge_explanations, told
 from captum_boundary.errors import BoundaryError, BoundaryValueError
 from captum_boundary.search import NearestBoundary
 
@@ -104,10 +102,10 @@ def main(words: Sequence[str]) -> int:
             warnings.simplefilter("ignore", ExampleWarning)  # which the report counts
             return act(words[1:])
     except (BoundaryError, OSError) as error:
-        _say(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        _say("\nInterrupted. What is done is kept: the same command goes on.")
+        print("\nInterrupted. What is done is kept: the same command goes on.", file=sys.stderr)
         return 130
 
 
@@ -126,17 +124,17 @@ def _explain(words: Sequence[str]) -> int:
     elif normalize is not None:
         model = nn.Sequential(v2.Normalize(*normalize), model)
     model = model.eval().requires_grad_(False).to(device)
-    bounds = None if bounds is None else tuple(bounds)
-    search = NearestBoundary(
-        model, bounds=bounds, budget=options.budget, norm=_NORMS[options.norm], show_progress=shown
-    )
+    bounds, norm = None if bounds is None else tuple(bounds), _NORMS[options.norm]
+    search = NearestBoundary(model, bounds=bounds, budget=options.budget, norm=norm, show_progress=shown)
+    signed = False if options.method == "saliency" else None
+    chosen = {"n_steps": options.steps, "internal_batch_size": options.internal_batch_size, "abs": signed}
     alike = ("target", "version", "map_size", "save_points", "limit", "seed", "strict", "resume", "verify", "shard")
     explanations = explain_dataset(
         build_explainer(options.method, model, search),
         dataset,
         options.out,
         batch_size=options.batch_size or _batch_size(dataset, options.seed),
-        options=_attribute_options(options),
+        options={name: value for name, value in chosen.items() if value is not None},
         dtype=getattr(torch, options.dtype),
         class_names=options.class_names or (None if hasattr(dataset, "classes") else loaded.class_names),
         device=device,
@@ -173,12 +171,6 @@ def _report(explanations: Explanations, closing: str | None) -> int:
     return 3 if table.num_rows and n_explained == 0 else 0
 
 
-def _attribute_options(options: Namespace) -> dict[str, Any]:
-    signed = False if options.method == "saliency" else None
-    chosen = {"n_steps": options.steps, "internal_batch_size": options.internal_batch_size, "abs": signed}
-    return {name: value for name, value in chosen.items() if value is not None}
-
-
 def _batch_size(dataset: Any, seed: int) -> int:
     """As many examples as have a moderate number of features together, so that little is lost if the run is killed."""
     first = next(Reader(dataset, seed).readable(min(len(dataset), 16)), None)
@@ -200,34 +192,27 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _say(text: str) -> None:
-    if sys.stderr is not None:
-        print(text, file=sys.stderr)
+# Types of options, which argparse names where a value is none of them.
 
 
 def positive_integer(text: str) -> int:
-    """Type of an option, whose name argparse shows where a value is none of it; as are those below."""
     if int(text) < 1:
         raise ValueError
     return int(text)
 
 
 def numbers(text: str) -> list[float]:
-    """One for each channel, or one for all."""
     return [float(part) for part in text.split(",")]
 
 
 def utf8_lines(text: str) -> list[str]:
-    """Those of a file."""
     return Path(text).read_text(encoding="utf-8").splitlines()
 
 
 def class_number(text: str) -> int | str | None:
-    """A number, or one of two words."""
     return {"predicted": None, "label": "label"}[text] if text in ("predicted", "label") else int(text)
 
 
 def shard(text: str) -> tuple[int, int]:
-    """Part and number of parts."""
     index, count = map(int, text.split("/"))
     return index, count

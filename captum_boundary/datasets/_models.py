@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import pickle
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from captum_boundary.datasets._examples import message_of
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundarySearch
 
-__all__ = ["METHODS", "LoadedModel", "build_explainer", "call_named", "fault_of", "load_model"]
+__all__ = ["METHODS", "LoadedModel", "build_explainer", "call_named", "load_model", "reading"]
 
 # From a model and a search to what explains it.
 METHODS: dict[str, Callable[[nn.Module, BoundarySearch], Attribution]] = {
@@ -69,10 +69,9 @@ def load_model(name: str, weights: str | None, n_classes: int | None) -> LoadedM
         if not Path(weights).exists():
             choices = ", ".join(known.__members__)
             raise BoundaryValueError(f"--weights of {name} must be a file or one of {choices}, but it is {weights}.")
-        model, content = _with_weights(model, Path(weights)), Path(weights).read_bytes()
-        ending = f"-{hashlib.sha256(content).hexdigest()[:8]}.pth"  # of the names of torchvision's own files
+        ending = f"-{hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:8]}.pth"  # of torchvision's own files
         names = [entry.meta.get("categories") for entry in known if entry.url.endswith(ending)]
-        return LoadedModel(model, names[0] if names else None)
+        return LoadedModel(_with_weights(model, Path(weights)), names[0] if names else None)
     entry = known[weights]
     try:
         model.load_state_dict(entry.get_state_dict(progress=False, check_hash=True))
@@ -113,21 +112,22 @@ def call_named(text: str, option: str, others: str, *arguments: Any) -> Any:
         raise BoundaryValueError(f"{option} {text} failed in {where}: {message_of(error)}") from error
 
 
-def fault_of(path: Path, error: Exception) -> str:
-    """Why a file cannot be read: what its first bytes show, or else what the reader said."""
-    head = path.read_bytes()[:64] if path.is_file() else b"nothing"
-    if not head:
-        return "it is empty. Was a download interrupted?"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS, and not the file itself. Fetch that with: git lfs pull"
-    return str(error)
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Say why a file cannot be read as ``what``: what its first bytes show, or else what the reader says."""
+    try:
+        yield
+    except Exception as error:
+        head = path.read_bytes()[:64] if path.is_file() else b"nothing"
+        fault = str(error) if head else "it is empty. Was a download interrupted?"
+        if head.startswith(b"version https://git-lfs"):
+            fault = "it is a pointer of Git LFS, and not the file itself. Fetch that with: git lfs pull"
+        raise BoundaryValueError(f"{path} cannot be read as {what}: {fault}") from error
 
 
 def _with_weights(model: nn.Module, path: Path) -> nn.Module:
-    try:
+    with reading(path, "weights"):
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, LookupError, ValueError) as error:
-        raise BoundaryValueError(f"{path} cannot be read as weights: {fault_of(path, error)}") from error
     for key in ("state_dict", "model"):  # checkpoints hold more than weights
         weights = weights.get(key, weights) if isinstance(weights, dict) else weights
     if not isinstance(weights, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from captum_boundary.datasets._examples import check_dataset
-from captum_boundary.datasets._models import call_named, fault_of
+from captum_boundary.datasets._models import call_named, reading
 from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["ImageFiles", "NpzArrays", "Standardized", "load_data", "pixels_of"]
@@ -96,11 +95,8 @@ class NpzArrays(Dataset[Any]):
     """
 
     def __init__(self, path: Path, labels: bool = True, layout: str | None = None) -> None:
-        try:
-            with np.load(path) as arrays:
-                held = {name: arrays[name] for name in arrays}
-        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise BoundaryValueError(f"{path} cannot be read as arrays: {fault_of(path, error)}") from error
+        with reading(path, "arrays"), np.load(path) as arrays:
+            held = {name: arrays[name] for name in arrays}
         inputs = held.get("images", held.get("inputs"))
         if inputs is None or inputs.ndim < 2:
             shapes = ", ".join(f"{name} of shape {array.shape}" for name, array in held.items())

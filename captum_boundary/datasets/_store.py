@@ -115,18 +115,13 @@ class Store:
         return found
 
 
-def stored_tensors(
-    name: str, tensors: Tensor | tuple[Tensor, ...], dtype: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """Tensors with an entry for each example, under the names that files have them by; one name for each input.
-
-    In half precision, each example has a power of two as its scale, so that nothing is too large or too small for it.
-    """
+def stored_tensors(name: str, values: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Tensors with an entry for each example, under the names that files have them by; one name for each input."""
     stored = {}
-    parts = tensors if isinstance(tensors, tuple) else (tensors,)
+    parts = values if isinstance(values, tuple) else (values,)
     for number, part in enumerate(parts):
         key, tensor = name if len(parts) == 1 else f"{name}.{number}", part.detach().cpu()
-        if dtype == torch.float16:
+        if dtype == torch.float16:  # with a scale for each example, so that nothing is too large or too small for it
             largest = tensor.float().reshape(len(tensor), -1).abs().amax(dim=1)
             exponent = torch.frexp(largest).exponent.clamp(max=127)  # 2**128 is no float32
             is_usable = largest.isfinite() & (largest > 0)
@@ -137,16 +132,9 @@ def stored_tensors(
 
 
 def read_rows(files: Sequence[Path], columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:  # noqa: A002
-    """The rows of Parquet files, in their order.
-
-    The file system is named, or Arrow would read ``s3:x`` as the address of one.
-
-    Raises:
-
-        FolderError: If a file cannot be read.
-    """
+    """The rows of Parquet files, in their order."""
     paths = [str(path.absolute()) for path in files]
-    source = pyarrow.dataset.dataset(paths, SCHEMA, "parquet", LocalFileSystem())
+    source = pyarrow.dataset.dataset(paths, SCHEMA, "parquet", LocalFileSystem())  # or s3:x would be an address
     try:
         return source.to_table(None if columns is None else list(columns), filter)
     except (pa.ArrowInvalid, OSError) as error:
