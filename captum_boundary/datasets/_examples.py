@@ -79,11 +79,11 @@ class ExampleSpec(NamedTuple):
 class Reader(Dataset[Any]):
     """A data set that answers with an :class:`Example`, failed or not, and the same whenever it is asked.
 
-    Whatever the data set draws at random, it draws from seeds of the example. With ``strict``, failures are raised.
+    Whatever the data set draws at random, it draws from seeds of the example.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int, spec: ExampleSpec | None = None, strict: bool = False) -> None:
-        self.dataset, self.seed, self.spec, self.strict = dataset, seed, spec, strict
+    def __init__(self, dataset: Dataset[Any], seed: int, spec: ExampleSpec | None = None) -> None:
+        self.dataset, self.seed, self.spec = dataset, seed, spec
         self.files = _files_of(dataset)
 
     def __len__(self) -> int:
@@ -124,8 +124,6 @@ class Reader(Dataset[Any]):
                 facts["digest"] = digest_of([facts["label"], content])
                 example = read
             except Exception as error:
-                if self.strict:
-                    raise ExampleError(f"Example {index} could not be read. {message_of(error)}") from error
                 facts["error"] = message_of(error)
                 if not -(2**63) <= (facts["label"] or 0) < 2**63:  # the message has it
                     facts["label"] = None

@@ -6,8 +6,8 @@ import operator
 import os
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from captum_boundary._core.checks import check_count, names_in_order, plain_number
 from captum_boundary.datasets._batch import BatchExplainer, find_spec
 from captum_boundary.datasets._examples import (
+    Example,
     ExampleError,
     ExampleSpec,
     ExampleWarning,
@@ -35,7 +36,6 @@ from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 __all__ = ["explain_dataset"]
 
 _PATIENCE = 600  # seconds in which another process puts the table together
-_NO_TENSORS = {"index": torch.zeros(0, dtype=torch.int64)}  # of a batch without an example that could be explained
 
 
 def explain_dataset(
@@ -186,89 +186,83 @@ def explain_dataset(
             "device": place.type,
             "versions": versions(),
         }
-        part = _Part(Store(path, n_examples, batch_size), index, count)
-        with part.opened(manifest, resume) as files_have_changed:
-            part.compare(Reader(dataset, seed), verify or files_have_changed, num_workers)
-            part.explain(Reader(dataset, seed, spec, strict), explain, num_workers, show_progress)
+        store, reader = Store(path, n_examples, batch_size), Reader(dataset, seed, spec)
+        _explain_part(store, (index, count), manifest, reader, explain, resume, verify, num_workers, show_progress)
     explanations = load_explanations(path)
     if message := told(explanations, "error"):
         warnings.warn(message, ExampleWarning, stacklevel=2)
     return explanations
 
 
-class _Part:
-    """The batches of a run that are one process's."""
-
-    def __init__(self, store: Store, index: int, count: int) -> None:
-        self.store, self.name = store, f"{index}-of-{count}"
-        self.batches = range(index, store.n_batches, count)
-        self.marker = store.path / ".stopped"  # by a strict process, for all the others
-
-    @contextmanager
-    def opened(self, manifest: dict[str, Any], resume: bool) -> Iterator[bool]:
-        """Hold this part, say whether files of the data have other times, and finish the run if this part is the last.
-
-        ``done`` and ``missing`` are then its batches.
-        """
-        path = self.store.path
-        if path.exists() and not path.is_dir():
-            raise FolderError(f"out must be a folder, but {path} is a file.")
-        path.mkdir(parents=True, exist_ok=True)
-        with locked(path / f".lock-{self.name}", timeout=0):
-            with locked(path / ".lock", _PATIENCE):
-                if not resume and any(file.exists() for file in self.store.rows(self.batches)):
-                    raise FolderError(f"{path} holds explanations already. Resume that run, or give another folder.")
-                stored = claim(path, manifest)
-            self.done = [batch for batch in self.batches if self.store.is_done(batch)]
-            self.missing = sorted({*self.batches} - {*self.done})
-            self.stopped_before = self._stopped()
-            yield stored["data"]["files"] != manifest["data"]["files"]
-            with locked(path / ".lock", _PATIENCE):
-                if self.store.finish(self.name):
-                    self.marker.unlink(missing_ok=True)
-
-    def compare(self, reader: Reader, verify: bool, num_workers: int) -> None:
-        """Refuse to go on where examples that were explained are not those of the data set any more."""
-        chance = random.SystemRandom()
-        ranges = [self.store.examples(batch) for batch in self.done]
-        asked = [each if verify else sorted({each[0], each[-1], chance.choice(each)}) for each in ranges]
-        for batch, examples in zip(self.done, reader.batches(asked, num_workers), strict=True):
-            digests = read_rows(self.store.rows([batch]), ["digest"]).column("digest").to_pylist()
-            for example in examples:
-                if digests[example.index % self.store.batch_size] not in (None, example.facts["digest"]):
-                    reason = "" if example.inputs else f" ({example.facts['error']})"
-                    raise FolderError(
-                        f"Example {example.index} is not the one that was explained in {self.store.path}: the data set "
-                        f"has changed{reason}. Give this run a folder of its own."
-                    )
-
-    def explain(self, reader: Reader, explain: BatchExplainer, num_workers: int, show_progress: bool) -> None:
-        """Explain and write what is missing."""
-        if self.missing:
-            self.store.table.unlink(missing_ok=True)  # it has rows that are gone
-        examples = [self.store.examples(batch) for batch in self.missing]
-        done = sum(len(self.store.examples(batch)) for batch in self.done)
-        total, is_hidden = done + sum(map(len, examples)), not show_progress
-        with tqdm(total=total, initial=done, desc="Explaining", unit="example", disable=is_hidden) as bar:
+def _explain_part(
+    store: Store,
+    shard: tuple[int, int],
+    manifest: dict[str, Any],
+    reader: Reader,
+    explain: BatchExplainer,
+    resume: bool,
+    verify: bool,
+    num_workers: int,
+    show_progress: bool,
+) -> None:
+    """Explain what is missing of a shard, if what is done is of the same examples; the last one finishes the run."""
+    path, name, batches = store.path, "{}-of-{}".format(*shard), range(shard[0], store.n_batches, shard[1])
+    if path.exists() and not path.is_dir():
+        raise FolderError(f"out must be a folder, but {path} is a file.")
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path / f".lock-{name}", timeout=0):
+        with locked(path / ".lock", _PATIENCE):
+            if not resume and any(file.exists() for file in store.rows(batches)):
+                raise FolderError(f"{path} holds explanations already. Resume that run, or give another folder.")
+            verify |= claim(path, manifest)["data"]["files"] != manifest["data"]["files"]  # whose times are others
+        done, chance = list(filter(store.is_done, batches)), random.SystemRandom()
+        missing = sorted({*batches} - {*done})
+        asked: list[Sequence[int]] = [store.examples(batch) for batch in done]
+        asked = asked if verify else [sorted({each[0], each[-1], chance.choice(each)}) for each in asked]
+        read = reader.batches([*asked, *map(store.examples, missing)], num_workers)
+        marker = path / ".stopped"  # by a strict process, for all the others
+        stopped_before = _time_of(marker)
+        total = sum(map(len, map(store.examples, batches)))
+        with tqdm(total=total, desc="Explaining", unit="example", disable=not show_progress) as bar:
             try:
-                for batch, read in zip(self.missing, reader.batches(examples, num_workers), strict=True):
-                    if self._stopped() not in (None, self.stopped_before):
-                        message = self.marker.read_text(encoding="utf-8")
+                for batch in done:
+                    _compare(store, batch, next(read))
+                    bar.update(len(store.examples(batch)))
+                for batch, examples in zip(missing, read, strict=True):
+                    if _time_of(marker) not in (None, stopped_before):
+                        message = marker.read_text(encoding="utf-8")
                         raise ExampleError(f"Another process of this run has stopped. {message}")
-                    parts = list(explain([example for example in read if example.inputs]))
-                    rows = [row for part, _ in parts for row in part]
-                    rows += [example.facts for example in read if not example.inputs]
-                    tensors = [part for _, part in parts if part] or [_NO_TENSORS]
-                    joined = {name: torch.cat([each[name] for each in tensors]) for name in tensors[0]}
-                    self.store.write(batch, rows, joined, self.name)
-                    bar.update(len(read))
+                    store.table.unlink(missing_ok=True)  # it has rows that are gone
+                    failed = [example.facts for example in examples if not example.inputs]
+                    if failed and explain.strict:
+                        raise ExampleError("Example {index} could not be read. {error}".format(**failed[0]))
+                    parts = [(failed, {}), *explain([example for example in examples if example.inputs])]
+                    tensors = [part for _, part in parts if part] or [{"index": torch.zeros(0, dtype=torch.int64)}]
+                    joined = {key: torch.cat([each[key] for each in tensors]) for key in tensors[0]}
+                    store.write(batch, [row for rows, _ in parts for row in rows], joined, name)
+                    bar.update(len(examples))
             except ExampleError as error:
-                self.marker.write_text(printable(str(error)), encoding="utf-8")
+                marker.write_text(printable(str(error)), encoding="utf-8")
                 raise
+        with locked(path / ".lock", _PATIENCE):
+            if store.finish(name):
+                marker.unlink(missing_ok=True)
 
-    def _stopped(self) -> int | None:
-        """When a strict process stopped, if one did."""
-        return self.marker.stat().st_mtime_ns if self.marker.exists() else None
+
+def _compare(store: Store, batch: int, examples: Sequence[Example]) -> None:
+    """Refuse to go on where examples that were explained are not those of the data set any more."""
+    digests = read_rows(store.rows([batch]), ["digest"]).column("digest").to_pylist()
+    for example in examples:
+        if digests[example.index % store.batch_size] not in (None, example.facts["digest"]):
+            reason = "" if example.inputs else f" ({example.facts['error']})"
+            raise FolderError(
+                f"Example {example.index} is not the one that was explained in {store.path}: the data set has "
+                f"changed{reason}. Give this run a folder of its own."
+            )
+
+
+def _time_of(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _class_names(dataset: Any, class_names: Sequence[str] | None, spec: ExampleSpec | None) -> list[str] | None:
