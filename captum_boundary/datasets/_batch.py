@@ -22,7 +22,7 @@ from captum_boundary._core.random_state import preserve_rng_state, seed_rng
 from captum_boundary.attr import BoundaryDistance, BoundaryNormals
 from captum_boundary.attr._calls import MethodCall, call_in_groups, sizes_that_fit
 from captum_boundary.attr._methods import capabilities_of, known_arguments
-from captum_boundary.datasets._examples import Example, ExampleError, ExampleSpec, Reader, message_of, seed_of
+from captum_boundary.datasets._examples import Example, ExampleError, Reader, message_of, seed_of
 from captum_boundary.datasets._store import stored_tensors
 from captum_boundary.errors import BoundaryNotFoundWarning, BoundaryTypeError, BoundaryValueError
 
@@ -38,27 +38,35 @@ class BatchExplainer:
     """Asks an attribution about batches, always in the same way and with the seeds of their examples."""
 
     explainer: Attribution
-    target: int | str | None
-    options: Mapping[str, Any]
+    settings: Mapping[str, Any]
     device: torch.device
-    seed: int
-    dtype: torch.dtype
-    save_points: bool
-    map_size: tuple[int, int] | None
     generators: Sequence[torch.Generator]
     strict: bool
 
     def __post_init__(self) -> None:
-        _check_options(self.explainer, self.options)
+        if not isinstance(self.explainer, Attribution):
+            raise BoundaryTypeError(
+                "explainer must be a captum.attr.Attribution, such as BoundaryIntegratedGradients(model), but it is a "
+                f"{type(self.explainer).__name__}."
+            )
+        known, is_open = known_arguments(self.explainer)
+        for name in self.settings["options"]:
+            if name in _OURS:
+                raise BoundaryValueError(f"options cannot hold {name!r}, which is set for every batch.")
+            if not is_open and name not in known:
+                raise BoundaryTypeError(
+                    f"{type(self.explainer).__name__}.attribute does not know the option {name!r}. Its options are: "
+                    f"{', '.join(name for name in known if name not in _OURS)}."
+                )
         parameters = inspect.signature(self.explainer.attribute).parameters
         self.can = capabilities_of(self.explainer)
         has_one_each = not isinstance(self.explainer, BoundaryDistance)  # which has a boundary for each feature
         self.gives_boundary = "return_boundary" in parameters and has_one_each
         self.gives_delta = "return_convergence_delta" in parameters and bool(self.explainer.has_convergence_delta())
-        self.method_options = {**self.options}
+        self.method_options = {**self.settings["options"]}
         self.arguments = format_additional_forward_args(self.method_options.pop("additional_forward_args", None))
         self.size: int | None = None  # examples that fit into memory, once a batch did not
-        if self.save_points and not self.gives_boundary:
+        if self.settings["save_points"] and not self.gives_boundary:
             raise BoundaryValueError(
                 f"save_points=True needs an explainer that finds boundary points, but {self.can.name} does not. "
                 "BoundaryAttribution makes one of any Captum method."
@@ -99,7 +107,7 @@ class BatchExplainer:
     def _explain(self, examples: Sequence[Example]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         with preserve_rng_state(self.generators), warnings.catch_warnings():
             warnings.simplefilter("ignore", BoundaryNotFoundWarning)  # the rows tell it
-            seed = seed_of(self.seed, examples[0].index)
+            seed = seed_of(self.settings["seed"], examples[0].index)
             seed_rng(seed, self.device)
             for generator in self.generators:
                 generator.manual_seed(seed)
@@ -121,12 +129,13 @@ class BatchExplainer:
                 facts[row] = {**facts[row], name: None if is_none else value}
         maps = attributions if isinstance(attributions, tuple) else (attributions,)
         tensors = {"index": torch.tensor([example.index for example in examples])}
-        tensors |= stored_tensors("attributions", tuple(coarse(each, self.map_size) for each in maps), self.dtype)
-        return facts, tensors | (stored_tensors("points", boundary.points) if self.save_points else {})
+        maps = tuple(coarse(each, self.settings["map_size"]) for each in maps)
+        tensors |= stored_tensors("attributions", maps, self.settings["dtype"])
+        return facts, tensors | (stored_tensors("points", boundary.points) if self.settings["save_points"] else {})
 
     def _targets(self, examples: Sequence[Example], scores: Tensor, is_binary: bool) -> Tensor:
-        if not isinstance(self.target, str):
-            return resolve_target(self.target, scores, is_binary)
+        if self.settings["target"] != "label":
+            return resolve_target(self.settings["target"], scores, is_binary)
         labels = [example.facts["label"] for example in examples]
         if None in labels:
             raise BoundaryValueError('target="label" needs a data set with labels, but this example has none.')
@@ -152,7 +161,7 @@ class BatchExplainer:
         return attributions, others[0] if others else None, boundary
 
 
-def find_spec(explain: BatchExplainer, reader: Reader, n_examples: int) -> ExampleSpec | None:
+def find_spec(explain: BatchExplainer, reader: Reader, n_examples: int) -> dict[str, Any] | None:
     """What all examples have in common: shapes and dtypes of the first that can be read. None where none can.
 
     The model, which tells the number of classes, may fail on some of the first examples, but not on all.
@@ -165,16 +174,16 @@ def find_spec(explain: BatchExplainer, reader: Reader, n_examples: int) -> Examp
         except Exception as error:
             errors.append(error)
             continue
-        if isinstance(explain.target, int) and not 0 <= explain.target < n_classes:
-            raise BoundaryValueError(f"target must be between 0 and {n_classes - 1}, but it is {explain.target}.")
-        for shape in example.form[0]:
-            coarse(torch.empty((1, *shape), device="meta"), explain.map_size)
-        return ExampleSpec(*example.form, n_classes)
+        if isinstance(target := explain.settings["target"], int) and not 0 <= target < n_classes:
+            raise BoundaryValueError(f"target must be between 0 and {n_classes - 1}, but it is {target}.")
+        for tensor in example.inputs:
+            coarse(tensor.new_empty((1, *tensor.shape), device="meta"), explain.settings["map_size"])
+        return example.spec(n_classes)
     if not errors:
         return None
     raise BoundaryValueError(
-        f"The model fails on the first {len(errors)} examples, the last of them with shapes {example.form[0]}. "
-        f"{message_of(errors[0])}"
+        f"The model fails on the first {len(errors)} examples, the last of them with shapes "
+        f"{example.spec(0)['shapes']}. {message_of(errors[0])}"
     ) from errors[0]
 
 
@@ -193,20 +202,3 @@ def coarse(attributions: Tensor, size: tuple[int, int] | None) -> Tensor:
         )
     maps: Tensor = adaptive_avg_pool2d(attributions.sum(dim=1), size) * (shape[2] * shape[3] / (size[0] * size[1]))
     return maps
-
-
-def _check_options(explainer: object, options: Mapping[str, Any]) -> None:
-    if not isinstance(explainer, Attribution):
-        raise BoundaryTypeError(
-            "explainer must be a captum.attr.Attribution, such as BoundaryIntegratedGradients(model), but it is a "
-            f"{type(explainer).__name__}."
-        )
-    known, is_open = known_arguments(explainer)
-    for name in options:
-        if name in _OURS:
-            raise BoundaryValueError(f"options cannot hold {name!r}, which is set for every batch.")
-        if not is_open and name not in known:
-            raise BoundaryTypeError(
-                f"{type(explainer).__name__}.attribute does not know the option {name!r}. Its options are: "
-                f"{', '.join(name for name in known if name not in _OURS)}."
-            )

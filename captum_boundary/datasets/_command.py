@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from captum_boundary.datasets._examples import ExampleWarning, Reader
-from captum_boundary.datasets._models import METHODS, build_explainer, load_model
+from captum_boundary.datasets._models import METHODS, call_named, load_model
 from captum_boundary.datasets._sources import Standardized, load_data
 from captum_boundary.datasets.explain import explain_dataset
 from captum_boundary.datasets.gallery import write_gallery
@@ -126,11 +126,12 @@ def _explain(words: Sequence[str]) -> int:
     model = model.eval().requires_grad_(False).to(device)
     bounds, norm = None if bounds is None else tuple(bounds), _NORMS[options.norm]
     search = NearestBoundary(model, bounds=bounds, budget=options.budget, norm=norm, show_progress=shown)
+    method, methods = METHODS.get(options.method), f"one of {', '.join(METHODS)}"
     signed = False if options.method == "saliency" else None
     chosen = {"n_steps": options.steps, "internal_batch_size": options.internal_batch_size, "abs": signed}
     alike = ("target", "version", "map_size", "save_points", "limit", "seed", "strict", "resume", "verify", "shard")
     explanations = explain_dataset(
-        build_explainer(options.method, model, search),
+        method(model, search) if method else call_named(options.method, "--method", methods, model),
         dataset,
         options.out,
         batch_size=options.batch_size or _batch_size(dataset, options.seed),

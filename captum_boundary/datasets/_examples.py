@@ -6,21 +6,21 @@ import hashlib
 import operator
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from captum_boundary._core.random_state import preserve_rng_state, seed_rng
 from captum_boundary.datasets._identity import digest_of, hash_of_tensors
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 
-__all__ = ["Example", "ExampleError", "ExampleSpec", "ExampleWarning", "Reader"]
-__all__ += ["check_dataset", "describe_files", "message_of", "printable", "seed_of"]
+__all__ = ["Example", "ExampleError", "ExampleWarning", "Reader"]
+__all__ += ["describe_files", "message_of", "printable", "seed_of"]
 
 _LONGEST_MESSAGE = 1000
 _ABOUT_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)  # and not about an example
@@ -43,36 +43,25 @@ class Example:
     inputs: tuple[Tensor, ...] = ()
     as_tuple: bool = False
 
-    @property
-    def form(self) -> tuple[tuple[tuple[int, ...], ...], tuple[torch.dtype, ...], bool]:
-        """Shapes and dtypes of its inputs, and whether they came as a tuple."""
-        shapes = tuple(tuple(tensor.shape) for tensor in self.inputs)
-        return shapes, tuple(tensor.dtype for tensor in self.inputs), self.as_tuple
+    def spec(self, n_classes: int) -> dict[str, Any]:
+        """What all examples of a data set have in common, if this is one of them."""
+        shapes, dtypes = [list(tensor.shape) for tensor in self.inputs], [str(tensor.dtype) for tensor in self.inputs]
+        return {"shapes": shapes, "dtypes": dtypes, "as_tuple": self.as_tuple, "n_classes": n_classes}
 
-
-class ExampleSpec(NamedTuple):
-    """What all examples of a data set have in common."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[torch.dtype, ...]
-    as_tuple: bool
-    n_classes: int
-
-    def check(self, example: Example) -> None:
-        """Raise an error if an example cannot share a batch with the others."""
-        if example.form != self[:3]:
-            shapes, dtypes, _ = example.form
+    def check(self, spec: Mapping[str, Any]) -> None:
+        """Raise an error if it cannot share a batch with the others."""
+        n_classes, label = spec["n_classes"], self.facts["label"]
+        if (own := self.spec(n_classes)) != spec:
             raise BoundaryValueError(
-                f"All examples must be alike, but this one has shapes {shapes} and dtypes {dtypes}, and the first "
-                f"{self.shapes} and {self.dtypes}. Bring them to one form in the data set's transform."
+                f"All examples must be alike, but this one has {own}, and the first {spec}. Bring them to one form in "
+                "the data set's transform."
             )
-        if not all(torch.isfinite(tensor).all() for tensor in example.inputs):
+        if not all(torch.isfinite(tensor).all() for tensor in self.inputs):
             raise BoundaryValueError("It contains NaN or infinity.")
-        label = example.facts["label"]
-        if label is not None and not 0 <= label < self.n_classes:
+        if label is not None and not 0 <= label < n_classes:
             raise BoundaryValueError(
-                f"Its label is {label}, but the model has classes 0 to {self.n_classes - 1}. If labels mean something "
-                "else, leave them out of the data set."
+                f"Its label is {label}, but the model has classes 0 to {n_classes - 1}. If labels mean something else, "
+                "leave them out of the data set."
             )
 
 
@@ -82,12 +71,19 @@ class Reader(Dataset[Any]):
     Whatever the data set draws at random, it draws from seeds of the example.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int, spec: ExampleSpec | None = None) -> None:
-        self.dataset, self.seed, self.spec = dataset, seed, spec
-        self.files = _files_of(dataset)
+    def __init__(self, dataset: Any, seed: int) -> None:
+        if isinstance(dataset, IterableDataset) or not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
+            raise BoundaryTypeError(
+                "dataset must be a torch.utils.data.Dataset with __getitem__ and __len__, so that every example keeps "
+                f"its place when a run goes on, but it is a {type(dataset).__name__}."
+            )
+        if len(dataset) == 0:
+            raise BoundaryValueError("dataset must hold at least one example, but it is empty.")
+        self.dataset, self.seed, self.files = dataset, seed, _files_of(dataset)
+        self.spec: dict[str, Any] | None = None  # what examples must be like, once it is known
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> Example:
         return self.__getitems__([index])[0]
@@ -99,12 +95,6 @@ class Reader(Dataset[Any]):
     def readable(self, stop: int) -> Iterator[Example]:
         """The examples before ``stop`` that can be read, as they are asked for."""
         return (example for index in range(stop) if (example := self[index]).inputs)
-
-    def batches(self, batches: Any, num_workers: int) -> Iterator[list[Example]]:
-        """The examples of each batch of indices, read by other processes where there are ``num_workers``."""
-        generator = torch.Generator()  # not the global one; what workers draw, they draw from seeds of examples
-        options: Any = {"batch_sampler": batches, "num_workers": num_workers, "generator": generator}
-        return iter(DataLoader(self, collate_fn=list, **options))
 
     def _read(self, index: int) -> Example:
         seed_rng(seed_of(self.seed, index))
@@ -119,7 +109,7 @@ class Reader(Dataset[Any]):
                 inputs, as_tuple, facts["label"] = parse(self.dataset[index])
                 read = Example(index, facts, inputs, as_tuple)
                 if self.spec is not None:
-                    self.spec.check(read)
+                    read.check(self.spec)
                 content = hash_of_tensors({str(number): tensor for number, tensor in enumerate(inputs)})
                 facts["digest"] = digest_of([facts["label"], content])
                 example = read
@@ -130,17 +120,6 @@ class Reader(Dataset[Any]):
         notes = dict.fromkeys(printable(str(warning.message)) for warning in noted)
         facts["note"] = " ".join(notes)[:_LONGEST_MESSAGE] or None
         return example
-
-
-def check_dataset(dataset: object) -> None:
-    """Refuse what has no examples that can be asked for by their place."""
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise BoundaryTypeError(
-            "dataset must be a torch.utils.data.Dataset with __getitem__ and __len__, so that every example keeps its "
-            f"place when a run goes on, but it is a {type(dataset).__name__}."
-        )
-    if len(dataset) == 0:
-        raise BoundaryValueError("dataset must hold at least one example, but it is empty.")
 
 
 def parse(item: Any) -> tuple[tuple[Tensor, ...], bool, int | None]:
@@ -158,9 +137,8 @@ def parse(item: Any) -> tuple[tuple[Tensor, ...], bool, int | None]:
     return inputs, isinstance(item, list | tuple), None if label is None else operator.index(label)
 
 
-def describe_files(dataset: Any) -> dict[str, Any] | None:
+def describe_files(files: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
     """Digests of the names and sizes, and of the times, of the files of a data set, where it knows them."""
-    files = _files_of(dataset)
     if not files:
         return None
     names, times = hashlib.sha256(), hashlib.sha256()

@@ -142,18 +142,15 @@ def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """A short digest of what JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what results depend on."""
     own = {"format": _FORMAT, "captum-boundary": captum_boundary.__version__, "python": platform.python_version()}
     return own | {package: importlib.metadata.version(package) for package in _PACKAGES}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of explanations."""
     path = folder / "manifest.json"
     if not folder.is_dir():
         raise FolderError(f"There is no folder {folder}.")

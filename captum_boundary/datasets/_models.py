@@ -26,7 +26,7 @@ from captum_boundary.datasets._examples import message_of
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundarySearch
 
-__all__ = ["METHODS", "LoadedModel", "build_explainer", "call_named", "load_model", "reading"]
+__all__ = ["METHODS", "LoadedModel", "call_named", "load_model", "reading"]
 
 # From a model and a search to what explains it.
 METHODS: dict[str, Callable[[nn.Module, BoundarySearch], Attribution]] = {
@@ -80,14 +80,6 @@ def load_model(name: str, weights: str | None, n_classes: int | None) -> LoadedM
     transforms = entry.transforms()
     normalize = (list(transforms.mean), list(transforms.std)) if hasattr(transforms, "mean") else None
     return LoadedModel(model, entry.meta.get("categories"), normalize)
-
-
-def build_explainer(method: str, model: nn.Module, search: BoundarySearch) -> Attribution:
-    """What explains the model: one of METHODS, or what a function of the user's makes of the model."""
-    if method in METHODS:
-        return METHODS[method](model, search)
-    explainer: Attribution = call_named(method, "--method", f"one of {', '.join(METHODS)}", model)
-    return explainer
 
 
 def call_named(text: str, option: str, others: str, *arguments: Any) -> Any:

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from captum_boundary.datasets._examples import check_dataset
 from captum_boundary.datasets._models import call_named, reading
 from captum_boundary.errors import BoundaryValueError
 
@@ -53,7 +52,6 @@ class ImageFiles(ImageFolder):  # type: ignore[misc]
             del self.classes
 
     def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
-        """The subfolders, in order."""
         names = [each.name for each in self._entries(Path(directory)) if each.is_dir()]
         return names, {name: number for number, name in enumerate(names)}
 
@@ -177,9 +175,7 @@ def load_data(name: str, size: int | None, gray: bool, labels: bool, layout: str
         return ImageFiles(path, size, gray, labels, without=out)
     if path.suffix == ".npz":
         return NpzArrays(path, labels, layout)
-    dataset = call_named(name, "--data", "a folder of images, an .npz file")
-    check_dataset(dataset)
-    return dataset
+    return call_named(name, "--data", "a folder of images, an .npz file")
 
 
 def _is_image(path: Path) -> bool:

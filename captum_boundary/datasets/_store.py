@@ -49,7 +49,6 @@ class Store:
         self.table = path / "table.parquet"
 
     def examples(self, batch: int) -> range:
-        """Indices of the examples of a batch."""
         return range(batch * self.batch_size, min((batch + 1) * self.batch_size, self.n_examples))
 
     def files(self, batch: int) -> tuple[Path, Path]:
@@ -58,7 +57,6 @@ class Store:
         return self.path / "tensors" / folder / f"{name}.safetensors", self.path / "rows" / folder / f"{name}.parquet"
 
     def rows(self, batches: Iterable[int]) -> list[Path]:
-        """The files of rows of some batches."""
         return [self.files(batch)[1] for batch in batches]
 
     def written(self) -> list[int]:

@@ -7,13 +7,12 @@ import os
 import random
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from captum.attr import Attribution
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from captum_boundary._core.checks import check_count, names_in_order, plain_number
@@ -21,10 +20,8 @@ from captum_boundary.datasets._batch import BatchExplainer, find_spec
 from captum_boundary.datasets._examples import (
     Example,
     ExampleError,
-    ExampleSpec,
     ExampleWarning,
     Reader,
-    check_dataset,
     describe_files,
     printable,
 )
@@ -138,7 +135,7 @@ def explain_dataset(
         >>> len(explanations), explanations[7].attributions.shape
         (10, torch.Size([4]))
     """
-    check_dataset(dataset)
+    reader = Reader(dataset, operator.index(seed))
     check_count("batch_size", batch_size)
     check_count("limit", limit, optional=True)
     batch_size, limit, target = map(plain_number, (batch_size, limit, target))
@@ -156,37 +153,33 @@ def explain_dataset(
     index, count = shard or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     if not 0 <= index < count:
         raise BoundaryValueError(f"shard must be (i, n) with i from 0 to n - 1, but it is {(index, count)!r}.")
-    path, n_examples = checked_folder(out), min(len(dataset), limit or len(dataset))  # type: ignore[arg-type]
+    path, n_examples = checked_folder(out), min(len(reader), limit or len(reader))
     model = getattr(explainer, "forward_func", None)
     tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     place = torch.device(device or (tensors[0].device if tensors else "cpu"))
-    describer, seed = Describer(), operator.index(seed)
+    settings = {"target": target, "options": dict(options or {}), "dtype": dtype, "map_size": size}
+    settings |= {"save_points": save_points, "seed": reader.seed, "batch_size": batch_size, "n_examples": n_examples}
+    describer = Describer()
     with torch.inference_mode(False), torch.no_grad():
         description = describer.describe(explainer)
-        explain = BatchExplainer(
-            explainer, target, dict(options or {}), place, seed, dtype, save_points, size, describer.generators, strict
-        )
-        spec = find_spec(explain, Reader(dataset, seed), n_examples)
+        explain = BatchExplainer(explainer, settings, place, describer.generators, strict)
+        spec = reader.spec = find_spec(explain, reader, n_examples)
         manifest = {
             "explainer": description,
             "norm": describer.describe(getattr(getattr(explainer, "search", None), "norm", None)),
             "data": {
                 "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
-                "files": describe_files(dataset),
+                "files": describe_files(reader.files),
                 "class_names": _class_names(dataset, class_names, spec),
                 "units": getattr(dataset, "units", None) if units is None else units,
-                "spec": None if spec is None else describer.describe(spec._asdict()),
+                "spec": spec,
             },
-            "settings": {
-                **{"target": target, "options": describer.describe(explain.options), "batch_size": batch_size},
-                **{"dtype": str(dtype), "map_size": describer.describe(size), "save_points": save_points},
-                **{"seed": seed, "n_examples": n_examples},
-            },
+            "settings": describer.describe(settings),
             "version": version,
             "device": place.type,
             "versions": versions(),
         }
-        store, reader = Store(path, n_examples, batch_size), Reader(dataset, seed, spec)
+        store = Store(path, n_examples, batch_size)
         _explain_part(store, (index, count), manifest, reader, explain, resume, verify, num_workers, show_progress)
     explanations = load_explanations(path)
     if message := told(explanations, "error"):
@@ -217,11 +210,14 @@ def _explain_part(
             verify |= claim(path, manifest)["data"]["files"] != manifest["data"]["files"]  # whose times are others
         done, chance = list(filter(store.is_done, batches)), random.SystemRandom()
         missing = sorted({*batches} - {*done})
-        asked: list[Sequence[int]] = [store.examples(batch) for batch in done]
+        asked: list[Any] = [store.examples(batch) for batch in done]
         asked = asked if verify else [sorted({each[0], each[-1], chance.choice(each)}) for each in asked]
-        read = reader.batches([*asked, *map(store.examples, missing)], num_workers)
+        asked += map(store.examples, missing)
+        generator = torch.Generator()  # not the global one; what workers draw, they draw from seeds of examples
+        loader = DataLoader(reader, batch_sampler=asked, num_workers=num_workers, collate_fn=list, generator=generator)
+        read = iter(loader)
         marker = path / ".stopped"  # by a strict process, for all the others
-        stopped_before = _time_of(marker)
+        stopped_before = marker.stat().st_mtime_ns if marker.exists() else None
         total = sum(map(len, map(store.examples, batches)))
         with tqdm(total=total, desc="Explaining", unit="example", disable=not show_progress) as bar:
             try:
@@ -229,7 +225,7 @@ def _explain_part(
                     _compare(store, batch, next(read))
                     bar.update(len(store.examples(batch)))
                 for batch, examples in zip(missing, read, strict=True):
-                    if _time_of(marker) not in (None, stopped_before):
+                    if marker.exists() and marker.stat().st_mtime_ns != stopped_before:
                         message = marker.read_text(encoding="utf-8")
                         raise ExampleError(f"Another process of this run has stopped. {message}")
                     store.table.unlink(missing_ok=True)  # it has rows that are gone
@@ -261,19 +257,15 @@ def _compare(store: Store, batch: int, examples: Sequence[Example]) -> None:
             )
 
 
-def _time_of(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.exists() else None
-
-
-def _class_names(dataset: Any, class_names: Sequence[str] | None, spec: ExampleSpec | None) -> list[str] | None:
+def _class_names(dataset: Any, class_names: Sequence[str] | None, spec: Mapping[str, Any] | None) -> list[str] | None:
     """Names of the model's classes: those that were given, or the data set's own."""
     names = names_in_order(getattr(dataset, "classes", None) if class_names is None else class_names)
     if names is None or spec is None:
         return None
-    if len(names) != spec.n_classes:
+    if len(names) != spec["n_classes"]:
         raise BoundaryValueError(
             f"{'The data set has' if class_names is None else 'class_names holds'} {len(names)} classes, but the model "
-            f"has {spec.n_classes}. Labels must be classes of the model: give the data set's in its numbering, or none "
-            "at all, and class_names for all of the model's classes."
+            f"has {spec['n_classes']}. Labels must be classes of the model: give the data set's in its numbering, or "
+            "none at all, and class_names for all of the model's classes."
         )
     return [printable(", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)) for name in names]

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 import captum_boundary
 from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.checks import check_count
-from captum_boundary.datasets._examples import Example, Reader, check_dataset
+from captum_boundary.datasets._examples import Example, Reader
 from captum_boundary.datasets._identity import Describer, digest_of
 from captum_boundary.datasets._store import SCHEMA, FolderError, atomic_file
 from captum_boundary.datasets.reading import Explanation, Explanations, load_explanations
@@ -87,7 +87,6 @@ def write_gallery(
         >>> write_gallery(out, images).name
         'index.html'
     """
-    check_dataset(dataset)
     check_count("image_size", image_size)
     explanations = load_explanations(out)
     if not explanations.is_complete:
