@@ -74,10 +74,10 @@ class ImageFiles(ImageFolder):  # type: ignore[misc]
 
     def _images(self, folder: Path) -> Iterator[str]:
         for each in self._entries(folder):
-            if each.is_dir() and not each.is_symlink():
-                yield from self._images(each)
-            elif _is_image(each):
+            if _is_image(each):
                 yield str(each)
+            elif each.is_dir() and not each.is_symlink():
+                yield from self._images(each)
 
     def _load(self, path: str) -> Tensor:
         with Image.open(path) as file:

@@ -33,10 +33,10 @@ __all__ = ["picture", "summarize", "write_gallery"]
 
 _N_EXTREMES = 12
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-_COLORS: Any = cast("Colormap", COLORS["all"]).resampled(257)  # the one in the middle is white
+_COLORS: Any = cast("Colormap", COLORS["all"]).resampled(513)  # of which the one in the middle is white
 _SHARP = 64  # images up to this size are enlarged pixel by pixel
 _OUTLIERS = 0.995  # share of pixels whose magnitudes are told apart
-_PICTURES = 1  # how pictures are made; changed with it
+_PICTURES = 2  # how pictures are made; changed with it
 _COLUMNS = [name for name in SCHEMA.names if name not in ("note", "error", "digest")]
 
 

@@ -292,8 +292,16 @@ def test_what_cannot_be_read_is_a_row_with_its_error(tmp_path):
     assert column(explanations, "label")[1:5] == [None, Rows(9)[2][1], Rows(9)[3][1], N_CLASSES]
     assert explanations[1].attributions is None
     assert explanations[8].attributions is not None
-    with pytest.raises(ExampleError, match=r"Example 1 could not be read. OSError: truncated file"):
-        explain_dataset(BoundarySaliency(small_model()), Unreadable(), tmp_path / "s", batch_size=3, strict=True)
+    for workers in (0, 1):
+        with pytest.raises(ExampleError, match=r"^Example 1 could not be read. OSError: truncated file$"):
+            explain_dataset(
+                BoundarySaliency(small_model()),
+                Unreadable(),
+                tmp_path / f"strict {workers}",
+                batch_size=3,
+                strict=True,
+                num_workers=workers,
+            )
 
 
 @failing

@@ -240,6 +240,8 @@ def test_the_layout_of_arrays_is_not_guessed(tmp_path):
     with pytest.raises(BoundaryValueError, match="cannot be told whether"):
         NpzArrays(path)  # channels may be first or last
     assert NpzArrays(path, layout="nhwc")[0][0].shape == (3, 3, 4)
+    gray = npz(tmp_path / "data.npz", images=first[:, 0])  # which have no channels to be elsewhere
+    assert all(NpzArrays(gray, layout=layout)[1][0].shape == (1, 4, 5) for layout in (None, "nchw", "nhwc"))
     floats = npz(tmp_path / "data.npz", images=first.astype(np.float32))
     assert NpzArrays(floats)[0][0].shape == (3, 4, 5)
     assert NpzArrays(floats, layout="nhwc")[0][0].shape == (5, 3, 4)
