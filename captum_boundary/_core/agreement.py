@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_boundary._core.flat import widest_dtype
 from captum_boundary.errors import BoundaryValueError
 
 __all__ = [
@@ -72,7 +73,7 @@ def kendall_tau(first: Tensor, second: Tensor) -> Tensor:
     n_equal = _equal_pairs(changes | (then_second.diff(dim=1) != 0))
     n_pairs = first.shape[1] * (first.shape[1] - 1) // 2
     balance = n_pairs - n_equal_first - n_equal_second + n_equal - 2 * _inversions(places)
-    wide = _widest(first)
+    wide = widest_dtype(first)
     scale = (n_pairs - n_equal_first).to(wide).sqrt() * (n_pairs - n_equal_second).to(wide).sqrt()
     tau = (balance.to(wide) / scale).clamp(-1, 1)
     return _nan_where_nan(tau.to(first.dtype), first, second)
@@ -112,7 +113,7 @@ def _mean_ranks(maps: Tensor) -> Tensor:
     """Ranks ``(N, D)`` from 0; equal values share the mean of theirs."""
     ordered = maps.sort(dim=1).values
     below, up_to = (torch.searchsorted(ordered, maps.contiguous(), right=right) for right in (False, True))
-    return (below + up_to - 1).to(_widest(maps)) / 2
+    return (below + up_to - 1).to(widest_dtype(maps)) / 2
 
 
 def _equal_pairs(changes: Tensor) -> Tensor:
@@ -145,11 +146,6 @@ def _inversions(places: Tensor) -> Tensor:
 
 def _positions(rows: Tensor) -> Tensor:
     return torch.arange(rows.shape[1], device=rows.device)[None, :]
-
-
-def _widest(values: Tensor) -> torch.dtype:
-    """The best precision of the device."""
-    return torch.float32 if values.device.type == "mps" else torch.float64
 
 
 def _nan_where_nan(values: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Further arguments of a model that belong to the examples of a batch: tensors with an entry for each of them."""
+"""Arguments of a model, and targets, that belong to the examples of a batch: those with an entry for each of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any, overload
 
 from torch import Tensor
 
-__all__ = ["follows", "for_examples", "of_examples"]
+from captum_boundary._core.captum_helpers import TargetType
+from captum_boundary.errors import BoundaryValueError
+
+__all__ = ["follows", "for_examples", "of_examples", "target_of_examples"]
 
 Arguments = tuple[Any, ...] | None
 
@@ -37,3 +40,16 @@ def of_examples(arguments: Arguments, n_examples: int, examples: Tensor | slice)
     if isinstance(examples, slice):
         return for_examples(arguments, n_examples, lambda value: value[examples])
     return for_examples(arguments, n_examples, lambda value: value[examples.to(value.device)])
+
+
+def target_of_examples(target: TargetType, n_examples: int, examples: Tensor | slice) -> TargetType:
+    """The targets of some of the examples; one that is the same for all stays as it is."""
+    if not isinstance(target, (Tensor, list)) or (isinstance(target, Tensor) and target.numel() == 1):
+        return target
+    if len(target) != n_examples:
+        raise BoundaryValueError(
+            f"target must have one entry for each of the {n_examples} examples, but it has {len(target)}."
+        )
+    if isinstance(target, Tensor):
+        return target[examples if isinstance(examples, slice) else examples.to(target.device)]
+    return target[examples] if isinstance(examples, slice) else [target[row] for row in examples.tolist()]

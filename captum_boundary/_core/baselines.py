@@ -1,4 +1,4 @@
-"""Baselines of the Integrated Gradients, in Captum's forms."""
+"""Baselines in Captum's forms: numbers and tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["format_baselines"]
+__all__ = ["baseline_values", "format_baselines"]
 
 
 def format_baselines(baselines: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -28,17 +28,23 @@ def _format_baseline(baseline: Any, tensor: Tensor) -> Tensor:
         raise BoundaryTypeError(
             f"baselines must be None, numbers, Tensors or a tuple of them, but one is {type(value).__name__}."
         )
-    if isinstance(value, Tensor):
-        value = value.detach().to(tensor)
-        is_finite = bool(torch.isfinite(value).all())
-    else:  # an accelerator need not be asked about it
-        is_finite = math.isfinite(value)
-        value = tensor.new_full((), float(value))
-    if not is_finite:
-        raise BoundaryValueError("baselines must be finite, but they contain NaN or infinity.")
+    value = baseline_values(value, tensor)
     if value.ndim and value.shape not in (tensor.shape, tensor[:1].shape):
         raise BoundaryValueError(
             f"A baseline must be a number, or have the shape of its input, {tuple(tensor.shape)}, or that of one "
             f"example, {tuple(tensor[:1].shape)}, but its shape is {tuple(value.shape)}."
         )
     return value.expand_as(tensor)
+
+
+def baseline_values(baseline: Any, tensor: Tensor) -> Tensor:
+    """Finite values of a number or Tensor, in its own shape, with the dtype and on the device of an input."""
+    if isinstance(baseline, Tensor):
+        values = baseline.detach().to(tensor)
+        is_finite = bool(torch.isfinite(values).all())
+    else:  # an accelerator need not be asked about it
+        values = tensor.new_full((), float(baseline))
+        is_finite = math.isfinite(baseline)
+    if not is_finite:
+        raise BoundaryValueError("baselines must be finite, but they contain NaN or infinity.")
+    return values

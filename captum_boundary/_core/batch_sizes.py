@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["copies_at_once", "points_at_once", "saved_bytes"]
+__all__ = ["copies_at_once", "points_at_once", "saved_bytes", "slices"]
 
 # Values of all points together that fit whatever the model is, so that nothing is measured.
 _SMALL = 2**18
@@ -43,6 +43,11 @@ def copies_at_once(n_points: int, n_examples: int, n_copies: int) -> tuple[int, 
     if copies == 1 or examples * copies != n_examples:
         return examples, copies
     return (examples - 1, copies) if examples > 1 else (1, copies - 1)
+
+
+def slices(total: int, size: int) -> list[slice]:
+    """Consecutive ranges of at most ``size`` of ``total`` entries."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def saved_bytes(model: object, forward_pass: Callable[[], object]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ __all__ = [
     "box_of",
     "check_bounds",
     "joined_bounds",
-    "limits_of_examples",
 ]
 
 Pair = tuple[float | Tensor, float | Tensor]
@@ -36,37 +35,42 @@ _UNLIMITED = (-torch.inf, torch.inf)
 def box_of(bounds: Bounds, inputs: tuple[Tensor, ...]) -> Box:
     """The box ``(1 or N, D)`` that ``bounds`` make for ``inputs``, which must lie inside it.
 
-    Limits that the dtype of an input cannot represent are rounded inwards, so that no point leaves them by rounding.
+    Limits that the dtype of an input cannot represent are rounded inwards, so that no point leaves them by rounding;
+    but never beyond the input, so that it is a legal start.
     """
     pairs = _pairs(bounds, len(inputs))
     dtype, device = geometry_dtype(inputs), inputs[0].device
+    sizes = [tensor.shape[1:].numel() for tensor in inputs]
     if all(pair is _UNLIMITED for pair in pairs):
-        widths = torch.full(
-            (1, sum(tensor.shape[1:].numel() for tensor in inputs)), torch.inf, dtype=dtype, device=device
-        )
+        widths = torch.full((1, sum(sizes)), torch.inf, dtype=dtype, device=device)
         return Box(-widths, widths, is_limited=False)
+    names = [f"inputs[{index}]" for index in range(len(inputs))] if len(inputs) > 1 else ["inputs"]
     sides = [
-        _Sides.of(pair, tensor, dtype, f"inputs[{index}]" if len(inputs) > 1 else "inputs")
-        for index, (pair, tensor) in enumerate(zip(pairs, inputs, strict=True))
+        [_expand(side, tensor, dtype, name).to(device) for side in pair]
+        for pair, tensor, name in zip(pairs, inputs, names, strict=True)
     ]
-    # One question for all inputs, since an accelerator has to be waited for to answer it.
-    faults = torch.stack([side.faults().to(device) for side in sides]).tolist()
-    for side, pair, (is_unordered, is_outside, _) in zip(sides, pairs, faults, strict=True):
-        if is_unordered:
-            raise BoundaryValueError(
-                f"bounds must be (lower, upper) with lower <= upper everywhere, but for {side.name} they are {pair!r}."
-            )
-        if is_outside:
-            raise BoundaryValueError(side.outside_message())
-    limits = [
-        side.limits(tensor.dtype, is_off=is_off or tensor.dtype != dtype)
-        for side, tensor, (_, _, is_off) in zip(sides, inputs, faults, strict=True)
-    ]
-    n_rows = max(len(limit) for pair in limits for limit in pair)
+    n_rows = max(len(side) for pair in sides for side in pair)
     lower, upper = (
-        torch.cat([limit.to(device).expand(n_rows, -1) for limit in column], dim=1)
-        for column in zip(*limits, strict=True)
+        torch.cat([side.expand(n_rows, -1) for side in column], dim=1) for column in zip(*sides, strict=True)
     )
+    x = pack(tuple(tensor.detach() for tensor in inputs))
+    excess, width = torch.maximum(lower - x, x - upper), upper - lower
+    is_outside = excess > _ROUNDING * torch.where(torch.isfinite(width), width, 1.0)
+    # One question for all inputs, since an accelerator has to be waited for to answer it.
+    faults = torch.stack([~(lower <= upper).all(), is_outside.any(), (excess > 0).any()])
+    is_unordered, any_outside, is_off = faults.tolist()
+    if is_unordered or any_outside:
+        columns = (torch.split(each, sizes, dim=1) for each in (lower.expand_as(x), x, upper.expand_as(x), is_outside))
+        for name, pair, *of_input in zip(names, pairs, *columns, strict=True):
+            _refuse(name, pair, *of_input)
+
+    def rounded(limits: Tensor) -> Tensor:
+        parts = zip(torch.split(limits, sizes, dim=1), inputs, strict=True)
+        return torch.cat([_rounded_down(part, tensor.dtype) for part, tensor in parts], dim=1)
+
+    lower, upper = -rounded(-lower), rounded(upper)
+    if is_off or any(tensor.dtype != dtype for tensor in inputs):
+        lower, upper = torch.minimum(lower, x), torch.maximum(upper, x)
     return Box(lower, upper)
 
 
@@ -94,11 +98,7 @@ def bounds_of_rows(bounds: Bounds, points: tuple[Tensor, ...], choose: Callable[
     """The bounds of some rows of ``points``, in the same form: limits of single examples follow their rows."""
 
     def of_pair(pair: Any, tensor: Tensor) -> Any:
-        return pair if pair is None else tuple(of_side(side, tensor) for side in pair)
-
-    def of_side(side: Any, tensor: Tensor) -> Any:
-        is_per_example = isinstance(side, Tensor) and side.ndim == tensor.ndim and len(side) == len(tensor)
-        return choose(side) if is_per_example else side
+        return pair if pair is None else tuple(choose(side) if _follows(side, tensor) else side for side in pair)
 
     if bounds is None:
         return None
@@ -115,12 +115,6 @@ def are_same_bounds(one: Any, other: Any) -> bool:
     return one is other or not (isinstance(one, Tensor) or isinstance(other, Tensor) or one != other)
 
 
-def limits_of_examples(bounds: Bounds, points: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Lower and upper limits of every coordinate of every example, ``(N, D)`` each."""
-    box, size = box_of(bounds, points), (len(points[0]), -1)
-    return box.lower.expand(size), box.upper.expand(size)
-
-
 def bounds_of_limits(lower: Tensor, upper: Tensor, templates: tuple[Tensor, ...], as_tuple: bool) -> Bounds:
     """Bounds with a row for each example, from limits ``(N, D)`` each, for inputs shaped like ``templates``."""
     pairs = tuple(zip(unpack(lower, templates), unpack(upper, templates), strict=True))
@@ -133,66 +127,36 @@ def joined_bounds(parts: list[tuple[Bounds, tuple[Tensor, ...]]], as_tuple: bool
     is_shared = all(are_same_bounds(first, bounds) for bounds, _ in others) and not _has_examples(first, points)
     if is_shared or not others:
         return first
-    lower, upper = (torch.cat(side) for side in zip(*(limits_of_examples(*part) for part in parts), strict=True))
+    boxes = [(box_of(*part), (len(part[1][0]), -1)) for part in parts]
+    lower, upper = (torch.cat([getattr(box, side).expand(size) for box, size in boxes]) for side in ("lower", "upper"))
     return bounds_of_limits(lower, upper, points, as_tuple)
 
 
 def _has_examples(bounds: Bounds, points: tuple[Tensor, ...]) -> bool:
     """Whether any limit is that of a single example."""
-    seen: list[Tensor] = []
-
-    def look_at(side: Tensor) -> Tensor:
-        seen.append(side)
-        return side
-
-    bounds_of_rows(bounds, points, look_at)
-    return bool(seen)
+    pairs = zip(_pairs(bounds, len(points)), points, strict=True)
+    return any(_follows(side, tensor) for pair, tensor in pairs for side in pair)
 
 
-class _Sides(NamedTuple):
-    """The limits of one input, ``(1 or N, D)``, and its values ``(N, D)``."""
+def _follows(side: object, tensor: Tensor) -> bool:
+    return isinstance(side, Tensor) and side.ndim == tensor.ndim and len(side) == len(tensor)
 
-    lower: Tensor
-    upper: Tensor
-    values: Tensor
-    name: str
 
-    @classmethod
-    def of(cls, pair: Pair, tensor: Tensor, dtype: torch.dtype, name: str) -> _Sides:
-        lower, upper = (_expand(side, tensor, dtype, name) for side in pair)
-        return cls(lower, upper, pack((tensor.detach(),)).to(dtype), name)
-
-    def faults(self) -> Tensor:
-        """Whether limits are in the wrong order, values lie outside of them, and do so by rounding alone: ``(3,)``."""
-        excess = self._excess()
-        return torch.stack([~(self.lower <= self.upper).all(), self._is_outside(excess).any(), (excess > 0).any()])
-
-    def limits(self, dtype: torch.dtype, is_off: bool) -> tuple[Tensor, Tensor]:
-        """The limits in numbers of ``dtype``; never tighter than the input, so that it is a legal start."""
-        lower, upper = -_rounded_down(-self.lower, dtype), _rounded_down(self.upper, dtype)
-        if not is_off:
-            return lower, upper
-        return torch.minimum(lower, self.values), torch.maximum(upper, self.values)
-
-    def outside_message(self) -> str:
-        is_outside = self._is_outside(self._excess())
+def _refuse(name: str, pair: Pair, lower: Tensor, values: Tensor, upper: Tensor, is_outside: Tensor) -> None:
+    """Say what is wrong with the limits of one input, ``(N, D)`` each, if anything is."""
+    if not (lower <= upper).all():
+        raise BoundaryValueError(
+            f"bounds must be (lower, upper) with lower <= upper everywhere, but for {name} they are {pair!r}."
+        )
+    if is_outside.any():
         row = int(is_outside.any(dim=1).nonzero()[0])
-        values, lower, upper = (
-            side.expand_as(self.values)[row][is_outside[row]] for side in (self.values, self.lower, self.upper)
+        values, lower, upper = (side[row][is_outside[row]] for side in (values, lower, upper))
+        raise BoundaryValueError(
+            f"{name} must lie inside bounds, but row {row} has values from {values.min():.4g} to {values.max():.4g} "
+            f"where bounds allow {lower.min():.4g} to {upper.max():.4g}. Clip inputs that were moved (sensitivity_max "
+            "takes a perturb_func that does). For normalized inputs, give bounds in normalized units: "
+            "((0 - mean) / std, (1 - mean) / std)."
         )
-        return (
-            f"{self.name} must lie inside bounds, but row {row} has values from {values.min():.4g} to "
-            f"{values.max():.4g} where bounds allow {lower.min():.4g} to {upper.max():.4g}. Clip "
-            "inputs that were moved (sensitivity_max takes a perturb_func that does). For normalized inputs, give "
-            "bounds in normalized units: ((0 - mean) / std, (1 - mean) / std)."
-        )
-
-    def _excess(self) -> Tensor:
-        return torch.maximum(self.lower - self.values, self.values - self.upper)
-
-    def _is_outside(self, excess: Tensor) -> Tensor:
-        size = self.upper - self.lower
-        return excess > _ROUNDING * torch.where(torch.isfinite(size), size, 1.0)
 
 
 def _rounded_down(limit: Tensor, dtype: torch.dtype) -> Tensor:

@@ -29,8 +29,8 @@ def check_inputs(inputs: object) -> tuple[Tensor, ...]:
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     if not tensors:
         raise BoundaryValueError("inputs must hold at least one Tensor, but it is an empty tuple.")
-    for index, tensor in enumerate(tensors):
-        name = f"inputs[{index}]" if isinstance(inputs, tuple) else "inputs"
+    names = [f"inputs[{index}]" if isinstance(inputs, tuple) else "inputs" for index in range(len(tensors))]
+    for name, tensor in zip(names, tensors, strict=True):
         if not isinstance(tensor, Tensor):
             way_out = f" Convert it with torch.as_tensor({name})." if hasattr(tensor, "__array__") else ""
             raise BoundaryTypeError(
@@ -54,16 +54,11 @@ def check_inputs(inputs: object) -> tuple[Tensor, ...]:
     # One question for all inputs, since an accelerator has to be waited for to answer it.
     device = tensors[0].device
     if not torch.stack([torch.isfinite(tensor).all().to(device) for tensor in tensors]).all():
-        _refuse_values(tensors, isinstance(inputs, tuple))
+        for name, tensor in zip(names, tensors, strict=True):
+            rows = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(dim=1).nonzero().flatten().tolist()
+            if rows:
+                raise BoundaryValueError(f"{name} contains NaN or infinity in row(s) {rows}.")
     return tensors
-
-
-def _refuse_values(tensors: tuple[Tensor, ...], is_tuple: bool) -> None:
-    for index, tensor in enumerate(tensors):
-        rows = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(dim=1).nonzero().flatten().tolist()
-        if rows:
-            name = f"inputs[{index}]" if is_tuple else "inputs"
-            raise BoundaryValueError(f"{name} contains NaN or infinity in row(s) {rows}.")
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:

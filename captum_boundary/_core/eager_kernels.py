@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_boundary.errors import BoundaryValueError
 
-__all__ = ["math_attention", "native_recurrence", "without_compiled_code"]
+__all__ = ["math_attention", "native_recurrence", "uncompile", "without_compiled_code"]
 
 
 class _ProcessSetting:
@@ -154,8 +154,7 @@ def without_compiled_code(model: Callable[..., Any]) -> Iterator[None]:
     with ExitStack() as stack:
         if isinstance(model, nn.Module):
             modules = list(model.modules())
-            for module in modules:
-                _run_eagerly(module, stack)
+            uncompile(modules, stack)
             if any(map(_is_compiled_function, _functions_of(modules))):
                 if not hasattr(torch.compiler, "set_stance"):
                     raise BoundaryValueError(
@@ -167,13 +166,15 @@ def without_compiled_code(model: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
-def _run_eagerly(module: nn.Module, stack: ExitStack) -> None:
-    if "_orig_mod" in module._modules:  # torch.compile(module)
-        stack.callback(setattr, module, "forward", module.forward)
-        module.forward = module._orig_mod.__call__  # type: ignore[operator]
-    if getattr(module, "_compiled_call_impl", None) is not None:  # module.compile()
-        stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
-        module._compiled_call_impl = None
+def uncompile(modules: Iterable[nn.Module], stack: ExitStack) -> None:
+    """Let modules compute as they were before they were compiled, until the stack is left."""
+    for module in modules:
+        if "_orig_mod" in module._modules:  # torch.compile(module)
+            stack.callback(setattr, module, "forward", module.forward)
+            module.forward = module._orig_mod.__call__  # type: ignore[operator]
+        if getattr(module, "_compiled_call_impl", None) is not None:  # module.compile()
+            stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
+            module._compiled_call_impl = None
 
 
 def _functions_of(modules: list[nn.Module]) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_boundary._core.margin import shaped_scores
 from captum_boundary._core.modules import modules_of
 from captum_boundary.errors import BoundaryError, BoundaryValueError
 
@@ -83,12 +84,10 @@ def other_batch_explained(n_variants: int, n_examples: int) -> Iterator[None]:
         ) from error
 
 
-def without_batch_dimension(
-    inputs: tuple[Tensor, ...], scores_of_one: Callable[..., object]
-) -> BoundaryValueError | None:
+def without_batch_dimension(inputs: tuple[Tensor, ...], output_of: Callable[..., Tensor]) -> BoundaryValueError | None:
     """The error to raise if a model that refused ``inputs`` takes them as one example; else None."""
     try:
-        scores_of_one(tuple(tensor[None] for tensor in inputs))
+        shaped_scores(output_of(tuple(tensor[None] for tensor in inputs)), 1)
     except Exception:
         return None
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)

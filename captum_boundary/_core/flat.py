@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["geometry_dtype", "pack", "unpack"]
+__all__ = ["geometry_dtype", "pack", "unpack", "widest_dtype"]
 
 
 def geometry_dtype(tensors: tuple[Tensor, ...]) -> torch.dtype:
     """The precision in which points are moved: float32, or float64 where any input has it."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def widest_dtype(values: Tensor) -> torch.dtype:
+    """The dtype in which sums of narrower numbers are exact, where the device has one."""
+    return values.dtype if values.device.type == "mps" else torch.float64
 
 
 def pack(tensors: tuple[Tensor, ...]) -> Tensor:

@@ -33,6 +33,18 @@ __all__ = [
 ]
 
 
+# How to make a decision of an output with another number of dimensions.
+_KEEP = "Keep the dimension of the examples: squeeze with .squeeze(1) and not .squeeze(), which one example loses."
+_WAYS_OUT = {
+    0: _KEEP,
+    1: _KEEP,
+    3: "Wrap it so that it picks a decision, for scores of every token or time step that of one position, say: "
+    "lambda x: model(x)[:, position], or [:, :, position] where classes come first.",
+    4: "Wrap it so that it picks a decision, for a segmentation that of one pixel, say: "
+    "lambda x: model(x)[:, :, row, column].",
+}
+
+
 def class_scores(output: object, n_examples: int) -> Tensor:
     """Return a model's output as finite ``(N, C)`` floating-point scores with ``C >= 2``, or say what is wrong with it.
 
@@ -70,30 +82,12 @@ def shaped_scores(output: object, n_examples: int) -> Tensor:
     if output.ndim != 2 or output.shape[0] != n_examples or output.shape[1] == 0:
         raise BoundaryValueError(
             f"The model must return scores of shape (N, C), or (N,) or (N, 1) for a binary model, with "
-            f"N = {n_examples} examples, but it returned shape {tuple(shape)}. {_way_out(len(shape))}"
+            f"N = {n_examples} examples, but it returned shape {tuple(shape)}. "
+            f"{_WAYS_OUT.get(len(shape), 'Wrap it in a function that returns such scores.')}"
         )
     if output.shape[1] == 1:
         output = torch.cat([torch.zeros_like(output), output], dim=1)
     return output if output.dtype in (torch.float32, torch.float64) else output.float()
-
-
-def _way_out(n_dimensions: int) -> str:
-    """How to make a decision of an output with other dimensions."""
-    if n_dimensions < 2:
-        return (
-            "Keep the dimension of the examples: squeeze with .squeeze(1) and not .squeeze(), which one example loses."
-        )
-    if n_dimensions == 4:
-        return (
-            "Wrap it so that it picks a decision, for a segmentation that of one pixel, say: "
-            "lambda x: model(x)[:, :, row, column]."
-        )
-    if n_dimensions == 3:
-        return (
-            "Wrap it so that it picks a decision, for scores of every token or time step that of one position, say: "
-            "lambda x: model(x)[:, position], or [:, :, position] where classes come first."
-        )
-    return "Wrap it in a function that returns such scores."
 
 
 def rival_scores(scores: Tensor, target: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.captum_helpers import format_additional_forward_args
 from captum_boundary._core.failures import other_batch_explained, without_batch_dimension
 from captum_boundary._core.margin import refuse_not_finite, shaped_scores
+from captum_boundary._core.model_modes import clone_if_inference
 from captum_boundary._core.outputs import has_one_output
 from captum_boundary._core.repeatability import Repeatability
 from captum_boundary._core.score_function import NO_GRADIENT, ScoreFunction
@@ -36,7 +37,9 @@ class Model:
     def __init__(self, forward_func: Callable[..., Any], n_examples: int, additional_forward_args: object) -> None:
         self._function = ScoreFunction(forward_func)
         self._n_examples = n_examples
-        self._arguments = _normal(format_additional_forward_args(additional_forward_args))
+        arguments = format_additional_forward_args(additional_forward_args)
+        # Gradients cannot pass through tensors that were made in inference mode.
+        self._arguments = None if arguments is None else tuple(map(clone_if_inference, arguments))
         self._all_finite: Tensor | None = None
         self.is_binary = False
         self.resolution = 0.0
@@ -57,7 +60,8 @@ class Model:
                 output = self._function(inputs, arguments)
                 scores = shaped_scores(output, len(inputs[0]))
         except Exception as error:
-            if self.resolution == 0 and arguments is None and (better := self._without_batch_dimension(inputs)):
+            is_first = self.resolution == 0 and arguments is None
+            if is_first and (better := without_batch_dimension(inputs, lambda one: self._function(one, None))):
                 raise better from error
             raise
         self._note(output, looks_at_values)
@@ -105,9 +109,6 @@ class Model:
         pairs = zip(gradients, leaves, strict=True)
         return tuple(torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in pairs)
 
-    def _without_batch_dimension(self, inputs: tuple[Tensor, ...]) -> BoundaryValueError | None:
-        return without_batch_dimension(inputs, lambda one: shaped_scores(self._function(one, None), 1))
-
     def _arguments_of(self, examples: Tensor | None) -> tuple[Any, ...] | None:
         return self._arguments if examples is None else of_examples(self._arguments, self._n_examples, examples)
 
@@ -118,13 +119,3 @@ class Model:
         if looks_at_values:
             finite = torch.isfinite(output).all()
             self._all_finite = finite if self._all_finite is None else self._all_finite & finite
-
-
-def _normal(arguments: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-    """The arguments, with copies of tensors made in inference mode, through which gradients cannot pass."""
-    if arguments is None:
-        return None
-    return tuple(
-        argument.clone() if isinstance(argument, Tensor) and argument.is_inference() else argument
-        for argument in arguments
-    )

@@ -79,11 +79,6 @@ def twice_differentiable(model: Callable[..., Any]) -> Iterator[None]:
         stack.enter_context(math_attention(model))
         stack.enter_context(native_recurrence(model))
         stack.enter_context(without_compiled_code(model))
-        _refuse_checkpoints(stack)
+        with suppress(RuntimeError):  # where hooks of the user's are active already, others cannot be forbidden
+            stack.enter_context(disable_saved_tensors_hooks(_CHECKPOINTS))
         yield
-
-
-def _refuse_checkpoints(stack: ExitStack) -> None:
-    # Where hooks of the user's are active already, PyTorch does not let us forbid others.
-    with suppress(RuntimeError):
-        stack.enter_context(disable_saved_tensors_hooks(_CHECKPOINTS))

@@ -277,7 +277,7 @@ class MarginOracle:
             n_done += len(part)
             target = self._of(self.target, part_rows)
             sign, opposite = (self._of(values, part_rows)[:, None] for values in (self.sign, self._opposite))
-            scores, leaves = self._differentiable_scores(part, part_rows, self._both)
+            scores, leaves = self.differentiable_scores(part, part_rows, self._both)
             with torch.no_grad():
                 known = scores.detach()
                 sign, opposite = sign.to(known), opposite.to(known)
@@ -309,7 +309,7 @@ class MarginOracle:
 
     def scores(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Class scores ``(n, C)`` at ``points``, and their vector-Jacobian product: from weights to slopes."""
-        scores, leaves = self._differentiable_scores(points, rows, self._forward)
+        scores, leaves = self.differentiable_scores(points, rows)
 
         def vjp(weights: Tensor) -> Tensor:
             self._count(rows, self._backward)
@@ -328,12 +328,13 @@ class MarginOracle:
         self._count(rows, self._forward)
         return scores
 
-    def _differentiable_scores(
-        self, points: Tensor, rows: Tensor | None, passes: Tensor
+    def differentiable_scores(
+        self, points: Tensor, rows: Tensor | None, passes: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Class scores ``(n, C)`` at ``points`` with their graph, and its leaves, shaped like the inputs."""
         points = self.from_units(points, rows)
         answer = self._model.differentiable_scores(self.unpack(points), self._of(self._example_index, rows))
-        self._count(rows, passes)
+        self._count(rows, self._forward if passes is None else passes)
         return answer
 
     def _count(self, rows: Tensor | None, passes: Tensor) -> None:

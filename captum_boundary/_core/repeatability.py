@@ -43,7 +43,7 @@ class Repeatability:
         buffers = [buffer for module in modules for buffer in module.buffers(recurse=False)]
         self._saved = [(buffer, buffer.detach().clone()) for buffer in buffers]
         self._has_warned = False
-        self._change: Tensor | None = None  # of scores, where it is no matter of rounding
+        self._change: Tensor | float = 0.0  # of scores, where it is no matter of rounding
 
     def score_noise(
         self, scores_of: Callable[[Tensor], Tensor], scores: Tensor, resolution: float, dtype: torch.dtype
@@ -85,7 +85,7 @@ class Repeatability:
     @property
     def differs(self) -> bool:
         """Whether two evaluations of the same inputs were seen to differ by more than rounding."""
-        return self._change is not None and float(self._change) > 0
+        return float(self._change) > 0
 
     def restore_buffers(self) -> None:
         """Put buffers back to what they were."""
@@ -98,16 +98,11 @@ class Repeatability:
         if self._has_warned:
             return
         if self.buffers_changed():
-            self._warn("every evaluation changes its buffers, such as running statistics")
-        elif self._change is not None and self.differs:
-            change = float(self._change)
-            self._warn(f"scores of the same inputs, evaluated once more, changed by {change:.2g} of the largest")
-
-    def buffers_changed(self) -> bool:
-        """Whether any buffer of a module in training mode has changed so far."""
-        return not all(torch.equal(buffer, value) for buffer, value in self._saved)
-
-    def _warn(self, what: str) -> None:
+            what = "every evaluation changes its buffers, such as running statistics"
+        elif self.differs:
+            what = f"scores of the same inputs, evaluated once more, changed by {self._change:.2g} of the largest"
+        else:
+            return
         self._has_warned = True
         if self.in_training_mode:
             reason = "The model is in training mode"
@@ -119,6 +114,10 @@ class Repeatability:
             )
             way_out = "Reset its state, fix its randomness, or give internal_batch_size=1, before searching for it."
         warn_user(f"{reason}: {what}. So it has no fixed boundary to find. {way_out}")
+
+    def buffers_changed(self) -> bool:
+        """Whether any buffer of a module in training mode has changed so far."""
+        return not all(torch.equal(buffer, value) for buffer, value in self._saved)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from types import FrameType
 
 __all__ = ["warn_user"]
 
@@ -15,10 +14,6 @@ _BETWEEN = ("captum_boundary", "captum", "contextlib", "torch")
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn of the innermost call that is neither this package's nor that of a library which it goes through."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and _is_between(frame):
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
-
-
-def _is_between(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _BETWEEN
