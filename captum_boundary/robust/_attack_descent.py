@@ -5,9 +5,8 @@ Objectives are sums of the shares that features have of all attribution.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,16 +89,11 @@ def _scaled(slope: Tensor) -> Tensor:
     return slope / slope.abs().mean(dim=1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
 
 
-class Objective(ABC):
-    """Maps are given as shares ``(N, P)``: not negative, of sum one."""
+class Objective(NamedTuple):
+    """What an attack minimizes, as a function of maps given as shares ``(N, P)``: not negative, of sum one."""
 
-    @abstractmethod
-    def value(self, shares: Tensor) -> Tensor:
-        """What is minimized, ``(N,)``."""
-
-    @abstractmethod
-    def coefficients(self, shares: Tensor) -> Tensor:
-        """Weights ``(N, P)`` of the shares in a sum that has the same gradient at these shares."""
+    value: Callable[[Tensor], Tensor]  # (N,)
+    coefficients: Callable[[Tensor], Tensor]  # (N, P) weights of the shares in a sum that has the same gradient there
 
     def gradient(self, magnitudes: Tensor, shares: Tensor) -> Tensor:
         """Gradient ``(N, P)`` of the sum with respect to the map before it is scaled to shares."""
@@ -108,50 +102,39 @@ class Objective(ABC):
         return (coefficients - (coefficients * shares).sum(dim=1, keepdim=True)) / total
 
 
-class _MassOnFeatures(Objective):
+def _mass_on_features(weights: Tensor) -> Objective:
     """Attribution leaves the features with positive weights, and goes to those with negative ones."""
-
-    def __init__(self, weights: Tensor) -> None:
-        self._weights = weights
-
-    def value(self, shares: Tensor) -> Tensor:
-        return (self._weights * shares).sum(dim=1)
-
-    def coefficients(self, shares: Tensor) -> Tensor:
-        return self._weights
+    return Objective(lambda shares: (weights * shares).sum(dim=1), lambda _: weights)
 
 
-class _ShiftOfCenter(Objective):
+def _shift_of_center(clean: Tensor, shape: tuple[int, ...]) -> Objective:
     """The center of mass of an image goes away from where it was."""
+    clean = clean.view(-1, *shape)
+    start = center_of_mass(clean)
+    axes = [torch.arange(size, device=clean.device, dtype=clean.dtype) for size in shape]
+    positions = torch.cartesian_prod(*axes)
+    ends = positions[-1]
 
-    def __init__(self, clean: Tensor, shape: tuple[int, ...]) -> None:
-        self._clean = clean.view(-1, *shape)
-        self._start = center_of_mass(self._clean)
-        axes = [torch.arange(size, device=clean.device, dtype=clean.dtype) for size in shape]
-        self._positions = torch.cartesian_prod(*axes)
-        self._ends = self._positions[-1]
+    def coefficients(shares: Tensor) -> Tensor:
+        move = center_of_mass(shares.view_as(clean)) - start
+        to_far_corner = torch.where(start < ends / 2, ends, 0) - start
+        has_moved = (move.abs() > 1e-6 * ends.clamp_min(1)).any(dim=1, keepdim=True)
+        return -normalize(torch.where(has_moved, move, to_far_corner)) @ positions.T
 
-    def value(self, shares: Tensor) -> Tensor:
-        return -center_shift(self._clean, shares.view_as(self._clean))
-
-    def coefficients(self, shares: Tensor) -> Tensor:
-        move = center_of_mass(shares.view_as(self._clean)) - self._start
-        to_far_corner = torch.where(self._start < self._ends / 2, self._ends, 0) - self._start
-        has_moved = (move.abs() > 1e-6 * self._ends.clamp_min(1)).any(dim=1, keepdim=True)
-        return -normalize(torch.where(has_moved, move, to_far_corner)) @ self._positions.T
+    return Objective(lambda shares: -center_shift(clean, shares.view_as(clean)), coefficients)
 
 
 def objective_of(name: str, maps: AttributionMaps, clean: Tensor, k: int, target_map: Any) -> Objective:
     """The objective of an attack on the map ``clean`` ``(N, P)``."""
     if name == "topk":
-        return _MassOnFeatures(top_features(clean, k).to(clean))
+        return _mass_on_features(top_features(clean, k).to(clean))
     if name == "target":
-        return _MassOnFeatures(-_format_target_map(target_map, maps).to(clean))
+        return _mass_on_features(-_format_target_map(target_map, maps).to(clean))
     if not maps.is_image:
         raise BoundaryValueError(
             'method="mass_center" needs one input of images, (N, C, H, W), since only maps of pixels have a center.'
         )
-    return _ShiftOfCenter(clean, maps.map_shape)
+    return _shift_of_center(clean, maps.map_shape)
 
 
 def _format_target_map(target_map: Any, maps: AttributionMaps) -> Tensor:

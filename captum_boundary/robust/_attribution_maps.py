@@ -14,24 +14,22 @@ taken by differentiating its gradient along :math:`v`. All else is the model's o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from captum_boundary._core.agreement import flat_maps
 from captum_boundary._core.baselines import format_baselines
-from captum_boundary._core.batch_sizes import copies_at_once, saved_bytes
+from captum_boundary._core.batch_sizes import copies_at_once, saved_bytes, slices
 from captum_boundary._core.captum_helpers import TargetType
-from captum_boundary._core.flat import pack, unpack
+from captum_boundary._core.flat import pack
 from captum_boundary._core.geometry import Box
-from captum_boundary._core.margin import margin_and_rival, resolve_target
-from captum_boundary._core.model import Model
+from captum_boundary._core.margin import resolve_target
 from captum_boundary._core.model_modes import twice_differentiable
 from captum_boundary._core.modules import unwrapped
-from captum_boundary.robust._gradients_in_parts import batches
+from captum_boundary._core.oracle import MarginOracle
+from captum_boundary.robust._path_integral import Quadrature
 from captum_boundary.robust._smooth_activations import smooth_activations
 
 __all__ = ["AttributionMaps", "MapState", "as_shares"]
@@ -68,19 +66,6 @@ def as_shares(magnitudes: Tensor) -> Tensor:
     return magnitudes / total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
-class _Rule(NamedTuple):
-    """Nodes and weights of a mean over the path, [0, 1]."""
-
-    nodes: Tensor
-    weights: Tensor
-
-    @classmethod
-    def gauss_legendre(cls, n_steps: int, like: Tensor) -> _Rule:
-        """Captum's default."""
-        nodes, weights = np.polynomial.legendre.leggauss(n_steps)
-        return cls(like.new_tensor((1 + nodes) / 2), like.new_tensor(weights / 2))
-
-
 class AttributionMaps:
     """The model as an attack on its explanations sees it: maps, scores and margins at points ``(N, D)`` of N examples.
 
@@ -102,44 +87,32 @@ class AttributionMaps:
         internal_batch_size: int | None,
     ) -> None:
         self._model = unwrapped(model)
-        self.has_gradient = False  # whether any evaluation has had one
-        self.inputs = tuple(tensor.detach() for tensor in inputs)
-        self.x = pack(self.inputs)
-        self.all_rows = torch.arange(len(self.x), device=self.x.device)
-        self._evaluated = Model(self._model, len(self.x), additional_forward_args)
-        self._groups = torch.split(self.all_rows, internal_batch_size or len(self.x))
-        start_scores = self._scores_at(self.x)
-        self._label = start_scores.argmax(dim=1)
-        self.start_margin = self._margin(start_scores, self.all_rows)
-        resolution = max(self._evaluated.resolution, *(torch.finfo(tensor.dtype).eps for tensor in self.inputs))
-        self._noise = (_NOISE * resolution * start_scores.abs().amax(dim=1)).to(self.x)
-        self._is_binary = self._evaluated.is_binary
-        explained = resolve_target(target, start_scores, self._is_binary)
-        self._explained = torch.ones_like(explained) if self._is_binary else explained
+        self._oracle = oracle = MarginOracle(self._model, inputs, None, additional_forward_args, internal_batch_size)
+        self.inputs, self.x, self.all_rows = oracle.inputs, oracle.x, oracle.all_rows
+        self.rounded, self.unpacked = oracle.round, oracle.unpack
+        self.start_margin = oracle.start_depth
+        self._noise = (_NOISE * oracle.resolution * oracle.start_scores.abs().amax(dim=1)).to(self.x)
+        explained = resolve_target(target, oracle.start_scores, oracle.is_binary)
+        self.explained_target = None if oracle.is_binary else explained  # as Captum takes it
+        self._explained = torch.ones_like(explained) if oracle.is_binary else explained
         self._beta = softplus_beta
         self._points_at_once = internal_batch_size or self._points_that_suit()
         self._baseline: Tensor | None = None
-        self._rule = self._curvature_rule = _Rule(self.x.new_ones(1), self.x.new_ones(1))  # the gradient at the point
+        self._rule = self._curvature_rule = self._nodes_of(Quadrature.of("riemann_right", 1))  # the point itself
         if attribution == "ig":
             self._baseline = pack(format_baselines(baselines, inputs))
-            self._rule = _Rule.gauss_legendre(n_steps, self.x)
-            self._curvature_rule = _Rule.gauss_legendre(min(n_steps, _CURVATURE_STEPS), self.x)
+            self._rule = self._nodes_of(Quadrature.of("gausslegendre", n_steps))  # Captum's default
+            self._curvature_rule = self._nodes_of(Quadrature.of("gausslegendre", min(n_steps, _CURVATURE_STEPS)))
         self.is_image = len(inputs) == 1 and inputs[0].ndim == 4
-        self._pixel = _pixels(inputs)
-        self.map_shape = tuple(inputs[0].shape[2:] if self.is_image else inputs[0].shape[1:])
-        if len(inputs) > 1:
-            self.map_shape = (sum(tensor.shape[1:].numel() // _n_channels(tensor) for tensor in inputs),)
-
-    @property
-    def explained_target(self) -> Tensor | None:
-        """Classes ``(N,)`` whose scores are explained, as Captum takes them; None for a model's only output."""
-        return None if self._is_binary else self._explained
+        self._pixel, n_pixels = _pixels(inputs)
+        self.map_shape = (n_pixels,) if len(inputs) > 1 else tuple(inputs[0].shape[2 if self.is_image else 1 :])
 
     def at(self, points: Tensor) -> MapState:
         """The map and the margin at ``points`` ``(N, D)``, one for each example."""
         gradient = self._mean_gradient(points)
         magnitudes = self.fold((gradient * self._distance(points)).abs())
-        return MapState(points, gradient, magnitudes, *self.margin_and_slope(points))
+        margin = self._oracle.linearize(points)
+        return MapState(points, gradient, magnitudes, margin.depth, margin.slope)
 
     def descent(self, state: MapState, weights: Tensor, box: Box, tolerance: float) -> Tensor:
         """Slope ``(N, D)`` of the sum of the map times ``weights`` ``(N, P)``, for descending it inside ``box``.
@@ -159,39 +132,17 @@ class AttributionMaps:
         at_kink = side * (side * curvature + rate).clamp_max(0)
         return torch.where(distance.abs() <= tolerance, at_kink, curvature + rate * distance.sign())
 
-    def rounded(self, points: Tensor) -> Tensor:
-        """The points ``(N, D)`` as the model sees them."""
-        return pack(unpack(points, self.inputs))
-
-    def unpacked(self, points: Tensor) -> tuple[Tensor, ...]:
-        """The points ``(N, D)`` as inputs of the model."""
-        return unpack(points, self.inputs)
-
     def margin(self, points: Tensor) -> Tensor:
-        """Margins ``(N,)`` at ``points`` ``(N, D)``."""
-        return self._margin(self._scores_at(points), self.all_rows)
-
-    def margin_and_slope(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Margins ``(N,)`` at ``points`` ``(N, D)`` and their gradients ``(N, D)``."""
-        margins, slopes = [], []
-        for rows in self._groups:
-            with torch.enable_grad():
-                scores, leaves = self._scores(points[rows], rows)
-                margins.append(self._margin(scores, rows))
-                slopes.append(self._gradient(margins[-1].sum(), leaves))
-        return torch.cat(margins).detach(), torch.nan_to_num(torch.cat(slopes))
+        """Margins ``(N,)`` at ``points`` ``(N, D)``; infinite where the model returned NaN or infinity."""
+        return self._oracle.depth(points)[0]
 
     def keeps_label(self, margin: Tensor) -> Tensor:
         """Whether points of these margins ``(N,)`` have the label of the inputs, beyond rounding."""
-        return margin > self._noise
+        return (margin > self._noise) & ~torch.isinf(margin)
 
     def loses_label(self, margin: Tensor) -> Tensor:
-        """Whether points of these margins ``(N,)`` have another label than the inputs, beyond rounding."""
-        return margin < -self._noise
-
-    def check_finite(self) -> None:
-        """Refuse scores that were NaN or infinite."""
-        self._evaluated.check_finite()
+        """Whether points of these margins ``(N,)`` have another label than the inputs, beyond rounding, or none."""
+        return (margin < -self._noise) | torch.isinf(margin)
 
     def _distance(self, points: Tensor) -> Tensor:
         """What the mean gradient is multiplied with: the difference to the baseline, or one."""
@@ -205,10 +156,8 @@ class AttributionMaps:
     def _mean_gradient(self, points: Tensor) -> Tensor:
         total = torch.zeros_like(points)
         for rows, example_index, path, nodes, weights in self._paths(points, self._rule):
-            with torch.inference_mode(False), torch.enable_grad():
-                scores, leaves = self._scores(path, example_index)
-                explained = scores.gather(1, self._explained[example_index, None])
-                gradients = torch.nan_to_num(self._first_gradient(explained.sum(), leaves))
+            scores, vjp = self._oracle.scores(path, example_index)
+            gradients = vjp(torch.zeros_like(scores).scatter_(1, self._explained[example_index, None], 1.0))
             total[rows] += (weights[:, None] * gradients.view(-1, len(nodes), points.shape[1])).sum(dim=1)
         return total
 
@@ -217,82 +166,60 @@ class AttributionMaps:
         total = torch.zeros_like(points)
         for rows, example_index, path, nodes, weights in self._paths(points, self._curvature_rule):
             along = ((weights * nodes)[:, None] * direction[rows, None]).flatten(0, 1)
-            with (
-                torch.inference_mode(False),
-                torch.enable_grad(),
-                twice_differentiable(self._model),
-                smooth_activations(self._beta),
-            ):
-                scores, leaves = self._scores(path, example_index)
+            with torch.enable_grad(), twice_differentiable(self._model), smooth_activations(self._beta):
+                scores, leaves = self._oracle.differentiable_scores(path, example_index)
                 explained = scores.gather(1, self._explained[example_index, None])
-                gradient = self._gradient(explained.sum(), leaves, keep_graph=True)
-                curvature = self._gradient((gradient * along).sum(), leaves)
+                gradient = _gradient(explained.sum(), leaves, keep_graph=True)
+                curvature = _gradient((gradient * along).sum(), leaves)
             total[rows] += curvature.view(-1, len(nodes), points.shape[1]).sum(dim=1)
         return torch.nan_to_num(total)
 
-    def _paths(self, points: Tensor, rule: _Rule) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
+    def _paths(
+        self, points: Tensor, rule: tuple[Tensor, Tensor]
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
         """Paths of some rows, a batch at a time: the rows, the example of each point, the points, nodes and weights.
 
         Points are ordered example by example, and only the path of a single example is ever divided, so that no sum
         depends on the other examples.
         """
         origin = torch.zeros_like(points) if self._baseline is None else self._baseline
-        n_at_once, n_nodes = copies_at_once(self._points_at_once, len(points), len(rule.nodes))
-        for rows in batches(len(points), n_at_once):
+        n_at_once, n_nodes = copies_at_once(self._points_at_once, len(points), len(rule[0]))
+        for rows in slices(len(points), n_at_once):
             for nodes, weights in zip(*(torch.split(values, n_nodes) for values in rule), strict=True):
                 path = torch.lerp(origin[rows, None], points[rows, None], nodes[:, None]).flatten(0, 1)
                 example_index = self.all_rows[rows, None].expand(-1, len(nodes)).flatten()
                 yield rows, example_index, path, nodes, weights
 
+    def _nodes_of(self, rule: Quadrature) -> tuple[Tensor, Tensor]:
+        return self.x.new_tensor(rule.nodes), self.x.new_tensor(rule.weights)
+
     def _points_that_suit(self) -> int:
         """Points of paths that pass through the model at once, by what the forward pass of one of them saves."""
-
-        def forward_pass() -> object:
-            return self._scores(self.x[:1], self.all_rows[:1])
-
         on_cpu = self.x.device.type == "cpu"
         by_values = _CPU_VALUES // self.x.shape[1] if on_cpu else 0
         if by_values >= _CPU_POINTS:
             return by_values
-        saved = max(1, saved_bytes(self._model, forward_pass))
+        one = self.x[:1], self.all_rows[:1]
+        saved = max(1, saved_bytes(self._model, lambda: self._oracle.differentiable_scores(*one)))
         by_memory = min(_CPU_BYTES // saved, _CPU_POINTS) if on_cpu else _ACCELERATOR_BYTES // saved
         return max(1, by_values, by_memory)
 
-    def _margin(self, scores: Tensor, rows: Tensor) -> Tensor:
-        return margin_and_rival(scores, self._label[rows])[0].to(self.x.dtype)
 
-    def _scores_at(self, points: Tensor) -> Tensor:
-        """Scores ``(N, C)`` at ``points`` ``(N, D)``, without a graph."""
-        parts = (self._evaluated.scores(unpack(points[rows], self.inputs), rows, True) for rows in self._groups)
-        return torch.cat(list(parts))
-
-    def _scores(self, points: Tensor, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Scores ``(n, C)`` of points of the examples ``rows``, and the leaves of their graph."""
-        return self._evaluated.differentiable_scores(unpack(points, self.inputs), rows)
-
-    def _first_gradient(self, value: Tensor, leaves: tuple[Tensor, ...]) -> Tensor:
-        """As :meth:`_gradient`, with a look at whether there is any."""
-        given = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else ()
-        self.has_gradient |= any(gradient is not None for gradient in given)
-        pairs = zip_longest(given, leaves)
-        return pack(tuple(torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in pairs))
-
-    def _gradient(self, value: Tensor, leaves: tuple[Tensor, ...], keep_graph: bool = False) -> Tensor:
-        if not value.requires_grad:  # a linear model, or one that does not depend on its inputs
-            return torch.zeros_like(pack(leaves))
-        return pack(torch.autograd.grad(value, leaves, create_graph=keep_graph, materialize_grads=True))
+def _gradient(value: Tensor, leaves: tuple[Tensor, ...], keep_graph: bool = False) -> Tensor:
+    if not value.requires_grad:  # a linear model
+        return torch.zeros_like(pack(leaves))
+    return pack(torch.autograd.grad(value, leaves, create_graph=keep_graph, materialize_grads=True))
 
 
-def _n_channels(tensor: Tensor) -> int:
-    return tensor.shape[1] if tensor.ndim == 4 else 1
+def _pixels(inputs: tuple[Tensor, ...]) -> tuple[Tensor, int]:
+    """Which feature of the map each feature of the inputs goes to, and how many there are.
 
-
-def _pixels(inputs: tuple[Tensor, ...]) -> Tensor:
-    """Which feature of the map each feature of the inputs goes to: the channels of an image share their pixels."""
-    pixels = []
-    start = 0
+    The channels of an image share their pixels.
+    """
+    pixels, n_pixels = [], 0
     for tensor in inputs:
-        size = tensor.shape[1:].numel() // _n_channels(tensor)
-        pixels.append(torch.arange(start, start + size, device=inputs[0].device).repeat(_n_channels(tensor)))
-        start += size
-    return torch.cat(pixels)
+        n_channels = tensor.shape[1] if tensor.ndim == 4 else 1
+        size = tensor[0].numel() // n_channels
+        pixels.append(torch.arange(n_pixels, n_pixels + size, device=inputs[0].device).repeat(n_channels))
+        n_pixels += size
+    return torch.cat(pixels), n_pixels

@@ -7,54 +7,39 @@ of the whole, with the memory that this takes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["BatchTerm", "SumInParts", "batches", "mean_over_batch", "sum_in_parts"]
+if TYPE_CHECKING:
+    from captum_boundary.robust._path_integral import PerturbedBatch
 
-BatchT = TypeVar("BatchT", bound="BatchOfLoss")
+__all__ = ["BatchTerm", "mean_over_batch", "sum_in_parts"]
 
-
-class BatchOfLoss(Protocol):
-    """A batch of examples with the state of the model there."""
-
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """Tensors by name that gradients can reach."""
-
-    @property
-    def in_half_precision(self) -> bool:
-        """Whether gradients are lost that are not scaled up before the backward pass."""
-
-    def of_rows(self: BatchT, rows: slice) -> BatchT:
-        """Some of the examples."""
-
-    def with_state(self: BatchT, state: Mapping[str, Tensor]) -> BatchT:
-        """The same examples with other values of some of the parameters."""
+Parts = Callable[[Tensor, Mapping[str, Tensor], bool], Iterator[Tensor]]
 
 
 class BatchTerm(Protocol):
     """A quantity of each example, whose mean over the batch is part of a training loss."""
 
-    def values(self, batch: Any) -> Tensor:
+    def values(self, batch: PerturbedBatch) -> Tensor:
         """Values ``(N,)`` with their graph."""
 
-    def groups(self, batch: Any) -> list[slice]:
+    def groups(self, batch: PerturbedBatch) -> list[slice]:
         """Rows of the batch that pass through the model together."""
 
 
-def mean_over_batch(term: BatchTerm, batch: BatchOfLoss, in_groups: bool) -> tuple[Tensor, Tensor]:
+def mean_over_batch(term: BatchTerm, batch: PerturbedBatch, in_groups: bool) -> tuple[Tensor, Tensor]:
     """The mean of a term's values ``(N,)``, through which gradients reach the parameters, and the values without graph.
 
     In a mean, all examples weigh the same. So with ``in_groups`` the gradient of one group is taken, and its graph
     forgotten, before the next one is evaluated: no more than one group's graph is ever held, and nothing is computed
     twice. Gradients in float16 are not, since they have to be scaled up before the backward pass.
     """
-    parameters = batch.parameters
-    if not in_groups or batch.in_half_precision or not parameters or not torch.is_grad_enabled():
+    parameters = batch.loss.parameters
+    if not in_groups or batch.loss.in_half_precision or not parameters or not torch.is_grad_enabled():
         values = term.values(batch)
         return values.mean(), values.detach()
     mean, values = _MeanOverBatch.apply(term, batch, tuple(parameters), *parameters.values())
@@ -66,7 +51,7 @@ class _MeanOverBatch(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, term: BatchTerm, batch: Any, names: tuple[str, ...], *parameters: Tensor
+        ctx: Any, term: BatchTerm, batch: PerturbedBatch, names: tuple[str, ...], *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
         detached = batch.with_state(dict(zip(names, leaves, strict=True)))
@@ -75,9 +60,7 @@ class _MeanOverBatch(torch.autograd.Function):
         for rows in term.groups(batch):
             with torch.enable_grad():
                 values = term.values(detached.of_rows(rows))
-                if values.requires_grad:
-                    of_group = torch.autograd.grad(values.sum(), leaves, allow_unused=True)
-                    gradients = _added(gradients, of_group)
+                gradients = _added(gradients, _gradients(values.sum(), leaves, None, keep_graph=False))
             parts.append(values.detach())
         joined = torch.cat(parts)
         ctx.term, ctx.batch, ctx.names = term, batch, names
@@ -92,71 +75,49 @@ class _MeanOverBatch(torch.autograd.Function):
         if torch.is_grad_enabled():  # under create_graph=True
             batch = ctx.batch.with_state(dict(zip(ctx.names, parameters, strict=True)))
             mean = torch.cat([ctx.term.values(batch.of_rows(rows)) for rows in ctx.term.groups(batch)]).mean()
-            return None, None, None, *_differentiable_gradients(mean, parameters, cotangent)
+            return None, None, None, *_gradients(mean, parameters, cotangent, keep_graph=True)
         share = cotangent / len(ctx.batch)
         return None, None, None, *(None if gradient is None else share * gradient for gradient in gradients)
 
 
-class SumInParts(Protocol):
-    """A sum whose parts pass through the model one after the other."""
+def sum_in_parts(parts: Parts, end: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+    """The sum without its graph; the backward pass evaluates the parts once more, one at a time.
 
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """Tensors by name that gradients can reach."""
-
-    def parts(self, end: Tensor, parameters: Mapping[str, Tensor], keep_graph: bool) -> Iterator[Tensor]:
-        """The parts, each ``(N, ...)``."""
-
-
-def sum_in_parts(of: SumInParts, end: Tensor) -> Tensor:
-    """The sum without its graph; the backward pass evaluates the parts once more, one at a time."""
-    total: Tensor = _SumInParts.apply(of, end, *of.parameters.values())
+    ``parts(end, parameters, keep_graph)`` are those of the sum, each ``(N, ...)``.
+    """
+    total: Tensor = _SumInParts.apply(parts, tuple(parameters), end, *parameters.values())
     return total
 
 
 class _SumInParts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, of: SumInParts, end: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.of = of
+    def forward(ctx: Any, parts: Parts, names: tuple[str, ...], end: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.parts, ctx.names = parts, names
         ctx.save_for_backward(end, *parameters)
-        detached = {name: tensor.detach() for name, tensor in zip(of.parameters, parameters, strict=True)}
-        return functools.reduce(torch.add, of.parts(end.detach(), detached, keep_graph=False))
+        detached = {name: tensor.detach() for name, tensor in zip(names, parameters, strict=True)}
+        return functools.reduce(torch.add, parts(end.detach(), detached, False))
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        of: SumInParts = ctx.of
+        keep_graph = torch.is_grad_enabled()  # under create_graph=True
         end, *parameters = ctx.saved_tensors
-        state = dict(zip(of.parameters, parameters, strict=True))
-        if torch.is_grad_enabled():  # under create_graph=True
-            total = functools.reduce(torch.add, of.parts(end, state, keep_graph=True))
-            return None, *_differentiable_gradients(total, (end, *parameters), cotangent)
-        end = end.detach().requires_grad_(ctx.needs_input_grad[1])
-        tensors = (end, *parameters)
-        wanted = [index for index, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        sums: list[Tensor | None] = [None] * len(wanted)
-        for part in of.parts(end, state, keep_graph=True):
-            sums = _added(
-                sums, torch.autograd.grad(part, [tensors[index] for index in wanted], cotangent, allow_unused=True)
-            )
-        total_of = dict(zip(wanted, sums, strict=True))
-        return None, *(total_of.get(index) for index in range(len(tensors)))
+        if not keep_graph:
+            end = end.detach().requires_grad_(end.requires_grad)
+        sums: list[Tensor | None] = [None] * (1 + len(parameters))
+        for part in ctx.parts(end, dict(zip(ctx.names, parameters, strict=True)), True):
+            sums = _added(sums, _gradients(part, (end, *parameters), cotangent, keep_graph))
+        return None, None, *sums
 
 
-def batches(n_examples: int, size: int) -> list[slice]:
-    """Rows of consecutive batches of at most ``size`` examples."""
-    return [slice(first, min(first + size, n_examples)) for first in range(0, n_examples, size)]
-
-
-def _differentiable_gradients(value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
-    """Gradients with their graph, of the tensors that have any."""
-    wanted = [index for index, tensor in enumerate(tensors) if tensor.requires_grad]
-    gradients: dict[int, Tensor | None] = {}
-    if value.requires_grad:
-        of_wanted = torch.autograd.grad(
-            value, [tensors[index] for index in wanted], cotangent, create_graph=True, allow_unused=True
-        )
-        gradients = dict(zip(wanted, of_wanted, strict=True))
-    return [gradients.get(index) for index in range(len(tensors))]
+def _gradients(
+    value: Tensor, tensors: Sequence[Tensor], cotangent: Tensor | None, keep_graph: bool
+) -> list[Tensor | None]:
+    """Gradients of the tensors that have any; None for all others."""
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+    if not wanted or not value.requires_grad:
+        return [None] * len(tensors)
+    found = iter(torch.autograd.grad(value, wanted, cotangent, create_graph=keep_graph, allow_unused=True))
+    return [next(found) if tensor.requires_grad else None for tensor in tensors]
 
 
 def _added(sums: Sequence[Tensor | None], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:

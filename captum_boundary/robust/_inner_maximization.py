@@ -8,13 +8,14 @@ a ball around the input, or in a box, stays there.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from captum_boundary._core.bounds import Bounds, box_of
-from captum_boundary._core.flat import pack, unpack
+from captum_boundary._core.flat import pack, unpack, widest_dtype
 from captum_boundary._core.geometry import Box
 from captum_boundary._core.norms import Norm, norm_of
 from captum_boundary.robust._path_integral import InnerObjective, PerturbedBatch
@@ -56,7 +57,10 @@ class InnerMaximizer(NamedTuple):
 
         ``slope`` is that of the loss at the inputs, ``(N, D)``, for objectives that vanish there.
         """
-        noise = None if generator is None else self._noise(feasible_set, generator)
+        noise, x = None, feasible_set.x
+        if generator is not None:  # uniform in the ball
+            noise = feasible_set.norm.random_in_ball((len(x), x.shape[1]), generator, x.dtype).to(x.device)
+            noise = noise * self.epsilon
         start = self._start(feasible_set, slope, noise)
         ends = [
             self._ascend(objective, batch.of_rows(rows), feasible_set.of_rows(rows), start[rows])
@@ -89,18 +93,12 @@ class InnerMaximizer(NamedTuple):
         for _ in range(self.n_steps):
             leaves = points.detach().requires_grad_()
             with torch.enable_grad():
-                value = objective.values(batch.at(leaves)).sum()
+                value = objective.values(replace(batch, perturbed=leaves)).sum()
                 if self.penalty is not None:
                     value = value - self.penalty * (leaves - feasible_set.x).square().sum()
                 (gradient,) = torch.autograd.grad(value, leaves, materialize_grads=True)
             points = feasible_set.project(self._moved(feasible_set.norm, points, gradient, self.step_size))
         return feasible_set.rounded(points)
-
-    def _noise(self, feasible_set: FeasibleSet, generator: torch.Generator) -> Tensor:
-        """Displacements that are uniform in the ball."""
-        x = feasible_set.x
-        noise = feasible_set.norm.random_in_ball((len(x), x.shape[1]), generator, x.dtype)
-        return noise.to(x.device) * self.epsilon
 
     def _moved(self, norm: Norm, points: Tensor, gradient: Tensor, size: float) -> Tensor:
         if self.penalty is not None:  # the step of gradient ascent that is exact where the objective is linear
@@ -157,13 +155,13 @@ def within(epsilon: float, x: Tensor, inputs: tuple[Tensor, ...], box: Box) -> B
     So points rounded to the nearest ones of the inputs' dtypes do not leave it. Where ``epsilon`` is lost in rounding,
     nothing but the input is left.
     """
-    displacement = torch.full_like(x, epsilon, dtype=_widest(x))
+    displacement = torch.full_like(x, epsilon, dtype=widest_dtype(x))
     return Box(_displaced(x, -displacement, inputs, box), _displaced(x, displacement, inputs, box))
 
 
 def _displaced(x: Tensor, displacements: Tensor, inputs: tuple[Tensor, ...], box: Box) -> Tensor:
     """``x + displacements``, limited by ``box`` and rounded towards ``x`` to the dtypes of ``inputs``."""
-    wide = _widest(x)
+    wide = widest_dtype(x)
     origin, displacements, lower, upper = (values.to(wide) for values in (x, displacements, box.lower, box.upper))
     ends = torch.minimum(torch.maximum(origin + displacements, lower), upper)
     nearest = unpack(ends, inputs)
@@ -173,11 +171,6 @@ def _displaced(x: Tensor, displacements: Tensor, inputs: tuple[Tensor, ...], box
     # The sum has been rounded itself, where the inputs are as wide.
     is_beyond |= (rounded.to(wide) - origin).abs() > displacements.abs()
     return torch.where(is_beyond, nearer, rounded)
-
-
-def _widest(x: Tensor) -> torch.dtype:
-    """The dtype in which sums of narrower numbers are exact, where the device has one."""
-    return x.dtype if x.device.type == "mps" else torch.float64
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

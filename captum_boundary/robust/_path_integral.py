@@ -22,16 +22,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_boundary._core.batch_sizes import slices
 from captum_boundary.errors import BoundaryValueError
-from captum_boundary.robust._gradients_in_parts import batches, sum_in_parts
+from captum_boundary.robust._gradients_in_parts import sum_in_parts
 from captum_boundary.robust._pointwise_loss import PointwiseLoss
 
-__all__ = ["AttributionNorm", "InnerObjective", "PerturbedBatch", "Quadrature", "examples_at_once", "path_attribution"]
+__all__ = ["AttributionNorm", "InnerObjective", "PerturbedBatch", "Quadrature", "path_attribution"]
 
 # What one forward pass may save for the backward pass. On a CPU larger batches fall out of the caches (a single forward
 # pass for all path points of a convolutional network may take twice as long as one for each), a GPU needs them.
 _CPU_BYTES = 32 * 2**20
 _ACCELERATOR_BYTES = 512 * 2**20
+
+
+# Where in each of the equal parts of the path the node of a Riemann sum lies.
+_PLACES = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}
 
 
 class Quadrature(NamedTuple):
@@ -43,27 +48,23 @@ class Quadrature(NamedTuple):
 
     @classmethod
     def of(cls, name: str, n_steps: int) -> Quadrature:
-        uniform = (1 / n_steps,) * n_steps
-        steps = np.arange(n_steps)
-        if name == "riemann_right":
-            return cls(name, tuple((steps + 1) / n_steps), uniform)
-        if name == "riemann_left":
-            return cls(name, tuple(steps / n_steps), uniform)
-        if name == "riemann_middle":
-            return cls(name, tuple((steps + 0.5) / n_steps), uniform)
-        if name == "riemann_trapezoid":
+        weights = np.full(n_steps, 1 / n_steps)
+        if name in _PLACES:
+            nodes = (np.arange(n_steps) + _PLACES[name]) / n_steps
+        elif name == "riemann_trapezoid":
             if n_steps < 2:
                 raise BoundaryValueError("riemann_trapezoid has a node at each end of the path: n_steps must be >= 2.")
-            weights = np.full(n_steps, 1 / (n_steps - 1))
+            nodes, weights = np.linspace(0, 1, n_steps), np.full(n_steps, 1 / (n_steps - 1))
             weights[[0, -1]] /= 2
-            return cls(name, tuple(np.linspace(0, 1, n_steps)), tuple(weights))
-        if name == "gausslegendre":
+        elif name == "gausslegendre":
             nodes, weights = np.polynomial.legendre.leggauss(n_steps)
-            return cls(name, tuple((nodes + 1) / 2), tuple(weights / 2))
-        raise BoundaryValueError(
-            "quadrature must be 'riemann_right', 'riemann_left', 'riemann_middle', 'riemann_trapezoid' or "
-            f"'gausslegendre', but it is {name!r}."
-        )
+            nodes, weights = (nodes + 1) / 2, weights / 2
+        else:
+            raise BoundaryValueError(
+                "quadrature must be 'riemann_right', 'riemann_left', 'riemann_middle', 'riemann_trapezoid' or "
+                f"'gausslegendre', but it is {name!r}."
+            )
+        return cls(name, tuple(nodes), tuple(weights))
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,9 @@ class PerturbedBatch:
     def __len__(self) -> int:
         return len(self.x)
 
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        return self.loss.parameters
-
-    @property
-    def in_half_precision(self) -> bool:
-        return self.loss.in_half_precision
-
-    def at(self, perturbed: Tensor) -> PerturbedBatch:
-        """The same examples with other perturbed points."""
-        return replace(self, perturbed=perturbed)
-
-    def with_loss(self, loss: PointwiseLoss) -> PerturbedBatch:
-        """The same examples and points with another loss."""
-        return replace(self, loss=loss)
+    def groups(self, n_points: int) -> list[slice]:
+        """Examples that pass through the model together, at so many points each."""
+        return slices(len(self), _examples_at_once(self.loss, n_points, self.internal_batch_size))
 
     def of_rows(self, rows: slice) -> PerturbedBatch:
         return replace(self, loss=self.loss.of_rows(rows), x=self.x[rows], perturbed=self.perturbed[rows])
@@ -125,8 +114,7 @@ class AttributionNorm:
 
     def groups(self, batch: PerturbedBatch) -> list[slice]:
         """Examples whose whole paths pass through the model together."""
-        size = examples_at_once(batch.loss, len(self.rule.nodes), batch.internal_batch_size)
-        return batches(len(batch), size)
+        return batch.groups(len(self.rule.nodes))
 
 
 @dataclass(frozen=True)
@@ -148,7 +136,7 @@ class InnerObjective:
     def groups(self, batch: PerturbedBatch) -> list[slice]:
         """Examples that pass through the model together."""
         if self.norm is None:
-            return batches(len(batch), batch.internal_batch_size or len(batch))
+            return slices(len(batch), batch.internal_batch_size or len(batch))
         return self.norm.groups(batch)
 
 
@@ -166,17 +154,17 @@ def path_attribution(
         extra = _extra_points(loss)
         nodes_at_once = min(nodes_at_once, internal_batch_size // len(loss) - extra)
         if nodes_at_once < 1 < len(loss):
-            groups = batches(len(loss), max(1, internal_batch_size // (1 + extra)))
+            groups = slices(len(loss), max(1, internal_batch_size // (1 + extra)))
             parts = [(loss.of_rows(rows), start[rows], end[rows]) for rows in groups]
             return torch.cat([path_attribution(*part, rule, internal_batch_size) for part in parts])
     suitable = max(1, _points_that_suit(loss) // len(loss)) if nodes_at_once > 1 else 1
     integral = _PathIntegral(loss, start, rule, max(1, min(nodes_at_once, suitable)))
     if nodes_at_once < len(rule.nodes):
-        return sum_in_parts(integral, end)
+        return sum_in_parts(integral.parts, end, loss.parameters)
     return functools.reduce(torch.add, integral.parts(end, loss.state, keep_graph=torch.is_grad_enabled()))
 
 
-def examples_at_once(loss: PointwiseLoss, n_nodes: int, internal_batch_size: int | None) -> int:
+def _examples_at_once(loss: PointwiseLoss, n_nodes: int, internal_batch_size: int | None) -> int:
     """Examples whose whole paths pass through the model at once; if not even one may, as many as single nodes do."""
     n_points = n_nodes + _extra_points(loss)
     if internal_batch_size is None:
@@ -203,10 +191,6 @@ class _PathIntegral(NamedTuple):
     start: Tensor
     rule: Quadrature
     nodes_at_once: int
-
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        return self.loss.parameters
 
     def parts(self, end: Tensor, parameters: Mapping[str, Tensor], keep_graph: bool) -> Iterator[Tensor]:
         """Parts ``(N, ...)`` of the sum."""

@@ -133,10 +133,6 @@ class PointwiseLoss:
         """The same loss of the model with softplus in place of kinks; None for the model itself."""
         return replace(self, softplus_beta=beta)
 
-    def without_layer(self) -> PointwiseLoss:
-        """The same loss, for attributions to the inputs."""
-        return replace(self, layer=None)
-
     def of_rows(self, rows: slice) -> PointwiseLoss:
         """The same loss for some of the examples."""
         return replace(

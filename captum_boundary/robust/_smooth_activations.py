@@ -8,7 +8,7 @@ the network hardly changes and has curvature.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -123,12 +123,14 @@ class _SmoothActivations(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = {name: value for name, value in (kwargs or {}).items() if name != "out" or value is not None}
-        smooth = None if "out" in kwargs else _SMOOTH_FORMS.get(func)
+        # Functions, methods and operators of exported graphs share a name: relu, relu_ (in-place), relu_.default.
+        name = getattr(func, "__name__", "").partition(".")[0]
+        smooth = None if "out" in kwargs else _SMOOTH_FORMS.get(name.strip("_"))
         if smooth is None:
             return func(*args, **kwargs)
         arguments = inspect.signature(smooth).bind(self._positive_part, *args, **kwargs).arguments
         values = arguments["input"]
-        in_place = arguments.pop("inplace", False) or func in _IN_PLACE
+        in_place = arguments.pop("inplace", False) or name.endswith("_")
         arguments["input"] = values.clone() if in_place else values  # the backward pass needs them as they were
         result = smooth(**arguments)
         if result is None:
@@ -140,48 +142,42 @@ class _SmoothActivations(TorchFunctionMode):
 
 
 # The activations, written with max(z, 0) alone. Their arguments have the names and defaults of torch's own functions.
+# ruff: noqa: A002
 
 
-def _relu(positive_part: PositivePart, input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+def _relu(positive_part: PositivePart, input: Tensor, inplace: bool = False) -> Tensor:
     return positive_part(input)
 
 
 def _leaky_relu(
-    positive_part: PositivePart,
-    input: Tensor,  # noqa: A002
-    negative_slope: float = 0.01,
-    inplace: bool = False,
+    positive_part: PositivePart, input: Tensor, negative_slope: float = 0.01, inplace: bool = False
 ) -> Tensor:
     return negative_slope * input + (1 - negative_slope) * positive_part(input)
 
 
-def _prelu(positive_part: PositivePart, input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
+def _prelu(positive_part: PositivePart, input: Tensor, weight: Tensor) -> Tensor:
     if weight.numel() > 1:  # one for each channel
         weight = weight.view(-1, *[1] * (input.ndim - 2))
     return weight * input + (1 - weight) * positive_part(input)
 
 
 def _hardtanh(
-    positive_part: PositivePart,
-    input: Tensor,  # noqa: A002
-    min_val: float = -1.0,
-    max_val: float = 1.0,
-    inplace: bool = False,
+    positive_part: PositivePart, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Tensor:
     return min_val + positive_part(input - min_val) - positive_part(input - max_val)
 
 
-def _relu6(positive_part: PositivePart, input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+def _relu6(positive_part: PositivePart, input: Tensor, inplace: bool = False) -> Tensor:
     return _hardtanh(positive_part, input, 0.0, 6.0)
 
 
-def _hardsigmoid(positive_part: PositivePart, input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+def _hardsigmoid(positive_part: PositivePart, input: Tensor, inplace: bool = False) -> Tensor:
     return _hardtanh(positive_part, input, -3.0, 3.0) / 6 + 0.5
 
 
 def _rrelu(
     positive_part: PositivePart,
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     lower: float = 1 / 8,
     upper: float = 1 / 3,
     training: bool = False,
@@ -190,21 +186,17 @@ def _rrelu(
     return None if training else _leaky_relu(positive_part, input, (lower + upper) / 2)
 
 
-def _softshrink(positive_part: PositivePart, input: Tensor, lambd: float = 0.5) -> Tensor:  # noqa: A002
+def _softshrink(positive_part: PositivePart, input: Tensor, lambd: float = 0.5) -> Tensor:
     return positive_part(input - lambd) - positive_part(-input - lambd)
 
 
 def _threshold(
-    positive_part: PositivePart,
-    input: Tensor,  # noqa: A002
-    threshold: float,
-    value: float,
-    inplace: bool = False,
+    positive_part: PositivePart, input: Tensor, threshold: float, value: float, inplace: bool = False
 ) -> Tensor | None:
     return threshold + positive_part(input - threshold) if value == threshold else None
 
 
-def _clamp(positive_part: PositivePart, input: Tensor, min: Limit = None, max: Limit = None) -> Tensor | None:  # noqa: A002
+def _clamp(positive_part: PositivePart, input: Tensor, min: Limit = None, max: Limit = None) -> Tensor | None:
     if not _clamps(input, min, max):
         return None
     if min is None:
@@ -214,35 +206,23 @@ def _clamp(positive_part: PositivePart, input: Tensor, min: Limit = None, max: L
     return rises if max is None else rises - positive_part(input - max)
 
 
-def _clamp_max(positive_part: PositivePart, input: Tensor, max: Limit) -> Tensor | None:  # noqa: A002
+def _clamp_max(positive_part: PositivePart, input: Tensor, max: Limit) -> Tensor | None:
     return _clamp(positive_part, input, max=max)
 
 
-def _maximum(
-    positive_part: PositivePart,
-    input: Tensor,  # noqa: A002
-    other: Any = None,
-    *args: Any,
-    **others: Any,
-) -> Tensor | None:
+def _maximum(positive_part: PositivePart, input: Tensor, other: Any = None, *args: Any, **others: Any) -> Tensor | None:
     if not isinstance(other, Tensor) or not input.is_floating_point():  # that along a dimension
         return None
     return other + positive_part(input - other)
 
 
-def _minimum(
-    positive_part: PositivePart,
-    input: Tensor,  # noqa: A002
-    other: Any = None,
-    *args: Any,
-    **others: Any,
-) -> Tensor | None:
+def _minimum(positive_part: PositivePart, input: Tensor, other: Any = None, *args: Any, **others: Any) -> Tensor | None:
     if not isinstance(other, Tensor) or not input.is_floating_point():
         return None
     return other - positive_part(other - input)
 
 
-def _clamps(input: Tensor, min: Limit, max: Limit) -> bool:  # noqa: A002
+def _clamps(input: Tensor, min: Limit, max: Limit) -> bool:
     """Whether a clamp is an activation, with a kink."""
     if not input.is_floating_point() or (min is None and max is None):
         return False
@@ -250,44 +230,21 @@ def _clamps(input: Tensor, min: Limit, max: Limit) -> bool:  # noqa: A002
     return not is_guard
 
 
-def _table(
-    *groups: tuple[Callable[..., Tensor | None], Iterable[Any]],
-) -> dict[Any, Callable[..., Tensor | None]]:
-    return {function: smooth for smooth, functions in groups for function in functions}
-
-
-# Graphs that were exported call operators by name.
-_ATEN = torch.ops.aten
-
-_OUT_OF_PLACE = _table(
-    (_relu, (F.relu, torch.relu, Tensor.relu, _ATEN.relu.default)),
-    (_leaky_relu, (F.leaky_relu, _ATEN.leaky_relu.default)),
-    (_prelu, (F.prelu, torch.prelu, Tensor.prelu, _ATEN.prelu.default)),
-    (_rrelu, (F.rrelu, torch.rrelu)),
-    (_hardtanh, (F.hardtanh, _ATEN.hardtanh.default)),
-    (_relu6, (F.relu6, _ATEN.relu6.default)),
-    (_hardsigmoid, (F.hardsigmoid, _ATEN.hardsigmoid.default)),
-    (_softshrink, (F.softshrink, _ATEN.softshrink.default)),
-    (_threshold, (F.threshold, torch.threshold, _ATEN.threshold.default)),
-    (_clamp, (torch.clamp, torch.clip, torch.clamp_min, Tensor.clamp, Tensor.clip, Tensor.clamp_min)),
-    (_clamp, (_ATEN.clamp.default, _ATEN.clamp_min.default, _ATEN.clamp.Tensor, _ATEN.clamp_min.Tensor)),
-    (_clamp_max, (torch.clamp_max, Tensor.clamp_max, _ATEN.clamp_max.default, _ATEN.clamp_max.Tensor)),
-    (_maximum, (torch.maximum, torch.max, torch.fmax, Tensor.maximum, Tensor.max, Tensor.fmax)),
-    (_maximum, (_ATEN.maximum.default, _ATEN.max.other, _ATEN.fmax.default)),
-    (_minimum, (torch.minimum, torch.min, torch.fmin, Tensor.minimum, Tensor.min, Tensor.fmin)),
-    (_minimum, (_ATEN.minimum.default, _ATEN.min.other, _ATEN.fmin.default)),
-)
-_IN_PLACE = _table(
-    (_relu, (F.relu_, torch.relu_, Tensor.relu_, _ATEN.relu_.default)),
-    (_leaky_relu, (F.leaky_relu_, _ATEN.leaky_relu_.default)),
-    (_rrelu, (F.rrelu_, torch.rrelu_)),
-    (_hardtanh, (F.hardtanh_, _ATEN.hardtanh_.default)),
-    (_threshold, (F.threshold_,)),  # type: ignore[attr-defined]
-    (_clamp, (torch.clamp_, torch.clip_, torch.clamp_min_, Tensor.clamp_, Tensor.clip_, Tensor.clamp_min_)),
-    (_clamp, (_ATEN.clamp_.default, _ATEN.clamp_min_.default)),
-    (_clamp_max, (torch.clamp_max_, Tensor.clamp_max_, _ATEN.clamp_max_.default)),
-)
-_SMOOTH_FORMS = {**_OUT_OF_PLACE, **_IN_PLACE}
+_SMOOTH_FORMS: Mapping[str, Callable[..., Tensor | None]] = {
+    "relu": _relu,
+    "leaky_relu": _leaky_relu,
+    "prelu": _prelu,
+    "rrelu": _rrelu,
+    "hardtanh": _hardtanh,
+    "relu6": _relu6,
+    "hardsigmoid": _hardsigmoid,
+    "softshrink": _softshrink,
+    "threshold": _threshold,
+    **dict.fromkeys(("clamp", "clip", "clamp_min"), _clamp),
+    "clamp_max": _clamp_max,
+    **dict.fromkeys(("maximum", "max", "fmax"), _maximum),
+    **dict.fromkeys(("minimum", "min", "fmin"), _minimum),
+}
 # What they come down to, and activations that jump.
 _KERNELS = (
     *("relu", "leaky_relu", "_prelu_kernel", "rrelu_with_noise", "hardtanh", "relu6", "hardsigmoid"),

@@ -13,12 +13,11 @@ from captum_boundary._core.agreement import kendall_tau, top_count, topk_interse
 from captum_boundary._core.bounds import Bounds, box_of
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._core.checks import check_choice, check_count, check_inputs, check_not_negative, check_positive
+from captum_boundary._core.context import geometry
 from captum_boundary._core.eager_kernels import native_recurrence
 from captum_boundary._core.generators import check_generator
 from captum_boundary._core.geometry import Box
-from captum_boundary._core.model_modes import checkpoints_named
 from captum_boundary._core.repeatability import watch_repeatability
-from captum_boundary._core.score_function import NO_GRADIENT
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attack_descent import Objective, minimize, objective_of, random_displacement
 from captum_boundary.robust._attribution_maps import AttributionMaps
@@ -69,9 +68,8 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
             attacked.
         method (str, optional): ``"topk"``, ``"mass_center"``, ``"target"`` or ``"random"``. Default: ``"topk"``
         epsilon (float): The largest change of a feature, 0 or more, in the units of the inputs.
-        bounds (tuple, optional): Limits that no perturbed input leaves: a pair ``(lower, upper)`` of numbers or of
-            tensors that broadcast to an input, or a tuple of such pairs (or None), one for each input.
-            Default: None, no limits.
+        bounds (tuple, optional): Limits that no perturbed input leaves, in the form of a search's ``bounds``. Default:
+            None, no limits.
         attribution (str, optional): ``"ig"``, Integrated Gradients as Captum computes them, or ``"gradient"``, the
             gradient of the score. Default: ``"ig"``
         baselines (Any, optional): Baselines of the Integrated Gradients, in Captum's forms: a number or a tensor of the
@@ -187,8 +185,7 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
 
         Args:
 
-            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
-                examples N, which all inputs of a tuple share.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point, of N examples (dimension 0).
             target (int, tuple, Tensor or list, optional): Class whose attribution is attacked, in any of Captum's forms
                 for 2-D outputs; for a model with one output None, 0 and 1 all mean the same map. The label that is
                 kept is the predicted one, whatever the target. Default: None, the predicted class of each example.
@@ -207,16 +204,9 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
                 out of range, outputs of the wrong shape, a ``k`` larger than the map, and inputs that are no images
                 where the objective needs them.
         """
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            native_recurrence(self.forward_func),
-            checkpoints_named(),
-            watch_repeatability(self.forward_func),
-        ):
+        with geometry(), native_recurrence(self.forward_func), watch_repeatability(self.forward_func):
             maps = self._maps(check_inputs(inputs), target, additional_forward_args)
             points = self._perturbed(maps, self._box(maps))
-            maps.check_finite()
             perturbed: TensorOrTupleOfTensorsGeneric = format_output(is_tuple(inputs), maps.unpacked(points))
             return perturbed
 
@@ -243,8 +233,6 @@ class AttributionAttack(Perturbation):  # type: ignore[misc]
         if self.method == "random":
             return random_displacement(maps, box, self.attack_steps, self.generator)
         start = maps.at(maps.x)
-        if not maps.has_gradient:
-            raise BoundaryValueError(NO_GRADIENT)
         clean = start.shares
         objective = objective_of(self.method, maps, clean, top_count(self.k, clean.shape[1]), self.target_map)
         return minimize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +21,10 @@ from captum_boundary._core.agreement import (
 )
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._core.checks import check_count, check_inputs, shown
+from captum_boundary._core.context import callers_autocast, geometry
 from captum_boundary._core.eager_kernels import native_recurrence
 from captum_boundary._core.flat import pack
 from captum_boundary._core.geometry import Box
-from captum_boundary._core.model_modes import checkpoints_named
 from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._attack_descent import random_displacement
@@ -172,13 +172,7 @@ def evaluate_attribution_robustness(
             "AttributionAttack(model, ...) for the model that is evaluated."
         )
     check_count("k", k, optional=True)
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        native_recurrence(forward_func),
-        checkpoints_named(),
-        watch_repeatability(forward_func),
-    ):
+    with geometry(), native_recurrence(forward_func), watch_repeatability(forward_func):
         maps = attack._maps(check_inputs(inputs), target, additional_forward_args)
         k = top_count(attack.k if k is None else k, math.prod(maps.map_shape))
         box = attack._box(maps)
@@ -188,7 +182,6 @@ def evaluate_attribution_robustness(
         shares = _shares_of(attribution, maps, is_tuple(inputs), additional_forward_args)
         bar = tqdm((maps.x, points, control), desc="Maps", unit="map", disable=not attack.show_progress)
         before, after, of_control = map(shares, bar)
-        maps.check_finite()
         return AttributionRobustness(
             **_measures(maps, before, after, k),
             perturbed=format_output(is_tuple(inputs), maps.unpacked(points)),
@@ -231,10 +224,36 @@ def _as_points(perturbed: object, maps: AttributionMaps, box: Box) -> Tensor:
 def _shares_of(
     attribution: Any, maps: AttributionMaps, as_tuple: bool, arguments: object
 ) -> Callable[[Tensor], Tensor]:
-    """Maps ``(N, P)`` of points ``(N, D)``."""
+    """Maps ``(N, P)`` of points ``(N, D)``, not negative and of sum one; NaN where a method has none."""
     if attribution is None:
         return lambda points: maps.at(points).shares
-    return _MethodMaps.of(attribution, maps, as_tuple, arguments).shares
+    explain = getattr(attribution, "attribute", attribution)
+    if not callable(explain):
+        raise BoundaryTypeError(
+            "attribution must be an attribution method of a model, with a method attribute(inputs, target=...), or "
+            f"such a function, but it is {type(attribution).__name__}."
+        )
+    if isinstance(attribution, type):
+        raise BoundaryTypeError(
+            f"attribution must be a method of a model, but it is the class {attribution.__name__}: build it with "
+            f"{attribution.__name__}(model)."
+        )
+    options = {} if arguments is None else {"additional_forward_args": arguments}
+
+    def shares(points: Tensor) -> Tensor:
+        inputs = tuple(tensor.clone().requires_grad_() for tensor in maps.unpacked(points))
+        with torch.enable_grad(), callers_autocast():
+            attributions = explain(format_output(as_tuple, inputs), target=maps.explained_target, **options)
+        parts = attributions if isinstance(attributions, tuple) else (attributions,)
+        came = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        wanted = [tuple(tensor.shape) for tensor in inputs]
+        if came != wanted:
+            raise BoundaryValueError(
+                f"attribution must return attributions of the shapes of the inputs, {wanted}, but it returned {came}."
+            )
+        return as_shares(maps.fold(pack(tuple(part.detach() for part in parts)).abs()))
+
+    return shares
 
 
 def _measures(maps: AttributionMaps, before: Tensor, after: Tensor, k: int) -> dict[str, Tensor]:
@@ -248,49 +267,3 @@ def _measures(maps: AttributionMaps, before: Tensor, after: Tensor, k: int) -> d
         "cosine_similarity": cosine_similarity(before, after),
         "center_shift": shift,
     }
-
-
-class _MethodMaps(NamedTuple):
-    """A method, and the attack's view of the examples: their classes, inputs, channels and pixels."""
-
-    explain: Callable[..., Any]
-    maps: AttributionMaps
-    as_tuple: bool
-    additional_forward_args: object
-
-    @classmethod
-    def of(cls, attribution: Any, maps: AttributionMaps, as_tuple: bool, arguments: object) -> _MethodMaps:
-        explain = getattr(attribution, "attribute", attribution)
-        if not callable(explain):
-            raise BoundaryTypeError(
-                "attribution must be an attribution method of a model, with a method attribute(inputs, target=...), or "
-                f"such a function, but it is {type(attribution).__name__}."
-            )
-        if isinstance(attribution, type):
-            raise BoundaryTypeError(
-                f"attribution must be a method of a model, but it is the class {attribution.__name__}: build it with "
-                f"{attribution.__name__}(model)."
-            )
-        return cls(explain, maps, as_tuple, arguments)
-
-    def shares(self, points: Tensor) -> Tensor:
-        """The maps ``(N, P)`` at ``points`` ``(N, D)``, not negative and of sum one; NaN where the method has none."""
-        inputs = tuple(tensor.clone().requires_grad_() for tensor in self.maps.unpacked(points))
-        options = (
-            {} if self.additional_forward_args is None else {"additional_forward_args": self.additional_forward_args}
-        )
-        with torch.enable_grad():
-            attributions = self.explain(
-                format_output(self.as_tuple, inputs), target=self.maps.explained_target, **options
-            )
-        return as_shares(self.maps.fold(pack(self._checked(attributions, inputs)).abs()))
-
-    def _checked(self, attributions: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        parts = attributions if isinstance(attributions, tuple) else (attributions,)
-        came = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
-        wanted = [tuple(tensor.shape) for tensor in inputs]
-        if came != wanted:
-            raise BoundaryValueError(
-                f"attribution must return attributions of the shapes of the inputs, {wanted}, but it returned {came}."
-            )
-        return tuple(part.detach() for part in parts)

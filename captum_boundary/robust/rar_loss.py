@@ -6,7 +6,7 @@ import math
 import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.captum_helpers import TensorOrTupleOfTensorsGeneric
-from captum_boundary._core.checks import check_count, check_inputs, check_not_negative, check_positive
+from captum_boundary._core.checks import check_count, check_inputs, check_not_negative, check_positive, shown
 from captum_boundary._core.flat import pack, unpack
 from captum_boundary._core.generators import check_generator
 from captum_boundary._core.model_modes import checkpoints_named, clone_if_inference, outside_inference_mode
@@ -87,9 +87,8 @@ class RARLoss(nn.Module):
             others.
         norm (float or Norm, optional): Norm of the ball, ``math.inf``, 2 or an object such as
             :class:`~captum_boundary.search.WeightedL2`, over all inputs of a tuple together. Default: ``math.inf``
-        bounds (tuple, optional): Limits that no perturbed input leaves: a pair ``(lower, upper)`` of numbers or of
-            tensors that broadcast to an input, or a tuple of such pairs (or None), one for each input.
-            Default: None, no limits.
+        bounds (tuple, optional): Limits that no perturbed input leaves, in the form of a search's ``bounds``. Default:
+            None, no limits.
         loss_func (Callable, optional): Loss of each example, ``(outputs, target) -> (N,)``.
             Default: None, cross-entropy.
         n_steps (int, optional): Nodes on the path from the input to the perturbed input. Default: 5
@@ -283,11 +282,13 @@ class RARLoss(nn.Module):
         losses = losses_of(self.loss_func, output, loss.target)
         evaluated = time.perf_counter()
 
-        batch = batch.with_loss(batch.loss.with_current_state())  # the forward pass may have moved running statistics
+        # The forward pass may have moved running statistics.
+        batch = replace(batch, loss=batch.loss.with_current_state())
         total, sizes = self._total(losses, natural, batch)
         values = []
         for term in self.terms:
-            mean, of_examples = mean_over_batch(term, batch.with_loss(batch.loss.without_layer()), self._in_groups)
+            at_inputs = replace(batch, loss=replace(batch.loss, layer=None))
+            mean, of_examples = mean_over_batch(term, at_inputs, self._in_groups)
             total = total + term.weight * mean
             values.append(of_examples)
         _check_finite(sum(values, (losses + self.weight * sizes).detach()))
@@ -488,11 +489,10 @@ def _check_layer(model: nn.Module, layer: Any, quadrature: str) -> None:
 
 
 def _check_finite(losses: Tensor) -> None:
-    if torch.isfinite(losses).all():
-        return
-    rows = (~torch.isfinite(losses)).nonzero().flatten().tolist()
-    raise BoundaryValueError(
-        f"The loss is NaN or infinite for {len(rows)} of {len(losses)} examples, row(s) {str(rows[:20])[1:-1]}. No "
-        "parameter has been changed: look for parameters that are not finite, and lower the learning rate, weight or "
-        "epsilon."
-    )
+    is_wrong = ~torch.isfinite(losses)
+    if is_wrong.any():
+        raise BoundaryValueError(
+            f"The loss is NaN or infinite for {int(is_wrong.sum())} of {len(losses)} examples, row(s) "
+            f"{shown(is_wrong)}. No parameter has been changed: look for parameters that are not finite, and lower the "
+            "learning rate, weight or epsilon."
+        )

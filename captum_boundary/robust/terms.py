@@ -17,8 +17,7 @@ from captum_boundary._core.checks import check_count, check_not_negative
 from captum_boundary._core.flat import pack
 from captum_boundary._core.margin import rival_scores, shaped_scores
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.robust._gradients_in_parts import batches
-from captum_boundary.robust._path_integral import PerturbedBatch, Quadrature, examples_at_once, path_attribution
+from captum_boundary.robust._path_integral import PerturbedBatch, Quadrature, path_attribution
 from captum_boundary.robust._pointwise_loss import PointwiseLoss, cross_entropy
 
 __all__ = ["AttributionCosine", "InputAlignment", "StabilityTerm", "TopKMargin", "check_terms"]
@@ -54,7 +53,7 @@ class StabilityTerm(ABC):
 
     def groups(self, batch: PerturbedBatch) -> list[slice]:
         """Examples that pass through the model together."""
-        return batches(len(batch), examples_at_once(batch.loss, self._n_points, batch.internal_batch_size))
+        return batch.groups(self._n_points)
 
 
 @dataclass(frozen=True)
@@ -150,10 +149,8 @@ class TopKMargin(StabilityTerm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.k is not None:
-            check_count("k", self.k)
-        if self.n_pairs is not None:
-            check_count("n_pairs", self.n_pairs)
+        check_count("k", self.k, optional=True)
+        check_count("n_pairs", self.n_pairs, optional=True)
         check_not_negative("curvature", self.curvature)
 
     @property

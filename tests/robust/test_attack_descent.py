@@ -37,19 +37,14 @@ class Scripted:
         return margin > 0
 
 
-class Sum(Objective):
-    def value(self, shares: Tensor) -> Tensor:
-        return shares.sum(dim=1)
-
-    def coefficients(self, shares: Tensor) -> Tensor:
-        return torch.ones_like(shares)
+SUM = Objective(value=lambda shares: shares.sum(dim=1), coefficients=torch.ones_like)
 
 
 def run(maps: Scripted, n_steps: int) -> list[list[float]]:
     everywhere = Box(torch.full((1, 2), -9.0), torch.full((1, 2), 9.0))
     start = maps.at(torch.zeros(1, 2))
     options = {"first_step": 1.0, "tolerance": 0.0, "show_progress": False}
-    minimize(maps, start, everywhere, Sum(), lambda shares: shares.sum(dim=1), n_steps=n_steps, **options)
+    minimize(maps, start, everywhere, SUM, lambda shares: shares.sum(dim=1), n_steps=n_steps, **options)
     return [points[0].tolist() for points in maps.visited]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ def at_fixed_points(model: nn.Module, perturbed: Tensor, **options: object) -> R
 
     def fixed(loss, maximizer):
         found, natural = original(loss, maximizer)
-        return found.at(perturbed), natural
+        return replace(found, perturbed=perturbed), natural
 
     rar._perturbed_batch = fixed
     return rar

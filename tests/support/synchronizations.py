@@ -29,8 +29,8 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         name = func.name().removeprefix("aten::").split(".")[0]
-        masks = [i for i in args[1] if i is not None and i.dtype == torch.bool] if name.startswith("index") else []
-        self.count += name in _WAITING or bool(masks and name == "index")
+        has_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        self.count += name in _WAITING or has_mask
         return func(*args, **(kwargs or {}))
 
 
