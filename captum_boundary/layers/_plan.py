@@ -22,25 +22,17 @@ class Plan:
     """What a model is given and what is filled in while it is evaluated from a layer on.
 
     Tensors with an entry for each example are not part of it: activations first, they are the rows that fill it.
-
-    Attributes:
-
-        arguments (Tree): Inputs and further arguments of the model.
-        calls (tuple): Modules that are called before the layer, in their order, and what they return. Those with None
-            are evaluated, since what they return cannot be divided among the examples.
-        layer (Tree): What the layers return, a tuple with an entry for each, or, if ``at_input``, the arguments of the
-            one layer.
-        at_input (bool): Whether the layer itself is evaluated.
-        n_activations (int): Tensors of the layer that are moved.
-        n_rows (int): Tensors with an entry for each example, activations included.
     """
 
-    arguments: Tree
+    arguments: Tree  # inputs and further arguments of the model
+    # Modules that are called before the layer, in their order, and what they return. Those with None are evaluated,
+    # since what they return cannot be divided among the examples.
     calls: tuple[tuple[nn.Module, Tree | None], ...]
+    # What the layers return, a tuple with an entry for each; if `at_input`, the arguments of the one layer.
     layer: Tree
-    at_input: bool
-    n_activations: int
-    n_rows: int
+    at_input: bool  # whether the layer itself is evaluated
+    n_activations: int  # tensors of the layer that are moved
+    n_rows: int  # tensors with an entry for each example, activations included
 
     @property
     def rows_of_layers(self) -> list[set[int]]:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from captum_boundary._core.eager_kernels import uncompile
 from captum_boundary._core.failures import types_and_exports_explained
 from captum_boundary._core.modules import modules_of
 from captum_boundary._core.outputs import call_model
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers._origins import Origins
 
-__all__ = ["Call", "Pass", "forward_replaced", "layers_of", "names_of", "record"]
+__all__ = ["Call", "Pass", "as_written", "copied", "forward_replaced", "layers_of", "names_of", "record"]
 
 
 @dataclass(eq=False)
@@ -53,7 +54,7 @@ def record(
     origins: Origins | None = None,
 ) -> Pass:
     """Evaluate the model once. Tensors are copied, since a model may change them later on in the same pass."""
-    inputs, arguments = _copied((inputs, arguments))
+    inputs, arguments = copied((inputs, arguments))
     happened = Pass()
     within = chain.from_iterable(layer.modules() for layer in layers)
     modules = {id(module): module for module in (*modules_of(forward_func), *within)}
@@ -71,7 +72,7 @@ def record(
         if happened.layer_inputs is None:
             if origins is not None and isinstance(module, torch.jit.ScriptModule):
                 origins.add(output)  # what happens within is not seen
-            call.output = _copied(output)
+            call.output = copied(output)
 
     def in_layer(number: int, layer_forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if number in happened.layer_outputs:
@@ -83,9 +84,9 @@ def record(
             happened.before = [call for parent in running for call in parent.calls if call not in running]
             if origins is not None:
                 happened.is_computed = tuple(leaf in origins for leaf in tree_flatten(args)[0])
-            happened.layer_inputs = _copied((args, kwargs))
+            happened.layer_inputs = copied((args, kwargs))
         output = layer_forward(*args, **kwargs)
-        happened.layer_outputs[number] = _copied(output)
+        happened.layer_outputs[number] = copied(output)
         return output
 
     with ExitStack() as stack:
@@ -99,7 +100,7 @@ def record(
             origins.add(inputs)
             stack.enter_context(origins)
         with types_and_exports_explained(forward_func, inputs):
-            happened.output = _copied(call_model(forward_func, inputs, arguments))
+            happened.output = copied(call_model(forward_func, inputs, arguments))
     for layer in (layer for number, layer in enumerate(layers) if number not in happened.layer_outputs):
         raise BoundaryValueError(
             f"The layer, {type(layer).__name__}, was not called when the model was evaluated. Give a module that takes "
@@ -116,13 +117,9 @@ def as_written(function: Any) -> Iterator[None]:
     So each of them can be left out by itself. Nothing but these very modules is changed.
     """
     with ExitStack() as stack:
-        for module in modules_of(function):
-            inner = vars(module).get("_modules", {}).get("_orig_mod")
-            if inner is not None:  # what torch.compile returns
-                stack.enter_context(forward_replaced(module, inner.__call__))
-            if vars(module).get("_compiled_call_impl") is not None:  # by module.compile()
-                stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
-                module._compiled_call_impl = None
+        modules = modules_of(function)
+        uncompile(modules, stack)
+        for module in modules:
             if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
                 stack.callback(setattr, module, "use_nested_tensor", True)
                 module.use_nested_tensor = False
@@ -166,5 +163,6 @@ def names_of(layers: tuple[nn.Module, ...]) -> str:
     return " and ".join(type(layer).__name__ for layer in layers)
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """Nested values, with copies of the tensors."""
     return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, value)

@@ -18,7 +18,7 @@ from captum_boundary._core.repeatability import Repeatability, watch_repeatabili
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 from captum_boundary.layers._origins import Origins
 from captum_boundary.layers._plan import Plan, plan_of
-from captum_boundary.layers._recording import as_written, layers_of, names_of, record
+from captum_boundary.layers._recording import as_written, copied, layers_of, names_of, record
 from captum_boundary.layers._replay import Readings, replay
 
 __all__ = ["ModelFromLayer", "n_activations_of"]
@@ -116,8 +116,7 @@ class ModelFromLayer(nn.Module):
 
         Args:
 
-            inputs (Tensor or tuple[Tensor, ...]): Inputs of the model, of any dtype; dimension 0 corresponds to the
-                number of examples N, which all inputs of a tuple share.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs of the model, of any dtype, of N examples (dimension 0).
             additional_forward_args (Any, optional): Further arguments of ``forward_func``. Tensors with N entries
                 follow their examples; everything else is passed as it is. Default: None
 
@@ -141,7 +140,7 @@ class ModelFromLayer(nn.Module):
 
         layers, function, at_input = self.layers, self.forward_func, self.attribute_to_layer_input
         with geometry(), as_written(function), watch_repeatability(function) as repeatability:
-            all_args = _cloned(tensors), _cloned(further or ())
+            all_args: tuple[Any, ...] = copied((tensors, further or ()))
             few_args = of_examples(all_args[0], n_examples, few), of_examples(all_args[1], n_examples, few)
             full_pass = record(function, layers, *all_args)
             try:
@@ -149,7 +148,12 @@ class ModelFromLayer(nn.Module):
             except (IndexError, RuntimeError, ValueError) as error:
                 if isinstance(error, BoundaryError | torch.cuda.OutOfMemoryError):
                     raise
-                raise BoundaryValueError(_not_for_few(n_examples, len(few), error)) from error
+                raise BoundaryValueError(
+                    f"The model was evaluated, but cannot be evaluated for {len(few)} of the {n_examples} examples: "
+                    f"{error}. Dimension 0 of inputs, and of arguments of the same length, must be that of the "
+                    "examples. Wrap it in a function of such inputs, for token ids (N, L) of a bag with offsets: "
+                    "lambda ids: model(ids.flatten(), offsets_of(ids))."
+                ) from error
             own = (*all_args[0], *all_args[1]), (*few_args[0], *few_args[1])
             plan, rows = plan_of(full_pass, few_pass, own, (n_examples, len(few)), layers, at_input)
             if _is_repeatable(repeatability, full_pass.output, few_pass.output, few):
@@ -169,7 +173,7 @@ class ModelFromLayer(nn.Module):
         self, plan: Plan, rows: tuple[Tensor, ...], few: Tensor, expected: Any, expected_of_few: Any
     ) -> tuple[Plan, tuple[Tensor, ...]]:
         """The plan without what the rest of the model does not read, once it is seen to reproduce the model."""
-        readings = Readings()
+        readings, n_examples = Readings(), len(rows[0])
         with readings:
             output = self._replayed(plan, rows, readings)
         self._require_same(output, expected)
@@ -182,9 +186,9 @@ class ModelFromLayer(nn.Module):
                 )
         slim_plan, slim_rows = plan.reduced(readings.rows, readings.returned(output), rows)
         try:
-            self._require_same(self._replayed(slim_plan, _chosen(slim_rows, few)), expected_of_few)
+            self._require_same(self._replayed(slim_plan, of_examples(slim_rows, n_examples, few)), expected_of_few)
         except Exception:  # the model looks at values in a way that was not seen: keep them all
-            self._require_same(self._replayed(plan, _chosen(rows, few)), expected_of_few)
+            self._require_same(self._replayed(plan, of_examples(rows, n_examples, few)), expected_of_few)
             return plan, rows
         return slim_plan, slim_rows
 
@@ -220,23 +224,6 @@ def _is_repeatable(repeatability: Repeatability, full: Any, few: Any, rows: Tens
             repeatability.noise_between(again, scores, torch.finfo(scores.dtype).eps, torch.float32)
             return not repeatability.differs
     return True
-
-
-def _chosen(rows: tuple[Tensor, ...], examples: Tensor) -> tuple[Tensor, ...]:
-    return tuple(row[examples.to(row.device)] for row in rows)
-
-
-def _not_for_few(n_examples: int, n_few: int, error: Exception) -> str:
-    return (
-        f"The model was evaluated, but cannot be evaluated for {n_few} of the {n_examples} examples: {error}. "
-        "Dimension 0 of inputs, and of arguments of the same length, must be that of the examples. Wrap it in a "
-        "function of such inputs, for token ids (N, L) of a bag with offsets: lambda ids: model(ids.flatten(), "
-        "offsets_of(ids))."
-    )
-
-
-def _cloned(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.clone() if isinstance(value, Tensor) else value for value in values)
 
 
 def _checked(inputs: Any) -> tuple[Tensor, ...]:
