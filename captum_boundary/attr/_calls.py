@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_boundary._core.batch_sizes import points_at_once
+from captum_boundary._core.arguments import of_examples
+from captum_boundary._core.batch_sizes import points_at_once, slices
 from captum_boundary._core.captum_helpers import format_output
 from captum_boundary._core.checks import check_count
 from captum_boundary.attr._methods import Capabilities, known_arguments
 
-__all__ = ["MethodCall", "call_in_groups", "call_method", "sizes_that_fit"]
+__all__ = ["MethodCall", "call_in_groups", "call_method", "default_device_of", "sizes_that_fit"]
 
 _EXPECTED_WARNINGS = (
     "Setting forward, backward hooks and attributes on non-linear",  # DeepLift
@@ -35,16 +37,11 @@ class MethodCall(NamedTuple):
     def rows(self, rows: slice) -> MethodCall:
         """The same for some of the examples: tensors with N entries follow their examples."""
         n_examples = len(self.inputs[0])
-
-        def of_rows(value: Any) -> Any:
-            is_per_example = isinstance(value, Tensor) and value.ndim > 0 and len(value) == n_examples
-            return value[rows] if is_per_example else value
-
         return MethodCall(
-            inputs=tuple(map(of_rows, self.inputs)),
-            baselines=None if self.baselines is None else tuple(map(of_rows, self.baselines)),
-            target=of_rows(self.target),
-            arguments=None if self.arguments is None else tuple(map(of_rows, self.arguments)),
+            inputs=of_examples(self.inputs, n_examples, rows),
+            baselines=of_examples(self.baselines, n_examples, rows),
+            target=of_examples((self.target,), n_examples, rows)[0],
+            arguments=of_examples(self.arguments, n_examples, rows),
         )
 
 
@@ -82,6 +79,16 @@ def sizes_that_fit(
         size = 1
     group_size = n_examples if can.is_random or size >= 2 * n_examples else max(1, size // 2)
     return group_size, {**options, "internal_batch_size": size}
+
+
+@contextmanager
+def default_device_of(device: torch.device) -> Iterator[None]:
+    """Where the user has set a default device, let it be that of the inputs, for Captum makes tensors without one."""
+    if torch.empty(0).device.type == "cpu":  # torch.get_default_device overlooks contexts in PyTorch 2.4
+        yield
+        return
+    with device:
+        yield
 
 
 def _number(method: Attribution, options: Mapping[str, Any], name: str, default: int) -> int:
@@ -128,8 +135,8 @@ def call_in_groups(
     if group_size >= n_examples and can.least_baselines == 1:
         return call_method(method, can, call, as_tuple, options)
     answers = []
-    for first in range(0, n_examples, group_size):
-        group = call.rows(slice(first, first + group_size))
+    for rows in slices(n_examples, group_size):
+        group = call.rows(rows)
         if can.least_baselines > 1 and group.baselines is not None:
             # DeepLiftShap refuses a distribution of one baseline; the mean over two equal ones is the same.
             group = group._replace(

@@ -6,11 +6,13 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from captum.attr import Attribution
 from captum.log import log_usage
 
 from captum_boundary._core.user_warnings import warn_user
+from captum_boundary.attr._methods import capabilities_of
 
-__all__ = ["BoundaryMethod", "captum_method"]
+__all__ = ["BoundaryMethod", "OfCaptumMethod", "captum_method"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -41,3 +43,18 @@ class BoundaryMethod:
     def attribute_future(self) -> None:
         r"""This method is not implemented for boundary attributions."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+
+class OfCaptumMethod(BoundaryMethod):
+    """What boundary attributions by a method of Captum's say of themselves: what that method does."""
+
+    _prototype: Attribution
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        r"""Whether the method multiplies by the difference of input and baseline (or by the input)."""
+        return bool(self._prototype.multiplies_by_inputs)
+
+    def has_convergence_delta(self) -> bool:
+        r"""Whether the method has a convergence delta for each example."""
+        return capabilities_of(self._prototype).has_delta

@@ -61,11 +61,7 @@ def build_layer_method(method: Callable[..., Any], from_layer: ModelFromLayer, s
             "LRP has no rule for a model that is evaluated from a layer on. Write what follows the layer as a model of "
             "its own, for BoundaryAttribution(upper, LRP), or use LayerDeepLift, which is the nearest to it."
         )
-    if can.hooks_modules and not isinstance(from_layer.forward_func, nn.Module):
-        raise BoundaryTypeError(
-            f"{can.name} hooks the layers of a model, so that forward_func must be a torch.nn.Module, but it is "
-            f"{type(from_layer.forward_func).__name__}."
-        )
+    can.check_hooks(from_layer.forward_func)
     if can.hooks_modules and len(from_layer.layers) > 1:
         raise BoundaryTypeError(
             f"{can.name} hooks the layers of a model, and can begin with one layer, but layer holds "

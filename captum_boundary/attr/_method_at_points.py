@@ -20,7 +20,7 @@ from captum_boundary.attr._calls import MethodCall, call_in_groups, call_method,
 from captum_boundary.attr._layer_methods import HookableFromLayer
 from captum_boundary.attr._methods import build_method, capabilities_of, check_arguments
 from captum_boundary.attr._rewrite.hookable import hookable_copy
-from captum_boundary.attr._score import MarginScore, OutputScore, ScoreTensor, fix_shared_tensors
+from captum_boundary.attr._score import ClassScore, ScoreTensor, fix_shared_tensors
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._given import check_same_target
@@ -121,11 +121,11 @@ class MethodAtPoints:
         function, arguments = fix_shared_tensors(function, inputs, arguments)
         if self.score == "margin":
             adversarial = torch.where(boundary.found, boundary.adversarial, boundary.target)
-            return MarginScore(function), None, (*(arguments or ()), boundary.target, adversarial)
+            return ClassScore(function, 2), None, (*(arguments or ()), boundary.target, adversarial)
         if has_one_output(output):
             return function, None if output.ndim == 1 else 0, arguments
         if not self.can.repeats_target:
-            return OutputScore(function), None, (*(arguments or ()), boundary.target)
+            return ClassScore(function, 1), None, (*(arguments or ()), boundary.target)
         return function, boundary.target, arguments
 
     def _scored(self, n_inputs: int) -> ScoreTensor:

@@ -67,43 +67,33 @@ _REFUSED: Mapping[type[Attribution], str] = {
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a method takes and does. Where a NoiseTunnel is around it, that is part of the method.
+    """What a method takes and does. Where a NoiseTunnel is around it, that is part of the method."""
 
-    Attributes:
-
-        name (str): What to call the method in messages.
-        baselines (str or None): The argument for its baselines; None if it takes none, and is evaluated at boundary
-            points in place of the inputs.
-        least_baselines (int): Baselines of an example, at least.
-        shares_baselines (bool): Whether its baselines are a distribution that all examples of a batch share.
-        takes_target (bool): Whether it explains an output, which LayerActivation does not.
-        repeats_target (bool): Whether it repeats a target of each example where it repeats the inputs.
-        needs_grad (bool): Whether its inputs should require gradients, without which Captum warns.
-        has_delta (bool): Whether it has one meaningful convergence delta for each example.
-        has_internal_batch_size (bool): Whether it can bound what passes through the model at once.
-        is_random (bool): Whether noise is drawn for a whole batch, which must then not be divided.
-        targets_are_sides (bool): Whether the target of a model with one output is one of its two sides, as it is for
-            this package's methods and not for Captum's.
-        hooks (Hooks): What it sets on the modules of a model.
-    """
-
-    name: str
-    baselines: str | None
-    least_baselines: int
-    shares_baselines: bool
-    takes_target: bool
-    repeats_target: bool
-    needs_grad: bool
-    has_delta: bool
-    has_internal_batch_size: bool
-    is_random: bool
-    targets_are_sides: bool
-    hooks: Hooks
+    name: str  # in messages
+    baselines: str | None  # the argument for them; None for a method that is evaluated at boundary points instead
+    least_baselines: int  # of an example
+    shares_baselines: bool  # whether they are a distribution that all examples of a batch share
+    takes_target: bool  # whether it explains an output, which LayerActivation does not
+    repeats_target: bool  # whether it repeats a target of each example where it repeats the inputs
+    needs_grad: bool  # whether Captum warns of inputs that do not require gradients
+    has_delta: bool  # whether it has one meaningful convergence delta for each example
+    has_internal_batch_size: bool  # whether it can bound what passes through the model at once
+    is_random: bool  # whether noise is drawn for a whole batch, which must then not be divided
+    targets_are_sides: bool  # whether the target of a model with one output is a side of it, as for our own methods
+    hooks: Hooks  # what it sets on the modules of a model
 
     @property
     def hooks_modules(self) -> bool:
         """Whether the method sets anything on the modules of a model, and so deserves its own copy of it."""
         return self.hooks is not Hooks.NONE
+
+    def check_hooks(self, forward_func: object) -> None:
+        """Refuse a function on which the method cannot set what it has to."""
+        if self.hooks_modules and not isinstance(forward_func, nn.Module):
+            raise BoundaryTypeError(
+                f"{self.name} hooks the layers of a model, so that forward_func must be a torch.nn.Module, but it is "
+                f"{type(forward_func).__name__}."
+            )
 
     def mixes_examples(self, forward_func: object) -> bool:
         """Whether examples of one batch would influence each other, so that the method is called for each alone."""
@@ -177,11 +167,7 @@ def build_method(method: Callable[..., Any], forward_func: Callable[..., Any], s
             f"NoiseTunnel cannot hand {can.name} one boundary point for each example. Wrap DeepLift, the same for one "
             "baseline."
         )
-    if can.hooks_modules and not isinstance(forward_func, nn.Module):
-        raise BoundaryTypeError(
-            f"{can.name} hooks the layers of a model, so that forward_func must be a torch.nn.Module, "
-            f"but it is {type(forward_func).__name__}."
-        )
+    can.check_hooks(forward_func)
     return built
 
 

@@ -8,25 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_boundary._core.arguments import follows
 from captum_boundary._core.context import callers_autocast
 from captum_boundary._core.margin import class_scores
 from captum_boundary._core.outputs import score_tensor
 from captum_boundary._core.score_function import ScoreFunction
 from captum_boundary.errors import BoundaryValueError
 
-__all__ = ["FixedArguments", "MarginScore", "OutputScore", "ScoreTensor", "fix_shared_tensors"]
+__all__ = ["ClassScore", "ScoreTensor", "fix_shared_tensors"]
 
 
 class ScoreTensor(nn.Module):
     r"""The scores of a model, for Captum's methods, which know nothing but Tensors.
 
-    They are taken out of what the model returns, and evaluated in one context, with a gradient or without. The model
-    is a submodule, so that methods that hook its layers find them.
-
-    Args:
-
-        forward_func (Callable): Model or function that returns class scores, possibly inside of something else.
-        n_inputs (int): How many of its arguments are inputs.
+    They are taken out of what the model returns, and evaluated in one context, with a gradient or without. The first
+    ``n_inputs`` arguments are inputs. The model is a submodule, so that methods that hook its layers find them.
     """
 
     def __init__(self, forward_func: Callable[..., Any], n_inputs: int) -> None:
@@ -51,16 +47,11 @@ class ScoreTensor(nn.Module):
         return scores
 
 
-class FixedArguments(nn.Module):
-    r"""A model some of whose further arguments are the same for all examples.
+class _FixedArguments(nn.Module):
+    r"""A model some of whose further arguments are the same for all examples: those ``fixed``, by their positions.
 
     Captum's methods repeat every tensor among further arguments as often as the inputs, as if each had an entry for
     each example. The model is a submodule, so that methods that hook its layers find them.
-
-    Args:
-
-        forward_func (Callable): Model or function.
-        fixed (dict): Arguments by their position after the inputs.
     """
 
     def __init__(self, forward_func: Callable[..., Any], n_inputs: int, fixed: Mapping[int, Any]) -> None:
@@ -81,53 +72,33 @@ def fix_shared_tensors(
     forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], arguments: tuple[Any, ...] | None
 ) -> tuple[Callable[..., Any], tuple[Any, ...] | None]:
     """The model with its tensors that do not follow the examples in place, and the arguments that are left."""
-    n_examples = len(inputs[0])
-
-    def is_shared(value: object) -> bool:
-        return isinstance(value, Tensor) and (value.ndim == 0 or len(value) != n_examples)
-
-    fixed = {position: value for position, value in enumerate(arguments or ()) if is_shared(value)}
+    fixed = {
+        position: value
+        for position, value in enumerate(arguments or ())
+        if isinstance(value, Tensor) and not follows(value, len(inputs[0]))
+    }
     if not fixed:
         return forward_func, arguments
     left = tuple(value for position, value in enumerate(arguments or ()) if position not in fixed)
-    return FixedArguments(forward_func, len(inputs), fixed), left or None
+    return _FixedArguments(forward_func, len(inputs), fixed), left or None
 
 
-class OutputScore(nn.Module):
-    r"""A model's score of the class ``(N,)`` that is its last argument: shape ``(N,)``.
+class ClassScore(nn.Module):
+    r"""A model's score of a class, or of one class over another, ``f_target - f_adversarial``: shape ``(N,)``.
 
-    For methods that repeat arguments together with the inputs, and targets not.
+    The ``n_classes`` classes, ``(N,)`` each, are the last arguments of the forward pass. There, Captum's methods expand
+    them together with the inputs, each in its own order, so that every row keeps its own. The model is a submodule, so
+    that methods that hook its layers find them.
     """
 
-    def __init__(self, forward_func: Callable[..., Any]) -> None:
+    def __init__(self, forward_func: Callable[..., Any], n_classes: int) -> None:
         super().__init__()
         self.forward_func = forward_func
+        self._n_classes = n_classes
 
     def forward(self, *arguments: Any) -> Tensor:
-        """Evaluate the model at all arguments but the last one, which is the class."""
-        *model_arguments, target = arguments
-        return class_scores(self.forward_func(*model_arguments), len(target)).gather(1, target[:, None])[:, 0]
-
-
-class MarginScore(nn.Module):
-    r"""A model's score of one class over another, ``f_target - f_adversarial``: shape ``(N,)``.
-
-    The two classes ``(N,)`` are the last two arguments of the forward pass. There, Captum's methods expand them
-    together with the inputs, each in its own order, so that every row keeps its pair. The model is a submodule, so that
-    methods that hook its layers find them.
-
-    Args:
-
-        forward_func (Callable): Model or function that returns class scores.
-    """
-
-    def __init__(self, forward_func: Callable[..., Any]) -> None:
-        super().__init__()
-        self.forward_func = forward_func
-
-    def forward(self, *arguments: Any) -> Tensor:
-        """Evaluate the model at all arguments but the last two, which are the pair of classes."""
-        *model_arguments, target, adversarial = arguments
-        scores = class_scores(self.forward_func(*model_arguments), len(target))
-        pair = scores.gather(1, torch.stack([target, adversarial], dim=1))
-        return pair[:, 0] - pair[:, 1]
+        """Evaluate the model at all arguments but the classes."""
+        model_arguments, classes = arguments[: -self._n_classes], arguments[-self._n_classes :]
+        scores = class_scores(self.forward_func(*model_arguments), len(classes[0]))
+        chosen = scores.gather(1, torch.stack(classes, dim=1))
+        return chosen[:, 0] if self._n_classes == 1 else chosen[:, 0] - chosen[:, 1]

@@ -14,17 +14,9 @@ __all__ = ["Weighting", "check_weighting", "weigh"]
 Weighting = str | Callable[[Tensor], Tensor]
 
 
-def _softmin(distance: Tensor) -> Tensor:
-    return torch.exp(1 - distance / distance.amin(dim=1, keepdim=True))
-
-
-def _inverse(distance: Tensor) -> Tensor:
-    return distance.amin(dim=1, keepdim=True) / distance
-
-
 _WEIGHTINGS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "softmin": _softmin,
-    "inverse": _inverse,
+    "softmin": lambda distance: torch.exp(1 - distance / distance.amin(dim=1, keepdim=True)),
+    "inverse": lambda distance: distance.amin(dim=1, keepdim=True) / distance,
     "uniform": torch.ones_like,
 }
 

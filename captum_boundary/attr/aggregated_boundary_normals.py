@@ -18,8 +18,8 @@ from captum_boundary._core.mask import Mask
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
-from captum_boundary.attr._weighting import Weighting, check_weighting
-from captum_boundary.attr.boundary_normals import BoundaryNormals, FlatNormals, collect, flattened
+from captum_boundary.attr._weighting import Weighting, check_weighting, weigh
+from captum_boundary.attr.boundary_normals import BoundaryNormals, check_given, collect, flat
 from captum_boundary.search import BoundarySearch
 from captum_boundary.search._given import check_same_target, refuse_mask, search_for
 from captum_boundary.search._neighbors import (
@@ -61,8 +61,7 @@ class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: i
 
     Args:
 
-        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
-            ``(N, 1)`` for a binary model. Logits are best.
+        forward_func (Callable): Returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model.
         search (BoundarySearch, optional): How boundary points are found. :class:`NearestBoundary` spends less than half
             of its budget on each of several boundaries in many dimensions, and is needed for ``sampling="random"``.
             Default: None, which means ``NearestBoundary(forward_func)``
@@ -149,12 +148,10 @@ class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: i
 
         Args:
 
-            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
-                examples N, which all inputs of a tuple share.
-            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs;
-                for a model with one output as :meth:`BoundarySearch.find` takes it. For an input outside the region of
-                its target, the one boundary with ``sampling="classes"`` is that of this region. Default: None, the
-                predicted class of each example.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point, of N examples (dimension 0).
+            target (int, tuple, Tensor or list, optional): Class to explain, as :meth:`BoundarySearch.find` takes it.
+                For an input outside the region of its target, the one boundary with ``sampling="classes"`` is that of
+                this region. Default: None, the predicted class of each example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their examples. Default: None
             n_boundaries (int, optional): Number of boundaries, K. With 1 it is the nearest one. Default: 5
@@ -192,54 +189,37 @@ class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: i
         check_count("n_boundaries", n_boundaries)
         check_choice("sampling", sampling, ("classes", "random"))
         check_weighting(weighting)
-        if boundary is not None:
-            refuse_mask(mask)
-            return self._of_given(inputs, target, additional_forward_args, boundary, weighting, return_boundary)
+        is_given = boundary is not None
         with geometry():
-            with self.search._opened(inputs, target, additional_forward_args, mask) as problem:
-                oracle = problem.oracle
-                n_places = n_boundaries if sampling == "random" else min(n_boundaries, oracle.n_classes - 1)
-                neighbors = self._neighbors(problem, n_places, sampling)
-            boundaries = collect(oracle, neighbors, n_places, weighting)
-            attributions = self._aggregate(oracle.x, boundaries)
-        self.search._report(boundaries.found.any(dim=1), stacklevel=4)  # past Captum's log_usage
-        as_tuple = is_tuple(inputs)
-        maps = format_output(as_tuple, oracle.unpack(attributions))
-        return (maps, boundaries.shaped(oracle, self.search.norm, as_tuple)) if return_boundary else maps
+            if boundary is None:
+                with self.search._opened(inputs, target, additional_forward_args, mask) as problem:
+                    oracle = problem.oracle
+                    n_places = n_boundaries if sampling == "random" else min(n_boundaries, oracle.n_classes - 1)
+                    neighbors = self._neighbors(problem, n_places, sampling)
+                tensors = oracle.inputs
+                boundary = collect(oracle, neighbors, n_places, weighting, self.search.norm, is_tuple(inputs))
+            else:
+                refuse_mask(mask)
+                tensors = check_inputs(inputs)
+                check_given(boundary, tensors)
+                if target is not None:
+                    self._check_target(tensors, target, additional_forward_args, boundary)
+                boundary = replace(boundary, weights=weigh(weighting, boundary.distance))
+            attributions = format_output(is_tuple(inputs), self._aggregate(tensors, boundary))
+        if not is_given:
+            self.search._report(boundary.found.any(dim=1), stacklevel=4)  # past Captum's log_usage
+        return (attributions, boundary) if return_boundary else attributions
 
     @property
     def multiplies_by_inputs(self) -> bool:
         r"""Whether normals are multiplied by the difference of the input and its boundary points."""
         return self._multiply_by_inputs
 
-    def has_convergence_delta(self) -> bool:
-        r"""Normals do not add up to a difference of outputs: always False."""
-        return False
-
     def _neighbors(self, problem: Problem, n_boundaries: int, sampling: str) -> Neighbors:
         if n_boundaries == 1:
             return nearest_boundary(self.search, problem)
         find = neighboring_classes if sampling == "classes" else neighbors_in_random_directions
         return find(self.search, problem, n_boundaries)
-
-    def _of_given(
-        self,
-        inputs: Any,
-        target: TargetType,
-        additional_forward_args: object,
-        boundary: BoundaryNormals,
-        weighting: Weighting,
-        return_boundary: bool,
-    ) -> Any:
-        """Attributions from boundaries that were found before."""
-        tensors = check_inputs(inputs)
-        with geometry():
-            boundaries = flattened(boundary, tensors, weighting)
-            if target is not None:
-                self._check_target(tensors, target, additional_forward_args, boundary)
-            attributions = self._aggregate(pack(tensors), boundaries)
-            maps = format_output(is_tuple(inputs), unpack(attributions, tensors))
-        return (maps, replace(boundary, weights=boundaries.weights)) if return_boundary else maps
 
     def _check_target(
         self,
@@ -252,10 +232,10 @@ class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: i
             asked = MarginOracle(self.forward_func, inputs, target, additional_forward_args).target
         check_same_target(asked, boundary.target)
 
-    def _aggregate(self, x: Tensor, boundaries: FlatNormals) -> Tensor:
-        """Attributions ``(N, D)``, NaN where there is no boundary."""
-        weights = boundaries.weights[:, :, None]
-        attributions = (weights * boundaries.normals).sum(dim=1)
+    def _aggregate(self, inputs: tuple[Tensor, ...], boundary: BoundaryNormals) -> tuple[Tensor, ...]:
+        """Attributions, NaN where there is no boundary."""
+        weights = boundary.weights[:, :, None]
+        attributions = (weights * flat(boundary.normals)).sum(dim=1)
         if self._multiply_by_inputs:
-            attributions = attributions * (x - (weights * boundaries.points).sum(dim=1))
-        return attributions.masked_fill(~boundaries.found.any(dim=1, keepdim=True), torch.nan)
+            attributions = attributions * (pack(inputs) - (weights * flat(boundary.points)).sum(dim=1))
+        return unpack(attributions.masked_fill(~boundary.found.any(dim=1, keepdim=True), torch.nan), inputs)

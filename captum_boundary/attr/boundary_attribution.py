@@ -22,8 +22,8 @@ from captum_boundary._core.mask import Mask
 from captum_boundary._core.outputs import has_one_output, score_tensor
 from captum_boundary._core.random_state import preserve_rng_state
 from captum_boundary._core.repeatability import watch_repeatability
-from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
-from captum_boundary.attr._default_device import default_device_of
+from captum_boundary.attr._calls import default_device_of
+from captum_boundary.attr._captum_method import OfCaptumMethod, captum_method
 from captum_boundary.attr._method_at_points import MethodAtPoints
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints, BoundarySearch
@@ -33,7 +33,7 @@ from captum_boundary.search._same_model import check_same_model
 __all__ = ["BoundaryAttribution"]
 
 
-class BoundaryAttribution(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
+class BoundaryAttribution(OfCaptumMethod, GradientAttribution):  # type: ignore[misc]
     r"""Any Captum method, made to explain an input from its nearest decision boundary.
 
     Attributions compare an input with a baseline, or look at the slope of the model at some point. The choice of either
@@ -54,8 +54,7 @@ class BoundaryAttribution(BoundaryMethod, GradientAttribution):  # type: ignore[
 
     Args:
 
-        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
-            ``(N, 1)`` for a binary model. Logits are best.
+        forward_func (Callable): Returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model.
         method (Callable, optional): Whatever builds a Captum attribution from a forward function: a class, a
             ``functools.partial``, or ``lambda f: NoiseTunnel(Saliency(f))``. Default: IntegratedGradients
         search (BoundarySearch, optional): How boundary points are found. Its forward function must be the same model:
@@ -189,11 +188,9 @@ class BoundaryAttribution(BoundaryMethod, GradientAttribution):  # type: ignore[
 
         Args:
 
-            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
-                examples N, which all inputs of a tuple share.
-            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs;
-                for a model with one output as :meth:`BoundarySearch.find` takes it. Default: None, the predicted class
-                of each example.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point, of N examples (dimension 0).
+            target (int, tuple, Tensor or list, optional): Class to explain, as :meth:`BoundarySearch.find` takes it.
+                Default: None, the predicted class of each example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their examples. Default: None
             boundary (BoundaryPoints, optional): Boundary points of these inputs, found before, so that several methods
@@ -293,15 +290,6 @@ class BoundaryAttribution(BoundaryMethod, GradientAttribution):  # type: ignore[
             attributions, start_point, end_point, target, additional_forward_args
         )
         return delta
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        r"""Whether the method multiplies by the difference of input and baseline (or by the input)."""
-        return bool(self._prototype.multiplies_by_inputs)
-
-    def has_convergence_delta(self) -> bool:
-        r"""Whether the method has a convergence delta for each example."""
-        return self._at_points.can.has_delta
 
 
 def _nan_where_missing(values: Any, found: Tensor) -> Any:

@@ -10,6 +10,7 @@ import torch
 from captum.attr import GradientAttribution
 from torch import Tensor
 
+from captum_boundary._core.arguments import of_examples, target_of_examples
 from captum_boundary._core.captum_helpers import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
@@ -45,8 +46,7 @@ class BoundaryDistance(BoundaryMethod, GradientAttribution):  # type: ignore[mis
 
     Args:
 
-        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
-            ``(N, 1)`` for a binary model. Logits are best.
+        forward_func (Callable): Returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model.
         search (BoundarySearch, optional): How boundary points are found, with bounds, norm and budget. Its
             ``internal_batch_size`` is the number of groups that are searched at once; the default bounds the memory of
             the search. Default: None, which means ``NearestBoundary(forward_func)``
@@ -124,8 +124,7 @@ class BoundaryDistance(BoundaryMethod, GradientAttribution):  # type: ignore[mis
 
         Args:
 
-            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
-                examples N, which all inputs of a tuple share.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point, of N examples (dimension 0).
             target (int, tuple, Tensor or list, optional): Class whose region is left, in any of Captum's forms for 2-D
                 outputs; for a model with one output as :meth:`BoundarySearch.find` takes it. An input outside of the
                 region of its target enters it. Default: None, the predicted class of each example.
@@ -159,7 +158,6 @@ class BoundaryDistance(BoundaryMethod, GradientAttribution):  # type: ignore[mis
             )
         n_examples = len(tensors[0])
         groups, n_groups = _groups_of(feature_mask, tensors)
-        _check_length(target, n_examples)
         arguments = format_additional_forward_args(additional_forward_args)
         parts, distances = [], []
         with torch.inference_mode(False), torch.no_grad():
@@ -207,12 +205,6 @@ class BoundaryDistance(BoundaryMethod, GradientAttribution):  # type: ignore[mis
         n_examples = len(tensors[0])
         rows, numbers = pairs // n_groups, pairs % n_groups
 
-        def of_rows(value: Any) -> Any:
-            if isinstance(value, list):
-                return [value[row] for row in rows.tolist()]
-            follows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == n_examples
-            return value[rows.to(value.device)] if follows else value
-
         def moves(ids: Tensor, tensor: Tensor) -> Tensor:
             own = ids.expand(n_examples, *ids.shape[1:])[rows.to(ids.device)]
             return own.to(tensor.device) == numbers.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1))
@@ -221,9 +213,9 @@ class BoundaryDistance(BoundaryMethod, GradientAttribution):  # type: ignore[mis
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BoundaryNotFoundWarning)  # an infinite distance is an answer here
             return self.search.find(
-                format_output(as_tuple, tuple(map(of_rows, tensors))),
-                of_rows(target),
-                None if arguments is None else tuple(map(of_rows, arguments)),
+                format_output(as_tuple, of_examples(tensors, n_examples, rows)),
+                target_of_examples(target, n_examples, rows),
+                of_examples(arguments, n_examples, rows),
                 mask=masks if len(masks) > 1 else masks[0],
             )
 
@@ -259,12 +251,3 @@ def _shaped(mask: Any, tensor: Tensor) -> Tensor:
         f"feature_mask of shape {tuple(mask.shape)} does not broadcast to inputs of shape {tuple(tensor.shape)}. "
         "Groups of tokens (N, L) for their embeddings (N, L, E) have shape (N, L, 1): feature_mask[..., None]."
     )
-
-
-def _check_length(target: Any, n_examples: int) -> None:
-    is_single = isinstance(target, Tensor) and target.numel() == 1
-    is_list = isinstance(target, list) or (isinstance(target, Tensor) and target.ndim > 0 and not is_single)
-    if is_list and len(target) != n_examples:
-        raise BoundaryValueError(
-            f"target must have one entry for each of the {n_examples} examples, but it has {len(target)}."
-        )

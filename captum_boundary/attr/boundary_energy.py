@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from captum.attr import GradientAttribution
 from torch import Tensor
+from torch.nn import functional
 from tqdm.auto import tqdm
 
-from captum_boundary._core.batch_sizes import points_at_once
+from captum_boundary._core.batch_sizes import points_at_once, slices
 from captum_boundary._core.captum_helpers import TargetType, TensorOrTupleOfTensorsGeneric, format_output, is_tuple
 from captum_boundary._core.checks import check_choice, check_count, check_inputs, shown
 from captum_boundary._core.context import geometry
@@ -23,9 +24,8 @@ from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary._core.user_warnings import warn_user
 from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
-from captum_boundary.attr._local_average import local_average
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, slices
+from captum_boundary.smoothing._noise import check_pairs, checked_stdevs, normal_noise
 
 __all__ = ["BoundaryEnergy"]
 
@@ -35,6 +35,7 @@ _DEFAULT_NOISE = 0.1
 # In float16 numbers below 6e-8 vanish, and so would most gradients of pixels; those above 65,504 overflow.
 # So scores are multiplied by a power of two that brings the largest gradient of an example near to this one.
 _HALF_LARGEST, _HALF_MAX_SCALE = 16.0, 2.0**12
+_RADIUS = 3  # of the window of a local average, in standard deviations
 
 
 class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
@@ -62,8 +63,7 @@ class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
 
     Args:
 
-        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
-            ``(N, 1)`` for a binary model. Logits are best.
+        forward_func (Callable): Returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model.
         stdev (float or tuple[float, ...], optional): Standard deviation of the noise, in the units of the inputs; a
             tuple gives each of several inputs its own. About a tenth of the range of the data suits ordinary networks;
             :func:`largest_stdev` is the largest that keeps a prediction. Default: None, a tenth of the range of the
@@ -121,12 +121,10 @@ class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
 
         Args:
 
-            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
-                examples N, which all inputs of a tuple share.
-            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs;
-                for a model with one output as :meth:`BoundarySearch.find` takes it. A copy outside of the
-                region of its target is moved to the boundary of that region. Default: None, the predicted class of each
-                example.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point, of N examples (dimension 0).
+            target (int, tuple, Tensor or list, optional): Class to explain, as :meth:`BoundarySearch.find` takes it. A
+                copy outside of the region of its target is moved to the boundary of that region. Default: None, the
+                predicted class of each example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their examples. Default: None
             n_samples (int, optional): Noisy copies of every example, even, and at least 4 for common energy.
@@ -172,13 +170,9 @@ class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
             maps = unpack(
                 energies, tuple(tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors)
             )
-            maps = tuple(local_average(part, width) for part in maps) if width > 0 else maps
+            maps = tuple(_local_average(part, width) for part in maps) if width > 0 else maps
         energies_of_inputs: TensorOrTupleOfTensorsGeneric = format_output(is_tuple(inputs), maps)
         return energies_of_inputs
-
-    def has_convergence_delta(self) -> bool:
-        r"""Energies do not add up to a difference of outputs: always False."""
-        return False
 
     def _energies(
         self,
@@ -190,7 +184,8 @@ class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
     ) -> Tensor:
         """Energies ``(N, D)``."""
         stdevs = self._stdevs or (1.0,) * len(oracle.inputs)
-        halves = oracle.pack(NoiseSource(self._seed).normal(n_samples // 2, oracle.inputs, stdevs))
+        source = torch.Generator("cpu").manual_seed(self._seed)
+        halves = oracle.pack(normal_noise(n_samples // 2, oracle.inputs, stdevs, source))
         scale = _tenth_of_range(oracle) if self._stdevs is None else None
         few = oracle.all_rows[:2]
         rows_at_once = internal_batch_size or points_at_once(
@@ -218,7 +213,10 @@ class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
                 for total, part in zip(sums, (parts, parts.square()), strict=True):
                     total += part.flatten(1, -2).sum(dim=1)
                 on_copies(len(copies))
-            of_examples.append(_total(sums[1], n_samples) if energy == "total" else _common(*sums, len(halves)))
+            if energy == "total":
+                of_examples.append(sums[1] / n_samples)
+            else:  # the mean product of two different ones of n means over pairs
+                of_examples.append((sums[0].square() - sums[1]) / (len(halves) * (len(halves) - 1)))
         return torch.cat(of_examples)
 
     def _check(self, tensors: tuple[Tensor, ...], n_samples: int, energy: str, width: float) -> None:
@@ -265,10 +263,18 @@ def _gradients_at_boundaries(oracle: MarginOracle, points: Tensor, rows: Tensor)
     return vjp(weights * scale.to(weights)) / scale
 
 
-def _total(sum_of_squares: Tensor, n: int) -> Tensor:
-    return sum_of_squares / n
+def _local_average(maps: Tensor, width: float) -> Tensor:
+    """Maps ``(N, C, H, W)`` averaged in a Gaussian window; at the edges, over those positions that there are."""
+    values = maps if maps.dtype == torch.float64 else maps.float()
+    for dim in (2, 3):
+        values = _windowed(values, dim, width) / _windowed(torch.ones_like(values[:1, :1]), dim, width)
+    return values.to(maps.dtype)
 
 
-def _common(sums: Tensor, sum_of_squares: Tensor, n: int) -> Tensor:
-    """Mean product of two different ones of ``n`` vectors."""
-    return (sums.square() - sum_of_squares) / (n * (n - 1))
+def _windowed(values: Tensor, dim: int, width: float) -> Tensor:
+    radius = min(math.ceil(_RADIUS * width), values.shape[dim] - 1)
+    offsets = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
+    window = torch.exp(-0.5 * (offsets / width).square())
+    kernel, padding = (window[:, None], (radius, 0)) if dim == 2 else (window[None], (0, radius))
+    rows = values.reshape(-1, 1, *values.shape[2:])
+    return functional.conv2d(rows, kernel[None, None], padding=padding).reshape(values.shape)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from captum_boundary._core.batch_sizes import points_at_once
+from captum_boundary._core.arguments import target_of_examples
+from captum_boundary._core.batch_sizes import points_at_once, slices
 from captum_boundary._core.captum_helpers import (
     TargetType,
     TensorOrTupleOfTensorsGeneric,
@@ -27,7 +28,6 @@ from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
 from captum_boundary.attr._spatial_grid import ReshapeTransform, grid_of
 from captum_boundary.attr.boundary_energy import BoundaryEnergy
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.smoothing._noise import slices
 
 __all__ = ["BoundaryGradCam"]
 
@@ -118,9 +118,8 @@ class BoundaryGradCam(BoundaryMethod, GradientAttribution):  # type: ignore[misc
         Args:
 
             inputs (Tensor): Images ``(N, C, H, W)``, floating point.
-            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs;
-                for a model with one output as :meth:`BoundarySearch.find` takes it. Default: None, the predicted class
-                of each image.
+            target (int, tuple, Tensor or list, optional): Class to explain, as :meth:`BoundarySearch.find` takes it.
+                Default: None, the predicted class of each image.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
                 Tensors with N entries follow their images. Default: None
             n_samples (int, optional): Noisy copies of every image, as for :class:`BoundaryEnergy`. Default: 24
@@ -171,10 +170,6 @@ class BoundaryGradCam(BoundaryMethod, GradientAttribution):  # type: ignore[misc
         maps: TensorOrTupleOfTensorsGeneric = format_output(is_tuple(inputs), (energies * cam,))
         return maps
 
-    def has_convergence_delta(self) -> bool:
-        r"""The maps do not add up to a difference of outputs: always False."""
-        return False
-
     def _grad_cam(
         self, images: Tensor, target: TargetType, additional_forward_args: object, internal_batch_size: int | None
     ) -> tuple[Tensor, Tensor]:
@@ -192,7 +187,7 @@ class BoundaryGradCam(BoundaryMethod, GradientAttribution):  # type: ignore[misc
             parts, classes = [], []
             for rows in slices(n_images, size):
                 scores, activations = scores_of(rows)
-                wanted = resolve_target(_target_of(target, rows, n_images), scores.detach(), model.is_binary)
+                wanted = resolve_target(target_of_examples(target, n_images, rows), scores.detach(), model.is_binary)
                 with torch.enable_grad():
                     chosen = scores.gather(1, wanted[:, None])
                     if model.is_binary:  # the one output is the margin, up to its sign
@@ -243,10 +238,3 @@ class BoundaryGradCam(BoundaryMethod, GradientAttribution):  # type: ignore[misc
         )
         maps = (slopes.mean(dim=(2, 3), keepdim=True) * grid).sum(dim=1, keepdim=True).relu()
         return functional.interpolate(maps, image, mode="bilinear", align_corners=False)
-
-
-def _target_of(target: TargetType, rows: slice, n_images: int) -> TargetType:
-    """Targets of some of the images."""
-    if isinstance(target, Tensor) and target.numel() > 1:
-        return target[rows]
-    return target[rows] if isinstance(target, list) and len(target) == n_images else target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_boundary._core.arguments import of_examples
+from captum_boundary._core.batch_sizes import slices
 from captum_boundary._core.captum_helpers import (
     TensorOrTupleOfTensorsGeneric,
     format_additional_forward_args,
@@ -29,7 +31,12 @@ from captum_boundary.smoothing._noise import checked_stdevs
 
 __all__ = ["BoundaryNoiseTunnel"]
 
-_TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")
+# What becomes of the mean of the attributions and the mean of their squares.
+_SMOOTHED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "smoothgrad": lambda mean, _: mean,
+    "smoothgrad_sq": lambda _, mean_square: mean_square,
+    "vargrad": lambda mean, mean_square: mean_square - mean.square(),
+}
 
 
 class BoundaryNoiseTunnel(NoiseTunnel):  # type: ignore[misc]
@@ -88,8 +95,7 @@ class BoundaryNoiseTunnel(NoiseTunnel):  # type: ignore[misc]
 
         Args:
 
-            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; dimension 0 corresponds to the number of
-                examples N, which all inputs of a tuple share.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point, of N examples (dimension 0).
             nt_type (str, optional): ``"smoothgrad"``, the mean of the attributions, ``"smoothgrad_sq"``, the mean of
                 their squares, or ``"vargrad"``, their variance. Default: ``"smoothgrad"``
             nt_samples (int, optional): Noisy copies of every example. Default: 5
@@ -118,45 +124,34 @@ class BoundaryNoiseTunnel(NoiseTunnel):  # type: ignore[misc]
         """
         tensors = check_inputs(inputs)
         self._check(tensors, nt_type, nt_samples, nt_samples_batch_size, stdevs, kwargs)
-        n_examples, with_delta = len(tensors[0]), bool(kwargs.get("return_convergence_delta", False))
+        n_examples = len(tensors[0])
         arguments = format_additional_forward_args(kwargs.pop("additional_forward_args", None))
         target = self._target_of(tensors, kwargs.pop("target", None), arguments)
-        sums: list[Tensor] = []
-        squares: list[Tensor] = []
+        totals: list[Tensor] = []  # of the maps, their squares and the delta
         n_found = torch.zeros(n_examples, dtype=torch.long, device=tensors[0].device)
-        delta = torch.zeros((), device=tensors[0].device)
-        is_tuple_of_maps = is_tuple(inputs)
-        size = min(nt_samples, nt_samples_batch_size or nt_samples)
-        for first in range(0, nt_samples, size):
-            n_copies = min(size, nt_samples - first)
+        for copies in slices(nt_samples, nt_samples_batch_size or nt_samples):
+            n_copies = copies.stop - copies.start
             rows = torch.arange(n_examples, device=tensors[0].device).repeat_interleave(n_copies)
-            noisy = self._copies(tensors, n_copies, stdevs)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", BoundaryNotFoundWarning)  # they are counted
-                maps, *others, boundary = self.attribution_method.attribute(
-                    format_output(is_tuple(inputs), noisy),
+                maps, *delta, boundary = self.attribution_method.attribute(
+                    format_output(is_tuple(inputs), self._copies(tensors, n_copies, stdevs)),
                     target=None if target is None else target[rows.to(target.device)],
                     additional_forward_args=of_examples(arguments, n_examples, rows),
                     return_boundary=True,
                     **kwargs,
                 )
             found = (boundary.found if boundary.found.ndim == 1 else boundary.found.any(dim=1)).to(rows.device)
-            is_tuple_of_maps = is_tuple(maps)
-            parts = [_of_found(part, found, n_copies) for part in (maps if is_tuple_of_maps else (maps,))]
-            sums = _added(sums, [part.sum(dim=1) for part in parts])
-            squares = _added(squares, [part.square().sum(dim=1) for part in parts])
+            parts: tuple[Tensor, ...] = maps if is_tuple(maps) else (maps,)
+            values = (*parts, *(part.square() for part in parts), *delta)
+            sums = [_of_found(value, found, n_copies).sum(dim=1) for value in values]
+            totals = [total + part for total, part in zip(totals, sums, strict=True)] if totals else sums
             n_found += found.view(n_examples, n_copies).sum(dim=1)
-            if with_delta:
-                delta = delta + _of_found(others[0], found, n_copies).sum(dim=1)
         self._report(n_found, nt_samples)
-        results: tuple[Any, ...] = (
-            format_output(
-                is_tuple_of_maps,
-                tuple(_smoothed(nt_type, a, b, n_found) for a, b in zip(sums, squares, strict=True)),
-            ),
-        )
-        if with_delta:
-            results += (_mean(delta, n_found),)
+        n_maps: int = len(parts)
+        means: list[Tensor] = [_mean(total, n_found) for total in totals]
+        smoothed = tuple(map(_SMOOTHED[nt_type], means[:n_maps], means[n_maps : 2 * n_maps]))
+        results: tuple[Any, ...] = (format_output(is_tuple(maps), smoothed), *means[2 * n_maps :])
         if return_n_found:
             results += (n_found,)
         return results if len(results) > 1 else results[0]
@@ -164,7 +159,7 @@ class BoundaryNoiseTunnel(NoiseTunnel):  # type: ignore[misc]
     def _check(
         self, tensors: tuple[Tensor, ...], nt_type: str, n: int, size: int | None, stdevs: Any, options: dict[str, Any]
     ) -> None:
-        check_choice("nt_type", nt_type, _TYPES)
+        check_choice("nt_type", nt_type, _SMOOTHED)
         check_count("nt_samples", n)
         check_count("nt_samples_batch_size", size, optional=True)
         n_stdevs = len(checked_stdevs(stdevs)) if stdevs != 0 else 1
@@ -213,17 +208,6 @@ def _of_found(values: Tensor, found: Tensor, n_copies: int) -> Tensor:
     return kept.view(-1, n_copies, *values.shape[1:])
 
 
-def _added(sums: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
-    return [total + part for total, part in zip(sums, parts, strict=True)] if sums else parts
-
-
 def _mean(sums: Tensor, n_found: Tensor) -> Tensor:
     count = n_found.to(sums.device).view(-1, *[1] * (sums.ndim - 1))
     return (sums / count).masked_fill(count == 0, torch.nan)
-
-
-def _smoothed(nt_type: str, sums: Tensor, squares: Tensor, n_found: Tensor) -> Tensor:
-    mean, mean_square = _mean(sums, n_found), _mean(squares, n_found)
-    if nt_type == "smoothgrad":
-        return mean
-    return mean_square if nt_type == "smoothgrad_sq" else mean_square - mean.square()

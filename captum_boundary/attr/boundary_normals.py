@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search._given import check_distances
 from captum_boundary.search._neighbors import Neighbors
 
-__all__ = ["BoundaryNormals", "FlatNormals", "collect", "flattened"]
+__all__ = ["BoundaryNormals", "check_given", "collect", "flat"]
 
 
 @dataclass(frozen=True)
@@ -63,51 +63,21 @@ class BoundaryNormals:
 torch.serialization.add_safe_globals([BoundaryNormals])  # torch.load may make it by default: tensors and numbers
 
 
-class FlatNormals(NamedTuple):
-    """What :class:`BoundaryNormals` holds, with flat points and normals ``(N, K, D)``."""
-
-    points: Tensor
-    normals: Tensor
-    weights: Tensor
-    distance: Tensor
-    adversarial: Tensor
-    neighbor: Tensor
-    found: Tensor
-
-    def shaped(self, oracle: MarginOracle, norm: float, as_tuple: bool) -> BoundaryNormals:
-        """The same for the user, shaped like the inputs."""
-
-        def like_inputs(vectors: Tensor) -> Tensor | tuple[Tensor, ...]:
-            tensors = oracle.unpack(vectors.flatten(0, 1))
-            views = tuple(tensor.view(*vectors.shape[:2], *tensor.shape[1:]) for tensor in tensors)
-            shaped: Tensor | tuple[Tensor, ...] = format_output(as_tuple, views)
-            return shaped
-
-        return BoundaryNormals(
-            points=like_inputs(self.points),
-            normals=like_inputs(self.normals),
-            weights=self.weights,
-            distance=self.distance,
-            target=oracle.target,
-            adversarial=self.adversarial,
-            neighbor=self.neighbor,
-            found=self.found,
-            n_forward=oracle.n_forward,
-            n_gradient=oracle.n_gradient,
-            norm=norm,
-        )
+def flat(vectors: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Points or normals as vectors ``(N, K, D)``."""
+    tensors = vectors if isinstance(vectors, tuple) else (vectors,)
+    packed = pack(tuple(tensor.detach().flatten(0, 1) for tensor in tensors))
+    return packed.view(*tensors[0].shape[:2], -1)
 
 
-def flattened(boundary: object, inputs: tuple[Tensor, ...], weighting: Weighting) -> FlatNormals:
-    """Boundaries that were found before, with new weights, if they can be those of these inputs."""
+def check_given(boundary: object, inputs: tuple[Tensor, ...]) -> None:
+    """That boundaries which were found before can be those of these inputs."""
     if not isinstance(boundary, BoundaryNormals):
         raise BoundaryTypeError(
             "boundary must be BoundaryNormals, as AggregatedBoundaryNormals.attribute(..., return_boundary=True) "
             f"returns them, but it is {type(boundary).__name__}."
         )
-    points, normals = (
-        vectors if isinstance(vectors, tuple) else (vectors,) for vectors in (boundary.points, boundary.normals)
-    )
+    points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
     n_places = boundary.distance.shape[1]
     needed = [((len(t), n_places, *t.shape[1:]), t.dtype, t.device) for t in inputs]
     given = [(tuple(t.shape), t.dtype, t.device) for t in points]
@@ -116,24 +86,12 @@ def flattened(boundary: object, inputs: tuple[Tensor, ...], weighting: Weighting
             f"boundary must hold points of these inputs, of shapes, dtypes and devices {needed}, but it holds {given}. "
             "Leave it out to have them searched, as one must where NoiseTunnel or sensitivity_max move the inputs."
         )
-
-    def flat(vectors: tuple[Tensor, ...]) -> Tensor:
-        packed = pack(tuple(tensor.detach().flatten(0, 1) for tensor in vectors))
-        return packed.view(len(inputs[0]), n_places, -1)
-
-    check_distances(inputs, flat(points), boundary.distance, boundary.found, boundary.norm)
-    return FlatNormals(
-        points=flat(points),
-        normals=flat(normals),
-        weights=weigh(weighting, boundary.distance),
-        distance=boundary.distance,
-        adversarial=boundary.adversarial,
-        neighbor=boundary.neighbor,
-        found=boundary.found,
-    )
+    check_distances(inputs, flat(boundary.points), boundary.distance, boundary.found, boundary.norm)
 
 
-def collect(oracle: MarginOracle, neighbors: Neighbors, n_places: int, weighting: Weighting) -> FlatNormals:
+def collect(
+    oracle: MarginOracle, neighbors: Neighbors, n_places: int, weighting: Weighting, norm: Any, as_tuple: bool
+) -> BoundaryNormals:
     """The neighbors of each example, in the order of their distances."""
     rows, boundary = neighbors.rows, neighbors.boundary
     order = boundary.distance.argsort(stable=True)
@@ -147,15 +105,23 @@ def collect(oracle: MarginOracle, neighbors: Neighbors, n_places: int, weighting
         filled[sorted_rows, places] = values[order]
         return filled
 
+    def like_inputs(vectors: Tensor) -> Any:
+        tensors = oracle.unpack(vectors.flatten(0, 1))
+        return format_output(as_tuple, tuple(tensor.view(-1, n_places, *tensor.shape[1:]) for tensor in tensors))
+
     found = table(boundary.found, False)
     distance = table(boundary.distance, torch.inf)
     points = boundary.points if isinstance(boundary.points, tuple) else (boundary.points,)
-    return FlatNormals(
-        points=table(oracle.pack(points), oracle.x[:, None]),
-        normals=torch.where(found[:, :, None], table(neighbors.normals, 0.0), 0.0),
+    return BoundaryNormals(
+        points=like_inputs(table(oracle.pack(points), oracle.x[:, None])),
+        normals=like_inputs(torch.where(found[:, :, None], table(neighbors.normals, 0.0), 0.0)),
         weights=weigh(weighting, distance),
         distance=distance,
+        target=oracle.target,
         adversarial=table(neighbors.adversarial, -1),
         neighbor=table(neighbors.neighbor, -1),
         found=found,
+        n_forward=oracle.n_forward,
+        n_gradient=oracle.n_gradient,
+        norm=norm,
     )

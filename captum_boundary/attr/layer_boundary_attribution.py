@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.checks import check_choice
 from captum_boundary._core.mask import Mask
-from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
+from captum_boundary.attr._captum_method import OfCaptumMethod, captum_method
 from captum_boundary.attr._layer_methods import build_layer_method, for_activations, hookable_from_layer
 from captum_boundary.attr._methods import capabilities_of
 from captum_boundary.attr.boundary_attribution import BoundaryAttribution
@@ -23,7 +23,7 @@ from captum_boundary.search._same_model import check_same_model
 __all__ = ["LayerBoundaryAttribution"]
 
 
-class LayerBoundaryAttribution(BoundaryMethod, LayerAttribution):  # type: ignore[misc]
+class LayerBoundaryAttribution(OfCaptumMethod, LayerAttribution):  # type: ignore[misc]
     r"""Attributions in a layer, from the nearest decision boundary in the space of its activations.
 
     What :class:`BoundaryAttribution` does for inputs, this does for the output or input of any layer: for embeddings of
@@ -90,7 +90,6 @@ class LayerBoundaryAttribution(BoundaryMethod, LayerAttribution):  # type: ignor
         self.score = score
         self._build = for_activations(method)
         self._prototype = build_layer_method(self._build, from_layer, score)
-        self._can = capabilities_of(self._prototype)
 
     @overload
     def attribute(
@@ -175,11 +174,9 @@ class LayerBoundaryAttribution(BoundaryMethod, LayerAttribution):  # type: ignor
 
         Args:
 
-            inputs (Tensor or tuple[Tensor, ...]): Inputs of the model, of any dtype; dimension 0 corresponds to the
-                number of examples N, which all inputs of a tuple share.
-            target (int, tuple, Tensor or list, optional): Class to explain, in any of Captum's forms for 2-D outputs;
-                for a model with one output as :meth:`BoundarySearch.find` takes it. Default: None, the
-                predicted class of each example.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs of the model, of any dtype, of N examples (dimension 0).
+            target (int, tuple, Tensor or list, optional): Class to explain, as :meth:`BoundarySearch.find` takes it.
+                Default: None, the predicted class of each example.
             additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``, such
                 as attention masks. Tensors with N entries follow their examples. Default: None
             attribute_to_layer_input (bool, optional): Attribute to the input of the layer, in place of its output.
@@ -217,7 +214,7 @@ class LayerBoundaryAttribution(BoundaryMethod, LayerAttribution):  # type: ignor
         if boundary is None:
             boundary = self.search.with_forward_func(from_layer).find(activations, target, arguments, mask=mask)
             target = mask = None  # what they mean is known from here on
-        if self._can.hooks_modules:
+        if capabilities_of(self._prototype).hooks_modules:
             from_layer, arguments = hookable_from_layer(from_layer, self._prototype, inputs, additional_forward_args)
         return BoundaryAttribution(from_layer, self._build, score=self.score).attribute(
             activations,
@@ -229,12 +226,3 @@ class LayerBoundaryAttribution(BoundaryMethod, LayerAttribution):  # type: ignor
             return_convergence_delta=return_convergence_delta,
             **kwargs,
         )
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        r"""Whether the method multiplies by the difference of activation and baseline (or by the activation)."""
-        return bool(self._prototype.multiplies_by_inputs)
-
-    def has_convergence_delta(self) -> bool:
-        r"""Whether the method has a convergence delta for each example."""
-        return self._can.has_delta

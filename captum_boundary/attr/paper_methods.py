@@ -24,8 +24,7 @@ class BoundarySaliency(BoundaryAttribution):
 
     Args:
 
-        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
-            ``(N, 1)`` for a binary model.
+        forward_func (Callable): Returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model.
         search (BoundarySearch, optional): How boundary points are found. Default: None, which means
             ``NearestBoundary(forward_func)``
         score (str, optional): ``"output"`` or ``"margin"``, as for :class:`BoundaryAttribution`. Default: ``"output"``
@@ -57,8 +56,7 @@ class BoundaryIntegratedGradients(BoundaryAttribution):
 
     Args:
 
-        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
-            ``(N, 1)`` for a binary model.
+        forward_func (Callable): Returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model.
         search (BoundarySearch, optional): How boundary points are found. Default: None, which means
             ``NearestBoundary(forward_func)``
         score (str, optional): ``"output"`` or ``"margin"``, as for :class:`BoundaryAttribution`. Default: ``"output"``

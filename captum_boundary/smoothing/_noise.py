@@ -13,37 +13,22 @@ from captum_boundary._core.arguments import for_examples
 from captum_boundary._core.checks import check_count
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["NoiseSource", "check_pairs", "checked_stdevs", "noisy_copies", "slices"]
+__all__ = ["check_pairs", "checked_stdevs", "noisy_copies", "normal_noise"]
 
 
-class NoiseSource:
-    """Random numbers that all examples of a batch share, so that results do not depend on the others in it.
+def normal_noise(
+    n_samples: int, inputs: tuple[Tensor, ...], stdevs: tuple[float, ...], source: torch.Generator
+) -> tuple[Tensor, ...]:
+    """For each input ``(N, ...)``, the noise ``(n_samples, ...)`` of that many copies of any example.
 
-    They are drawn on the CPU in single precision, whatever the inputs are.
+    All examples of a batch share it, so that results do not depend on the others in it. It is drawn on the CPU in
+    single precision, whatever the inputs are.
     """
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator("cpu").manual_seed(seed)
-
-    def normal(self, n_samples: int, inputs: tuple[Tensor, ...], stdevs: tuple[float, ...]) -> tuple[Tensor, ...]:
-        """For each input ``(N, ...)``, the noise ``(n_samples, ...)`` of that many copies of any example."""
-        return tuple(
-            (stdev * torch.randn(n_samples, *tensor.shape[1:], **self._options)).to(tensor.device, tensor.dtype)
-            for tensor, stdev in zip(inputs, stdevs, strict=True)
-        )
-
-    def uniform(self, n_samples: int) -> Tensor:
-        """Numbers ``(n_samples,)`` from [0, 1), on the CPU."""
-        return torch.rand(n_samples, **self._options)
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"generator": self._generator, "device": "cpu", "dtype": torch.float32}
-
-
-def slices(total: int, size: int) -> list[slice]:
-    """Consecutive ranges of at most ``size`` of ``total`` entries."""
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+    options: dict[str, Any] = {"generator": source, "device": "cpu", "dtype": torch.float32}
+    return tuple(
+        (stdev * torch.randn(n_samples, *tensor.shape[1:], **options)).to(tensor.device, tensor.dtype)
+        for tensor, stdev in zip(inputs, stdevs, strict=True)
+    )
 
 
 def noisy_copies(

@@ -7,13 +7,14 @@ import math
 import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from captum_boundary._core.batch_sizes import copies_at_once
+from captum_boundary._core.batch_sizes import copies_at_once, slices
 from captum_boundary._core.captum_helpers import TensorOrTupleOfTensorsGeneric, format_additional_forward_args
 from captum_boundary._core.checks import check_choice, check_count, check_inputs
 from captum_boundary._core.context import geometry
@@ -24,9 +25,8 @@ from captum_boundary._core.model import Model
 from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary._core.score_function import ScoreFunction
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.smoothing._averages import by_copies
-from captum_boundary.smoothing._noise import NoiseSource, noisy_copies, slices
-from captum_boundary.smoothing.smoothed_model import SmoothedModel
+from captum_boundary.smoothing._noise import noisy_copies, normal_noise
+from captum_boundary.smoothing.smoothed_model import SmoothedModel, by_copies
 
 __all__ = ["CertifiedRadius", "certified_radius"]
 
@@ -132,18 +132,20 @@ def certified_radius(
     """
     tensors = check_inputs(inputs)
     stdev = _check(smoothed, len(tensors), n_samples, alpha, decision, n_selection, generator)
-    source = NoiseSource(seed_of(generator) ^ _OWN_STREAM)
+    source = torch.Generator("cpu").manual_seed(seed_of(generator) ^ _OWN_STREAM)
     with (
         geometry(),
         watch_repeatability(smoothed.forward_func) as repeatability,
         tqdm(total=n_selection + n_samples, desc="Certified radius", unit="vote", disable=not show_progress) as bar,
     ):
-        voters = _Voters(smoothed, tensors, additional_forward_args, decision, on_votes=bar.update)
+        arguments = format_additional_forward_args(additional_forward_args) or ()
+        function = ScoreFunction(smoothed.forward_func)
+        voters = _Voters(smoothed, tensors, arguments, function, decision == "probabilities", bar.update)
         if repeatability.in_training_mode:
             plain = Model(smoothed.forward_func, len(tensors[0]), additional_forward_args)
             plain.score_noise(tensors, plain.first_scores(tensors), repeatability)
-        target = voters.count(n_selection, source).argmax(dim=1)
-        for_target = voters.count(n_samples, source).gather(1, target[:, None]).squeeze(1).numpy()
+        target = voters.tally(n_selection, source).argmax(dim=1)
+        for_target = voters.tally(n_samples, source).gather(1, target[:, None]).squeeze(1).numpy()
     from scipy.stats import beta  # which takes longer to import than the rest of the package
 
     lower = beta.ppf(alpha, for_target, n_samples - for_target + 1)  # NaN without any vote
@@ -156,34 +158,26 @@ def certified_radius(
     )
 
 
-class _Voters:
+class _Voters(NamedTuple):
     """Noisy copies of the inputs, which the model makes vote for classes."""
 
-    def __init__(
-        self,
-        smoothed: SmoothedModel,
-        inputs: tuple[Tensor, ...],
-        additional_forward_args: object,
-        decision: str,
-        on_votes: Callable[[int], object],
-    ) -> None:
-        self._smoothed = smoothed
-        self._inputs = inputs
-        self._arguments = format_additional_forward_args(additional_forward_args) or ()
-        self._score_function = ScoreFunction(smoothed.forward_func)
-        self._draws = decision == "probabilities"
-        self._on_votes = on_votes
+    smoothed: SmoothedModel
+    inputs: tuple[Tensor, ...]
+    arguments: tuple[Any, ...]
+    score_function: ScoreFunction
+    draws: bool  # whether a vote is drawn from the probabilities of a copy
+    on_votes: Callable[[int], object]
 
-    def count(self, n_samples: int, source: NoiseSource) -> Tensor:
+    def tally(self, n_samples: int, source: torch.Generator) -> Tensor:
         """Votes ``(N, C)`` for each class, on the CPU."""
         blocks = slices(n_samples, _BLOCK)
         return _total(self._of_block(block.stop - block.start, source) for block in blocks)
 
-    def _of_block(self, n_copies: int, source: NoiseSource) -> Tensor:
-        n_examples = len(self._inputs[0])
-        noise = source.normal(n_copies, self._inputs, self._smoothed._stdevs)
-        draws = source.uniform(n_copies)
-        rows_at_once = self._smoothed.internal_batch_size or n_examples * self._smoothed.n_samples
+    def _of_block(self, n_copies: int, source: torch.Generator) -> Tensor:
+        n_examples = len(self.inputs[0])
+        noise = normal_noise(n_copies, self.inputs, self.smoothed._stdevs, source)
+        draws = torch.rand(n_copies, generator=source, device="cpu", dtype=torch.float32)
+        rows_at_once = self.smoothed.internal_batch_size or n_examples * self.smoothed.n_samples
         n_at_once, n_copies_at_once = copies_at_once(rows_at_once, n_examples, n_copies)
         votes = torch.cat(
             [
@@ -191,16 +185,16 @@ class _Voters:
                 for examples in slices(n_examples, n_at_once)
             ]
         )
-        self._on_votes(n_copies)
+        self.on_votes(n_copies)
         return votes
 
     def _votes(self, noise: tuple[Tensor, ...], draws: Tensor, examples: slice, copies: slice) -> Tensor:
         """Votes ``(n, C)`` of some copies of n examples."""
         n_examples, n_copies = examples.stop - examples.start, copies.stop - copies.start
-        noisy, arguments = noisy_copies(self._inputs, noise, self._arguments, examples, copies)
-        scores = by_copies(self._score_function(noisy, arguments), n_copies, n_examples)
+        noisy, arguments = noisy_copies(self.inputs, noise, self.arguments, examples, copies)
+        scores = by_copies(self.score_function(noisy, arguments), n_copies, n_examples)
         columns = class_scores(scores.flatten(0, 1), n_examples * n_copies).cpu().double()
-        if self._draws:
+        if self.draws:
             below = columns.softmax(dim=1).cumsum(dim=1) <= draws[copies].repeat(n_examples)[:, None]
             chosen = below.sum(dim=1).clamp_max(columns.shape[1] - 1)
         else:

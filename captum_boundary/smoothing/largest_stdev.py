@@ -55,8 +55,7 @@ def largest_stdev(
 
     Args:
 
-        forward_func (Callable): A model or any function that returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)``
-            for a binary model.
+        forward_func (Callable): Returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model.
         inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point, N examples. All inputs of a tuple take the noise.
         target (int, tuple, Tensor or list, optional): Class that must win, in any of Captum's forms for 2-D outputs; 0
             or None for a model with one output. Default: None, the class that ``forward_func`` predicts for each

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from captum_boundary._core.batch_sizes import copies_at_once
+from captum_boundary._core.batch_sizes import copies_at_once, slices
 from captum_boundary._core.checks import check_choice, check_count
 from captum_boundary._core.failures import types_and_exports_explained
 from captum_boundary._core.generators import check_generator, seed_of
+from captum_boundary._core.outputs import score_tensor
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.smoothing._averages import AVERAGES, average_over_copies, by_copies
-from captum_boundary.smoothing._noise import NoiseSource, check_pairs, checked_stdevs, noisy_copies, slices
+from captum_boundary.smoothing._noise import check_pairs, checked_stdevs, noisy_copies, normal_noise
 
-__all__ = ["SmoothedModel"]
+__all__ = ["SmoothedModel", "by_copies"]
 
 
 class SmoothedModel(nn.Module):
@@ -50,8 +52,7 @@ class SmoothedModel(nn.Module):
 
     Args:
 
-        forward_func (Callable): A model or any function that returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)``
-            for a binary model.
+        forward_func (Callable): Returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model.
         stdev (float or tuple[float, ...]): Standard deviation of the noise, in the units of the inputs. A tuple says
             that the model has as many inputs, each with its own; 0 is for one that takes no noise. Arguments after
             the inputs never do. See :func:`largest_stdev`.
@@ -105,7 +106,7 @@ class SmoothedModel(nn.Module):
             raise BoundaryTypeError(f"forward_func must be callable, but it is {type(forward_func).__name__}.")
         check_pairs(n_samples)
         check_count("internal_batch_size", internal_batch_size, optional=True)
-        check_choice("average", average, AVERAGES)
+        check_choice("average", average, ("scores", "probabilities"))
         check_generator(generator)
         self.forward_func = forward_func
         self.stdev = stdev
@@ -146,7 +147,7 @@ class SmoothedModel(nn.Module):
             torch.cat([one_pass(examples, copies) for copies in slices(n_copies, n_copies_at_once)], dim=1)
             for examples in slices(n_examples, n_at_once)
         ]
-        return average_over_copies(torch.cat(scores), self.average)
+        return _average_over_copies(torch.cat(scores), self.average)
 
     def extra_repr(self) -> str:
         """What the smoothing is, for ``print``."""
@@ -195,6 +196,38 @@ class SmoothedModel(nn.Module):
         kind = [(tensor.shape[1:], tensor.dtype, tensor.device) for tensor in inputs]
         if self._last_noise is None or self._last_noise[0] != kind:
             with torch.inference_mode(False), torch.no_grad():
-                halves = NoiseSource(self._seed).normal(self.n_samples // 2, inputs, self._stdevs)
+                source = torch.Generator("cpu").manual_seed(self._seed)
+                halves = normal_noise(self.n_samples // 2, inputs, self._stdevs, source)
                 self._last_noise = kind, tuple(torch.stack([half, -half], dim=1).flatten(0, 1) for half in halves)
         return self._last_noise[1]
+
+
+def by_copies(output: object, n_copies: int, n_examples: int) -> Tensor:
+    """A model's output for the copies of some examples, ``(N, n_copies)`` or ``(N, n_copies, C)``."""
+    output = score_tensor(output)
+    if not output.is_floating_point():
+        raise BoundaryTypeError(
+            f"The model must return floating-point class scores, but it returned {output.dtype}. Return logits in "
+            "place of predicted labels."
+        )
+    if output.ndim not in (1, 2) or len(output) != n_examples * n_copies:
+        raise BoundaryValueError(
+            f"The model must return scores of shape (N, C), or (N,) or (N, 1) for a binary model, for the N = "
+            f"{n_examples * n_copies} noisy copies that it was given, but it returned shape {tuple(output.shape)}. "
+            "Give arguments with one entry for each example as tensors, so that they follow their copies."
+        )
+    return output.reshape(n_examples, n_copies, *output.shape[1:])
+
+
+def _average_over_copies(scores: Tensor, average: str) -> Tensor:
+    """The mean of ``(N, n_copies, ...)`` over copies, in logarithms where it is one of probabilities."""
+    if average == "scores":
+        return scores.mean(dim=1)
+    if scores.ndim == 3 and scores.shape[2] > 1:
+        return _log_mean_exp(scores.log_softmax(dim=2))
+    return _log_mean_exp(functional.logsigmoid(scores)) - _log_mean_exp(functional.logsigmoid(-scores))
+
+
+def _log_mean_exp(values: Tensor) -> Tensor:
+    mean: Tensor = torch.logsumexp(values, dim=1) - math.log(values.shape[1])
+    return mean

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from captum_boundary.layers._origins import Origins
 
 __all__ = ["Unruled", "rescale_elementwise"]
 
@@ -50,9 +51,6 @@ _OTHERS = frozenset((
     "adaptive_max_pool3d", "lp_pool1d", "lp_pool2d", "scaled_dot_product_attention",
     "multi_head_attention_forward", "_transformer_encoder_layer_fwd", "_native_multi_head_attention",
 ))  # fmt: skip
-
-# Of whose arguments, other than the first, only the form is read; of none that make new tensors.
-_CASTS = frozenset(("expand_as", "reshape_as", "to", "type_as", "view_as"))
 
 
 def rescale_elementwise(model: nn.Module, eps: float) -> nn.Module:
@@ -116,7 +114,7 @@ class _RescaleRule(torch.autograd.Function):
         return torch.where(is_same, local, grad_output * slope), None, None
 
 
-class Unruled(TorchFunctionMode):
+class Unruled(Origins):
     """Notes what combines values of the inputs in a way that DeepLift has no rule for.
 
     Attributes:
@@ -124,32 +122,17 @@ class Unruled(TorchFunctionMode):
         names (dict): The functions, in order, with the modules that call them.
     """
 
+    counts_parameters = False
+
     def __init__(self, module_in_call: Callable[[], str]) -> None:
         super().__init__()
         self.names: dict[str, None] = {}
         self._module_in_call = module_in_call
-        self._computed = WeakTensorKeyDictionary()
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        is_like = name in _CASTS or name.startswith("new_") or name.endswith("_like")
-        operands = tree_flatten(args[: name in _CASTS] if is_like else (args, kwargs))[0]
-        is_computed = [isinstance(leaf, Tensor) and leaf in self._computed for leaf in operands]
-        result = func(*args, **(kwargs or {}))
-        if any(is_computed):
-            is_product = name in _PRODUCTS and sum(is_computed) > 1
-            if is_product or name in _OTHERS or (name in _QUOTIENTS and _divides_by_computed(name, is_computed)):
-                self.names.setdefault(f"{name.strip('_')}{self._module_in_call()}")
-            self.note(result)
-        return result
-
-    def note(self, values: Any) -> None:
-        """Take floating-point tensors for what is attributed to, or computed from it."""
-        for leaf in tree_flatten(values)[0]:
-            if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                self._computed[leaf] = None
+    def combined(self, name: str, is_computed: list[bool]) -> None:
+        is_product = name in _PRODUCTS and sum(is_computed) > 1
+        if is_product or name in _OTHERS or (name in _QUOTIENTS and _divides_by_computed(name, is_computed)):
+            self.names.setdefault(f"{name.strip('_')}{self._module_in_call()}")
 
 
 def _divides_by_computed(name: str, is_computed: list[bool]) -> bool:

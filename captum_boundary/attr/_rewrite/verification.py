@@ -45,7 +45,7 @@ class _CallRecorder(TorchFunctionMode):
                 module.register_forward_hook(lambda module, _, output: self._leave(module, output)),
             ]
         own_inputs = tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
-        self.unruled.note(own_inputs[:n_attributed])
+        self.unruled.add(own_inputs[:n_attributed])
         try:
             with self, self.unruled:
                 return _outputs(self.model, own_inputs)
@@ -62,7 +62,7 @@ class _CallRecorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, output: Any) -> None:
         self.running.pop()
         if getattr(module, "is_attributed_to", False):
-            self.unruled.note(output)
+            self.unruled.add(output)
 
     def _module_in_call(self) -> str:
         """The module that is at work, for a message."""
