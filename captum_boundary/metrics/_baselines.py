@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from captum_boundary._core.baselines import baseline_values
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["baselines_for"]
@@ -32,14 +32,7 @@ def _baseline_for(inputs: Tensor, baselines: object) -> Tensor:
         return _blurred(inputs)
     if isinstance(baselines, bool) or not isinstance(baselines, (numbers.Real, Tensor)):
         raise BoundaryTypeError(f'baselines must be a number, a Tensor or "blur", but it is {baselines!r}.')
-    if isinstance(baselines, Tensor):
-        values = baselines.detach().to(inputs)
-        is_finite = bool(torch.isfinite(values).all())
-    else:  # an accelerator need not be asked about it
-        values = inputs.new_full((), float(baselines))
-        is_finite = math.isfinite(baselines)
-    if not is_finite:
-        raise BoundaryValueError("baselines must be finite, but it contains NaN or infinity.")
+    values = baseline_values(baselines, inputs)
     # Of fewer dimensions, only those of one example: (N,) would silently become one value for each column.
     if values.ndim in (0, inputs.ndim - 1, inputs.ndim):
         try:

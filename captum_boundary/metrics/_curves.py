@@ -16,7 +16,7 @@ from captum_boundary._core.model import Model
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.metrics._maps import check_attributions
 
-__all__ = ["TargetScore", "exchange_curves", "ranks"]
+__all__ = ["TargetScore", "area_of_exchange", "ranks"]
 
 
 class TargetScore:
@@ -92,16 +92,17 @@ def _of_features(attributions: object, inputs: Tensor) -> Tensor:
     return values.reshape(features)
 
 
-def exchange_curves(
+def area_of_exchange(
     score: TargetScore,
     start: tuple[Tensor, ...],
     end: tuple[Tensor, ...],
-    rank: tuple[Tensor, ...],
+    ranking: tuple[tuple[Tensor, ...], Tensor],
     n_steps: int,
     per_eval: int,
     progress: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """Shares of exchanged features ``(S + 1,)`` and scores ``(N, S + 1)`` between ``start`` and ``end``."""
+    """Area ``(N,)`` under the scores ``(N, S + 1)`` while features go from ``start`` to ``end``, and these scores."""
+    rank, is_missing = ranking
     n_features = sum(ranks[0].numel() for ranks in rank)
     n_steps = min(n_steps, n_features)
     counts = torch.arange(n_steps + 1, device=rank[0].device) * n_features // n_steps
@@ -111,8 +112,8 @@ def exchange_curves(
             scores.append(score(tuple(_exchanged(part, *tensors) for tensors in zip(start, end, rank, strict=True))))
             bar.update(len(part))
     score.check_finite()
-    curves = torch.cat(scores).T
-    return counts.to(curves) / n_features, curves
+    curves = torch.cat(scores).T.masked_fill(is_missing[:, None], torch.nan)
+    return torch.trapezoid(curves, counts.to(curves) / n_features, dim=1), curves
 
 
 def _exchanged(counts: Tensor, start: Tensor, end: Tensor, rank: Tensor) -> Tensor:

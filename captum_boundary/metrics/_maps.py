@@ -7,7 +7,9 @@ from torch import Tensor
 
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
-__all__ = ["check_attributions", "object_pixels", "pixel_maps", "summed_over_channels"]
+__all__ = ["check_attributions", "check_pair", "flat_pair", "object_pixels", "pixel_maps", "summed_over_channels"]
+
+Attributions = Tensor | tuple[Tensor, ...]
 
 
 def check_attributions(attributions: object, name: str = "attributions") -> Tensor:
@@ -23,6 +25,30 @@ def check_attributions(attributions: object, name: str = "attributions") -> Tens
         raise BoundaryValueError(f"{name} contains infinity in row(s) {rows.nonzero().flatten().tolist()}.")
     attributions = attributions.detach()
     return attributions if attributions.dtype in (torch.float32, torch.float64) else attributions.float()
+
+
+def check_pair(first: Attributions, second: Attributions) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Two attributions of the same examples and shapes, as tuples."""
+    tensors, others = (
+        tuple(check_attributions(part, name) for part in (parts if isinstance(parts, tuple) else (parts,)))
+        for parts, name in ((first, "first"), (second, "second"))
+    )
+    shapes, other_shapes = ([tuple(part.shape) for part in parts] for parts in (tensors, others))
+    if not shapes or shapes != other_shapes or len({shape[0] for shape in shapes}) > 1:
+        shown, other_shown = (each[0] if len(each) == 1 else each for each in (shapes, other_shapes))
+        raise BoundaryValueError(
+            "first and second must be attributions of the same inputs, with the same examples and shapes, but their "
+            f"shapes are {shown} and {other_shown}."
+        )
+    return tensors, others
+
+
+def flat_pair(first: Attributions, second: Attributions) -> tuple[Tensor, Tensor]:
+    """Both attributions as vectors ``(N, D)`` on one device."""
+    pair = check_pair(first, second)
+    device = pair[0][0].device
+    one, other = (torch.cat([part.reshape(len(part), -1).to(device) for part in parts], dim=1) for parts in pair)
+    return one, other
 
 
 def pixel_maps(attributions: object) -> Tensor:
@@ -86,21 +112,17 @@ def _inside_boxes(boxes: Tensor, maps: Tensor) -> Tensor:
     wrong = ~(torch.isfinite(boxes).all(dim=1) & (left < right)[:, 0] & (top < bottom)[:, 0])
     are_shares = (boxes.abs() <= 1).all() & (boxes != boxes.round()).any()
     if wrong.any() | are_shares:
-        _refuse_boxes(boxes, wrong, maps)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise BoundaryValueError(
+                "boxes must be x0, y0, x1, y1 with x0 < x1 and y0 < y1 (not x, y, width, height), but row "
+                f"{row} is {boxes[row].tolist()}."
+            )
+        raise BoundaryValueError(
+            f"boxes must be in pixels, but all coordinates are at most 1, as shares of an image are. Multiply x by "
+            f"{maps.shape[2]} and y by {maps.shape[1]}."
+        )
     rows, columns = (torch.arange(size, device=maps.device) for size in maps.shape[1:])
     in_rows = (rows >= top.floor()) & (rows < bottom.ceil())
     in_columns = (columns >= left.floor()) & (columns < right.ceil())
     return in_rows[:, :, None] & in_columns[:, None, :]
-
-
-def _refuse_boxes(boxes: Tensor, wrong: Tensor, maps: Tensor) -> None:
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise BoundaryValueError(
-            "boxes must be x0, y0, x1, y1 with x0 < x1 and y0 < y1 (not x, y, width, height), but row "
-            f"{row} is {boxes[row].tolist()}."
-        )
-    raise BoundaryValueError(
-        f"boxes must be in pixels, but all coordinates are at most 1, as shares of an image are. Multiply x by "
-        f"{maps.shape[2]} and y by {maps.shape[1]}."
-    )

@@ -24,9 +24,9 @@ from captum_boundary._core.norms import L2, Norm, norm_of
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.errors import BoundaryValueError
-from captum_boundary.metrics._maps import check_attributions
+from captum_boundary.metrics._maps import flat_pair
 from captum_boundary.search import BoundaryPoints
-from captum_boundary.search._given import points_for
+from captum_boundary.search._given import check_same_target, points_for
 
 __all__ = ["attribution_gap", "first_order_optimality", "normal_alignment"]
 
@@ -47,8 +47,7 @@ def normal_alignment(
 
     Args:
 
-        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
-            ``(N, 1)`` for a binary model.
+        forward_func (Callable): Returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model.
         inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; N examples.
         boundary (BoundaryPoints): Boundary points of these inputs.
         target (int, tuple, Tensor or list, optional): Class whose score is differentiated, which must be that of the
@@ -109,8 +108,7 @@ def first_order_optimality(
 
     Args:
 
-        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
-            ``(N, 1)`` for a binary model.
+        forward_func (Callable): Returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model.
         inputs (Tensor or tuple[Tensor, ...]): Inputs, floating point; N examples.
         boundary (BoundaryPoints): Boundary points of these inputs.
         additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``.
@@ -187,18 +185,8 @@ def attribution_gap(first: TensorOrTupleOfTensorsGeneric, second: TensorOrTupleO
         >>> attribution_gap(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
         tensor([5.])
     """
-    pairs = [
-        [check_attributions(part, name) for part in (parts if isinstance(parts, tuple) else (parts,))]
-        for parts, name in ((first, "first"), (second, "second"))
-    ]
-    shapes = [[tuple(part.shape) for part in parts] for parts in pairs]
-    if shapes[0] != shapes[1] or len({shape[0] for shape in shapes[0]}) != 1:
-        raise BoundaryValueError(
-            f"first and second must be attributions of the same inputs, but their shapes are {shapes[0]} and "
-            f"{shapes[1]}."
-        )
-    differences = [(one - other.to(one.device)).reshape(len(one), -1) for one, other in zip(*pairs, strict=True)]
-    return L2.length(torch.cat([part.to(differences[0].device) for part in differences], dim=1))
+    one, other = flat_pair(first, second)
+    return L2.length(one - other)
 
 
 def _oracle_of(
@@ -212,11 +200,8 @@ def _oracle_of(
     tensors = check_inputs(inputs)
     points = points_for(tensors, boundary)
     oracle = MarginOracle(forward_func, tensors, target, additional_forward_args)
-    if target is not None and not torch.equal(oracle.target, boundary.target):
-        raise BoundaryValueError(
-            f"target asks for the classes {oracle.target.tolist()}, but the given boundary is that of the classes "
-            f"{boundary.target.tolist()}. Give None, or search the boundary of the classes to explain."
-        )
+    if target is not None:
+        check_same_target(oracle.target, boundary.target)
     return oracle, oracle.pack(points)
 
 

@@ -79,18 +79,10 @@ def comprehensiveness(
         >>> comprehensiveness(model, torch.tensor([[1, 2]]), torch.tensor([[0.1, 0.9]]), shares=(0.5,), score="output")
         tensor([3.])
     """
-    return _fall(
-        forward_func,
-        inputs,
-        attributions,
-        target,
-        additional_forward_args,
-        replacement=replacement,
-        mask=mask,
-        shares=shares,
-        score=score,
-        keeps=False,
-    )
+    values, may_go = _check_tokens(inputs, attributions, shares), _check_mask(mask, inputs)
+    with geometry(), watch_repeatability(forward_func):
+        target_score = TargetScore(forward_func, (inputs,), target, additional_forward_args, score)
+        return _mean_fall(target_score, inputs, values, may_go, replacement, shares, keeps=False)
 
 
 def sufficiency(
@@ -139,52 +131,37 @@ def sufficiency(
         >>> sufficiency(model, torch.tensor([[1, 2]]), torch.tensor([[0.1, 0.9]]), shares=(0.5,), score="output")
         tensor([1.])
     """
-    return _fall(
-        forward_func,
-        inputs,
-        attributions,
-        target,
-        additional_forward_args,
-        replacement=replacement,
-        mask=mask,
-        shares=shares,
-        score=score,
-        keeps=True,
-    )
+    values, may_go = _check_tokens(inputs, attributions, shares), _check_mask(mask, inputs)
+    with geometry(), watch_repeatability(forward_func):
+        target_score = TargetScore(forward_func, (inputs,), target, additional_forward_args, score)
+        return _mean_fall(target_score, inputs, values, may_go, replacement, shares, keeps=True)
 
 
-def _fall(
-    forward_func: Callable[..., Any],
+def _mean_fall(
+    target_score: TargetScore,
     inputs: Tensor,
-    attributions: Tensor,
-    target: TargetType,
-    additional_forward_args: object,
-    *,
+    values: Tensor,
+    may_go: Tensor,
     replacement: int,
-    mask: Tensor | None,
     shares: Sequence[float],
-    score: str,
     keeps: bool,
 ) -> Tensor:
-    values = _check_tokens(inputs, attributions)
+    """Mean fall ``(N,)`` of the score where shares of the tokens that may go are replaced, or all but these."""
+    rank = values.masked_fill(~may_go, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    whole = target_score((inputs,))[0]
+    falls = []
+    for share in shares:
+        n_chosen = (share * may_go.sum(dim=1, keepdim=True).double() - _ROUNDING).ceil()
+        is_taken = may_go & ((rank >= n_chosen) if keeps else (rank < n_chosen))
+        falls.append(whole - target_score((inputs.masked_fill(is_taken, replacement),))[0])
+    target_score.check_finite()
+    return torch.stack(falls).mean(dim=0).masked_fill((values.isnan() & may_go).any(dim=1), torch.nan)
+
+
+def _check_tokens(inputs: Tensor, attributions: Tensor, shares: Sequence[float]) -> Tensor:
+    """Attributions of tokens ``(N, L)``, if they can be those of the token ids."""
     if len(shares) == 0 or not all(0 < share <= 1 for share in shares):
         raise BoundaryValueError(f"shares must hold numbers above 0 and up to 1, but it is {tuple(shares)}.")
-    may_go = _check_mask(mask, inputs)
-    with geometry(), watch_repeatability(forward_func):
-        rank = values.masked_fill(~may_go, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        target_score = TargetScore(forward_func, (inputs,), target, additional_forward_args, score)
-        whole = target_score((inputs,))[0]
-        falls = []
-        for share in shares:
-            n_chosen = (share * may_go.sum(dim=1, keepdim=True).double() - _ROUNDING).ceil()
-            is_taken = may_go & ((rank >= n_chosen) if keeps else (rank < n_chosen))
-            falls.append(whole - target_score((inputs.masked_fill(is_taken, replacement),))[0])
-        target_score.check_finite()
-        return torch.stack(falls).mean(dim=0).masked_fill((values.isnan() & may_go).any(dim=1), torch.nan)
-
-
-def _check_tokens(inputs: Tensor, attributions: Tensor) -> Tensor:
-    """Attributions of tokens ``(N, L)``, if they can be those of the token ids."""
     if not isinstance(inputs, Tensor) or inputs.is_floating_point():
         kind = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
         raise BoundaryTypeError(

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast, overload
 
-import torch
 from torch import Tensor
 
 from captum_boundary._core.captum_helpers import TargetType
@@ -23,7 +22,7 @@ from captum_boundary._core.checks import check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.metrics._baselines import baselines_for
-from captum_boundary.metrics._curves import TargetScore, exchange_curves, ranks
+from captum_boundary.metrics._curves import TargetScore, area_of_exchange, ranks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -161,20 +160,13 @@ def deletion(
         >>> deletion(model, inputs, torch.tensor([[2.0, 1.0]]), target=0, score="output", return_curves=True)
         (tensor([1.2500]), tensor([[3., 1., 0.]]))
     """
-    return _area(
-        forward_func,
-        inputs,
-        attributions,
-        target,
-        additional_forward_args,
-        baselines=baselines,
-        is_insertion=False,
-        n_steps=n_steps,
-        score=score,
-        perturbations_per_eval=perturbations_per_eval,
-        return_curves=return_curves,
-        show_progress=show_progress,
-    )
+    tensors, progress = _check(inputs, n_steps, perturbations_per_eval), "Deletion" if show_progress else None
+    with geometry(), watch_repeatability(forward_func):
+        rank, replaced = ranks(attributions, tensors), baselines_for(tensors, baselines)
+        target_score = TargetScore(forward_func, tensors, target, additional_forward_args, score)
+        ends = (tensors, replaced)
+        area, curves = area_of_exchange(target_score, *ends, rank, n_steps, perturbations_per_eval, progress)
+    return (area, curves) if return_curves else area
 
 
 @_typed
@@ -238,49 +230,17 @@ def insertion(
         >>> insertion(model, inputs, torch.tensor([[2.0, 1.0]]), target=0, baselines=0.0, score="output")
         tensor([1.7500])
     """
-    return _area(
-        forward_func,
-        inputs,
-        attributions,
-        target,
-        additional_forward_args,
-        baselines=baselines,
-        is_insertion=True,
-        n_steps=n_steps,
-        score=score,
-        perturbations_per_eval=perturbations_per_eval,
-        return_curves=return_curves,
-        show_progress=show_progress,
-    )
+    tensors, progress = _check(inputs, n_steps, perturbations_per_eval), "Insertion" if show_progress else None
+    with geometry(), watch_repeatability(forward_func):
+        rank, replaced = ranks(attributions, tensors), baselines_for(tensors, baselines)
+        target_score = TargetScore(forward_func, tensors, target, additional_forward_args, score)
+        ends = (replaced, tensors)
+        area, curves = area_of_exchange(target_score, *ends, rank, n_steps, perturbations_per_eval, progress)
+    return (area, curves) if return_curves else area
 
 
-def _area(
-    forward_func: Callable[..., Any],
-    inputs: Tensors,
-    attributions: Tensors,
-    target: TargetType,
-    additional_forward_args: object,
-    *,
-    baselines: Baselines,
-    is_insertion: bool,
-    n_steps: int,
-    score: str,
-    perturbations_per_eval: int,
-    return_curves: bool,
-    show_progress: bool,
-) -> Any:
+def _check(inputs: Tensors, n_steps: int, perturbations_per_eval: int) -> tuple[Tensor, ...]:
     tensors = tuple(tensor.detach() for tensor in check_inputs(inputs))
     check_count("n_steps", n_steps)
     check_count("perturbations_per_eval", perturbations_per_eval)
-    with geometry(), watch_repeatability(forward_func):
-        rank, is_missing = ranks(attributions, tensors)
-        replaced = baselines_for(tensors, baselines)
-        target_score = TargetScore(forward_func, tensors, target, additional_forward_args, score)
-        start, end = (replaced, tensors) if is_insertion else (tensors, replaced)
-        name = "Insertion" if is_insertion else "Deletion"
-        shares, curves = exchange_curves(
-            target_score, start, end, rank, n_steps, perturbations_per_eval, name if show_progress else None
-        )
-        curves = curves.masked_fill(is_missing[:, None], torch.nan)
-        area = torch.trapezoid(curves, shares, dim=1)
-    return (area, curves) if return_curves else area
+    return tensors

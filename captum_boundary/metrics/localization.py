@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from captum_boundary._core.agreement import center_of_mass
 from captum_boundary.metrics._maps import object_pixels, pixel_maps
 
 __all__ = ["concentration", "energy_game", "localization", "positive_percentage"]
@@ -164,13 +165,10 @@ def concentration(attributions: Tensor, masks: Tensor) -> Tensor:
     maps = pixel_maps(attributions)
     pixels = object_pixels(masks, maps)
     share = maps.abs() / _over_pixels(maps.abs())[:, None, None]
-    height, width = maps.shape[1:]
-    rows = torch.arange(height, device=maps.device, dtype=maps.dtype)
-    columns = torch.arange(width, device=maps.device, dtype=maps.dtype)
-    row_offsets = rows - (share.sum(dim=2) * rows).sum(dim=1, keepdim=True)
-    column_offsets = columns - (share.sum(dim=1) * columns).sum(dim=1, keepdim=True)
-    distance = torch.hypot(row_offsets[:, :, None], column_offsets[:, None, :]).clamp_min(0.5)
-    diagonal = math.hypot(height, width)
+    center = center_of_mass(maps)
+    rows, columns = (torch.arange(size, device=maps.device, dtype=maps.dtype) for size in maps.shape[1:])
+    offsets = (rows - center[:, :1])[:, :, None], (columns - center[:, 1:])[:, None, :]
+    distance, diagonal = torch.hypot(*offsets).clamp_min(0.5), math.hypot(*maps.shape[1:])
     return _over_pixels(share * pixels / distance) * diagonal
 
 

@@ -14,13 +14,11 @@ a map that contains NaN, as boundary attributions do for examples without a boun
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from captum_boundary._core import agreement
 from captum_boundary._core.checks import check_count
-from captum_boundary.errors import BoundaryValueError
-from captum_boundary.metrics._maps import check_attributions, summed_over_channels
+from captum_boundary.metrics._maps import check_pair, flat_pair, summed_over_channels
 from captum_boundary.robust.evaluation import evaluate_attribution_robustness
 
 __all__ = [
@@ -69,9 +67,7 @@ def topk_intersection(first: Attributions, second: Attributions, k: int) -> Tens
     """
     maps, others = _map_pair(first, second)
     check_count("k", k)
-    if k > maps.shape[1]:
-        raise BoundaryValueError(f"k must be at most the {maps.shape[1]} features of a map, but it is {k}.")
-    return agreement.topk_intersection(maps, others, k)
+    return agreement.topk_intersection(maps, others, agreement.top_count(k, maps.shape[1]))
 
 
 def kendall_tau(first: Attributions, second: Attributions) -> Tensor:
@@ -167,7 +163,7 @@ def center_shift(first: Tensor, second: Tensor) -> Tensor:
         >>> center_shift(first, second)
         tensor([5.])
     """
-    (tensor,), (other,) = _check_pair((first,), (second,))
+    (tensor,), (other,) = check_pair((first,), (second,))
     maps, others = summed_over_channels(tensor), summed_over_channels(other)
     return agreement.center_shift(maps, others.to(maps.device))
 
@@ -200,35 +196,10 @@ def cosine_similarity(first: Attributions, second: Attributions) -> Tensor:
         >>> cosine_similarity(torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]]))
         tensor([0.9600])
     """
-    tensors, others = _check_pair(*_as_tuples(first, second))
-    device = tensors[0].device
-    vectors = (
-        torch.cat([part.reshape(len(part), -1).to(device) for part in parts], dim=1) for parts in (tensors, others)
-    )
-    return agreement.cosine_similarity(*vectors)
+    return agreement.cosine_similarity(*flat_pair(first, second))
 
 
 def _map_pair(first: Attributions, second: Attributions) -> tuple[Tensor, Tensor]:
     """Both attributions as flat maps ``(N, D)`` on one device."""
-    maps, others = (agreement.flat_maps(tensors) for tensors in _check_pair(*_as_tuples(first, second)))
+    maps, others = map(agreement.flat_maps, check_pair(first, second))
     return maps, others.to(maps.device)
-
-
-def _as_tuples(*attributions: Attributions) -> list[tuple[Tensor, ...]]:
-    return [parts if isinstance(parts, tuple) else (parts,) for parts in attributions]
-
-
-def _check_pair(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    tensors = tuple(check_attributions(part, "first") for part in first)
-    others = tuple(check_attributions(part, "second") for part in second)
-    shapes, other_shapes = ([tuple(part.shape) for part in parts] for parts in (tensors, others))
-    if not shapes or shapes != other_shapes or len({shape[0] for shape in shapes}) > 1:
-        raise BoundaryValueError(
-            "first and second must be attributions of the same examples and shapes, but their shapes are "
-            f"{_in_words(shapes)} and {_in_words(other_shapes)}."
-        )
-    return tensors, others
-
-
-def _in_words(shapes: list[tuple[int, ...]]) -> str:
-    return str(shapes[0]) if len(shapes) == 1 else str(shapes)

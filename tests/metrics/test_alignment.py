@@ -355,7 +355,7 @@ def test_errors_of_optimality():
         (INPUTS, INPUTS.long(), BoundaryTypeError, "second must be floating point, but its dtype is torch.int64"),
         (INPUTS, INPUTS / 0, BoundaryValueError, "second contains infinity"),
         (INPUTS[:0], INPUTS[:0], BoundaryValueError, "first must not be empty"),
-        (INPUTS, INPUTS[:1], BoundaryValueError, r"their shapes are \[\(2, 5\)\] and \[\(1, 5\)\]"),
+        (INPUTS, INPUTS[:1], BoundaryValueError, r"their shapes are \(2, 5\) and \(1, 5\)"),
         (INPUTS, (INPUTS, INPUTS), BoundaryValueError, "must be attributions of the same inputs"),
         ((INPUTS, INPUTS[:1]), (INPUTS, INPUTS[:1]), BoundaryValueError, "must be attributions of the same inputs"),
     ],
