@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_boundary._demo.explanation import Explanation
-from captum_boundary.visualization._panels import COLORS
+from captum_boundary.visualization._panels import COLORS, grid
 
 __all__ = ["draw"]
 
@@ -35,6 +35,7 @@ def draw(explanation: Explanation) -> Figure:
     )
     for index, heading in enumerate(_GROUPS):
         axes = outer[index].subgridspec(n_examples, 3, wspace=0.06, hspace=_BELOW / _CELL).subplots(squeeze=False)
+        grid(n_examples, 3, 1.0, (figure, axes))
         box = outer[index].get_position(figure)
         middle = (box.x0 + box.x1) / 2
         figure.text(middle, 1 - 0.3 / height, heading, ha="center", size=13, weight="bold")
@@ -69,7 +70,7 @@ def _fill(axes: list[Axes], explanation: Explanation, row: int, group: int) -> N
 def _draw_digits(axes: list[Axes], explanation: Explanation, row: int) -> None:
     boundary, image, point = explanation.boundary, explanation.digits.images[row, 0], explanation.points[row, 0]
     for axis, title, pixels in zip(axes[:2], ("input", "boundary point"), (image, point), strict=True):
-        _strip(axis, title if row == 0 else "")
+        axis.set_title(title if row == 0 else "", size=11)
         axis.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1)
     _draw_map(axes[2], point - image, "change" if row == 0 else "", _CHANGE)
     axes[0].set_ylabel(
@@ -85,22 +86,13 @@ def _draw_digits(axes: list[Axes], explanation: Explanation, row: int) -> None:
 
 def _draw_map(axis: Axes, values: Tensor, title: str, colors: str | Colormap) -> float:
     """Draw a map in colors that run from minus to plus its largest magnitude, which is returned."""
-    _strip(axis, title)
+    axis.set_title(title, size=11)
     scale = float(values.abs().max())
     if scale > 0:
         axis.imshow(values.numpy(), cmap=colors, vmin=-scale, vmax=scale)
     else:  # NaN as well
         axis.text(0.5, 0.5, "none", ha="center", va="center", color=_GRAY, transform=axis.transAxes)
     return scale
-
-
-def _strip(axis: Axes, title: str) -> None:
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(title, size=11)
-    axis.xaxis.labelpad = 2
-    axis.set_box_aspect(1)
-    for side in axis.spines.values():
-        side.set_color("0.75")
 
 
 def _add_legend(figure: Figure, center: float, colors: str | Colormap, low: str, high: str) -> None:

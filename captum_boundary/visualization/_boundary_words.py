@@ -9,8 +9,10 @@ import torch
 from captum_boundary._core.checks import names_in_order
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints
+from captum_boundary.visualization._images import Array
+from captum_boundary.visualization._panels import AxesArray, caption, say, show_image
 
-__all__ = ["NOT_FOUND", "BoundaryWords", "check_example"]
+__all__ = ["NOT_FOUND", "BoundaryWords", "check_example", "show_point"]
 
 NOT_FOUND = "no boundary\npoint found"
 
@@ -37,7 +39,7 @@ class BoundaryWords:
                 f"class_names must name every class in the order of the model's outputs, but it has "
                 f"{len(class_names)} names, and the boundary is one of class {largest}."
             )
-        self._boundary = boundary
+        self.boundary = boundary
         self._class_names = class_names
 
     def name(self, index: int) -> str:
@@ -51,7 +53,7 @@ class BoundaryWords:
 
         Of an input outside the region of its target, the boundary knows only that it is not of that class.
         """
-        boundary = self._boundary
+        boundary = self.boundary
         target, is_found = self.name(int(boundary.target[row])), bool(boundary.found[row])
         is_inside = bool(boundary.margin[row] < 0) == is_found
         beyond = self.name(int(boundary.adversarial[row])) if is_found else "none"
@@ -59,4 +61,15 @@ class BoundaryWords:
 
     def distance(self, row: int) -> str:
         """How far the boundary point is."""
-        return f"distance {float(self._boundary.distance[row]):.3g}"
+        return f"distance {float(self.boundary.distance[row]):.3g}"
+
+
+def show_point(panels: AxesArray, picture: Array, words: BoundaryWords, row: int) -> None:
+    """Write the classes on either side below an image and its boundary point, and show the latter."""
+    here, there = words.sides(row)
+    caption(panels[0], here)
+    if words.boundary.found[row]:
+        show_image(panels[1], picture)
+        caption(panels[1], f"{there}\n{words.distance(row)}")
+    else:
+        say(panels[1], NOT_FOUND)

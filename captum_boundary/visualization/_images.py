@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,9 +14,17 @@ from captum_boundary._core.checks import check_inputs
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.metrics._maps import check_attributions
 
-__all__ = ["Array", "check_images", "displayed", "maps_of", "scale_of"]
+__all__ = ["SIGNS", "Array", "check_images", "displayed", "maps_of", "scale_of"]
 
 Array = NDArray[np.float64]
+
+# Which part of an attribution is shown, by Captum's names.
+SIGNS: Mapping[str, Callable[[Array], Array]] = {
+    "all": lambda values: values,
+    "positive": lambda values: values.clip(min=0),
+    "negative": lambda values: (-values).clip(min=0),
+    "absolute_value": np.abs,
+}
 
 
 def check_images(inputs: object) -> Tensor:

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_boundary._core.bounds import Bounds
-from captum_boundary.errors import BoundaryValueError
+from captum_boundary._core.checks import check_positive
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._given import points_for
-from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords
+from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords, show_point
 from captum_boundary.visualization._images import Array, check_images, displayed
 from captum_boundary.visualization._panels import AxesArray, PanelsToUse, caption, grid, say, show_image, title
 
@@ -41,10 +41,8 @@ def show_boundary_point(
         amplification (float, optional): By how much the differences are multiplied. What leaves the range from black to
             white is clipped. Default: None, for each image the largest of 1, 2, 5, 10, 20, 50, ... that clips nothing,
             or 0.5 where all of them would. It is written above the difference.
-        class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
-            their numbers.
-        bounds (tuple, optional): Values shown as black and white, in the form of a search's ``bounds``, such as
-            ``((0 - mean) / std, (1 - mean) / std)`` for normalized images. Default: None, ``(0, 1)``.
+        class_names (Sequence[str], optional): Names of all classes, in their order. Default: None, their numbers.
+        bounds (tuple, optional): Values shown as black and white, as a search's ``bounds``. Default: None, ``(0, 1)``.
         plt_fig_axis (tuple, optional): Figure (or subfigure) and array of axes to draw in, shaped like that returned;
             None in place of the axes makes them. Default: None, a new figure of matplotlib's pyplot.
 
@@ -72,25 +70,20 @@ def show_boundary_point(
         'boundary point'
     """
     images = check_images(inputs)
-    if amplification is not None and not 0 < amplification < math.inf:
-        raise BoundaryValueError(f"amplification must be a positive number, but it is {amplification!r}.")
+    check_positive("amplification", amplification, optional=True)
     (points,) = points_for((images,), boundary, same_kind=False)
     words = BoundaryWords(boundary, class_names)
     pictures, beyond = (displayed(each, images, bounds) for each in (images, points))
 
     figure, axes = grid(len(images), 3, images.shape[2] / images.shape[3], plt_fig_axis)
     for row, panels in enumerate(axes):
-        here, there = words.sides(row)
         title(panels[0], "input")
         title(panels[1], "boundary point")
         show_image(panels[0], pictures[row])
-        caption(panels[0], here)
+        show_point(panels[:2], beyond[row], words, row)
         if not boundary.found[row]:
-            say(panels[1], NOT_FOUND)
             say(panels[2], NOT_FOUND)
             continue
-        show_image(panels[1], beyond[row])
-        caption(panels[1], f"{there}\n{words.distance(row)}")
         difference = beyond[row] - pictures[row]
         factor = _round_factor(difference) if amplification is None else amplification
         title(panels[2], f"difference × {factor:g}")  # noqa: RUF001

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from captum_boundary._core.captum_helpers import TensorOrTupleOfTensorsGeneric
-from captum_boundary._core.checks import check_count, check_inputs
+from captum_boundary._core.checks import check_count, check_inputs, check_positive
 from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import margin_and_rival
 from captum_boundary._core.oracle import MarginOracle
@@ -70,8 +69,7 @@ def plot_boundary_slice(
 
     Args:
 
-        forward_func (Callable): The model or any function that returns class scores ``(N, C)``, or ``(N,)`` or
-            ``(N, 1)`` for a binary model.
+        forward_func (Callable): Returns class scores ``(N, C)``, or ``(N,)`` or ``(N, 1)`` for a binary model.
         inputs (Tensor or tuple[Tensor, ...]): Inputs of any kind, floating point; N examples.
         boundary (BoundaryPoints): Boundary points of these inputs.
         additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after ``inputs``. Of
@@ -85,8 +83,7 @@ def plot_boundary_slice(
             and boundary point. Default: None, one and a half times their distance.
         resolution (int, optional): Points a side at which the model is evaluated. Scores are interpolated between them.
             Default: 50
-        class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
-            their numbers.
+        class_names (Sequence[str], optional): Names of all classes, in their order. Default: None, their numbers.
         generator (torch.Generator, optional): Source of the random direction. Default: None, a fixed seed: the same one
             every time.
         internal_batch_size (int, optional): Points that pass through the model at once, to bound memory. Default: 64
@@ -151,8 +148,7 @@ def _check_numbers(boundary: BoundaryPoints, example: int, extent: float | None,
     check_count("internal_batch_size", chunk)
     if resolution < 2:
         raise BoundaryValueError(f"resolution must be at least 2, but it is {resolution}.")
-    if extent is not None and not 0 < extent < math.inf:
-        raise BoundaryValueError(f"extent must be a positive number, but it is {extent!r}.")
+    check_positive("extent", extent, optional=True)
     check_example(boundary, example)
 
 

@@ -17,8 +17,8 @@ from captum_boundary._core.checks import check_choice
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._given import points_for
-from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords
-from captum_boundary.visualization._images import Array, check_images, displayed, maps_of, scale_of
+from captum_boundary.visualization._boundary_words import NOT_FOUND, BoundaryWords, show_point
+from captum_boundary.visualization._images import SIGNS, Array, check_images, displayed, maps_of, scale_of
 from captum_boundary.visualization._panels import (
     COLORS,
     AxesArray,
@@ -33,13 +33,6 @@ from captum_boundary.visualization._panels import (
 )
 
 __all__ = ["compare_attributions"]
-
-_SIGNS: Mapping[str, Callable[[Array], Array]] = {
-    "all": lambda values: values,
-    "positive": lambda values: values.clip(min=0),
-    "negative": lambda values: (-values).clip(min=0),
-    "absolute_value": np.abs,
-}
 
 
 def compare_attributions(
@@ -71,10 +64,8 @@ def compare_attributions(
             same methods in the same order: ``{"plain": {"BIG": maps}, "robust": {"BIG": maps}}``.
         boundary (BoundaryPoints or Mapping, optional): Boundary points of these images, shown beside them with their
             classes and distances; for several models, those of each by its name. Default: None
-        class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
-            their numbers.
-        bounds (tuple, optional): Values shown as black and white, in the form of a search's ``bounds``, such as
-            ``((0 - mean) / std, (1 - mean) / std)`` for normalized images. Default: None, ``(0, 1)``.
+        class_names (Sequence[str], optional): Names of all classes, in their order. Default: None, their numbers.
+        bounds (tuple, optional): Values shown as black and white, as a search's ``bounds``. Default: None, ``(0, 1)``.
         sign (str, optional): Which attributions to show: ``"all"``, ``"positive"``, ``"negative"`` or
             ``"absolute_value"``. Default: ``"all"``
         outlier_perc (float, optional): Share of the total attribution, in per cent, that the values beyond the full
@@ -117,10 +108,10 @@ def compare_attributions(
         (2, 4)
     """
     images = check_images(inputs)
-    check_choice("sign", sign, _SIGNS)
+    check_choice("sign", sign, SIGNS)
     if not 0 <= outlier_perc < 100:
         raise BoundaryValueError(f"outlier_perc must be at least 0 and less than 100, but it is {outlier_perc!r}.")
-    views = _views(attributions, boundary, images, class_names, bounds, _SIGNS[sign])
+    views = _views(attributions, boundary, images, class_names, bounds, SIGNS[sign])
     methods, with_points = list(views[0].maps), views[0].words is not None
     pictures = displayed(images, images, bounds)
 
@@ -140,7 +131,7 @@ def compare_attributions(
             row_label(panels[0], view.name)
         is_found = view.boundary is None or bool(view.boundary.found[row])
         if view.words is not None and view.beyond is not None:
-            _show_point(panels[:2], view.beyond[row], view.words, row, is_found)
+            show_point(panels[:2], view.beyond[row], view.words, row)
         for axis, values in zip(panels[-len(methods) :], view.maps.values(), strict=True):
             if np.isnan(values[row]).any():
                 say(axis, "NaN" if is_found else NOT_FOUND)
@@ -207,17 +198,6 @@ def _check_maps(attributions: object, images: Tensor, model: str | None) -> dict
     if not attributions:
         raise BoundaryValueError(f"{name} must hold the maps of at least one method, but it is empty.")
     return {str(method): maps_of(values, images, f"{name}[{method!r}]") for method, values in attributions.items()}
-
-
-def _show_point(panels: AxesArray, picture: Array, words: BoundaryWords, row: int, is_found: bool) -> None:
-    """Write the classes on either side below the image and its boundary point, and show the latter."""
-    here, there = words.sides(row)
-    caption(panels[0], here)
-    if is_found:
-        show_image(panels[1], picture)
-        caption(panels[1], f"{there}\n{words.distance(row)}")
-    else:
-        say(panels[1], NOT_FOUND)
 
 
 def _show_scaled(

@@ -47,8 +47,7 @@ def describe_feature_changes(
         categories (Sequence or Mapping, optional): Groups of one-hot columns that are told as one, in the form of
             :class:`~captum_boundary.search.CategoricalBoundary`. Of columns ``color_red`` in a group ``"color"``, the
             category is called ``red``. Default: None, no groups.
-        class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
-            their numbers.
+        class_names (Sequence[str], optional): Names of all classes, in their order. Default: None, their numbers.
         unscale (Callable, optional): Function from a scaled table to the values to tell, such as
             ``lambda x: x * std + mean``. Default: None, the values as they are.
         n_features (int, optional): Changes told at most, the largest first; the others are counted. Default: 5
@@ -113,8 +112,7 @@ def plot_feature_changes(
         feature_names (Sequence[str], optional): Names of all columns. Default: None, their numbers.
         categories (Sequence or Mapping, optional): Groups of one-hot columns that are told as one, in the form of
             :class:`~captum_boundary.search.CategoricalBoundary`. Default: None, no groups.
-        class_names (Sequence[str], optional): Names of all classes, in the order of the model's outputs. Default: None,
-            their numbers.
+        class_names (Sequence[str], optional): Names of all classes, in their order. Default: None, their numbers.
         unscale (Callable, optional): Function from a scaled table to the values to write beside the bars, such as
             ``lambda x: x * std + mean``. Default: None, the values as they are.
         n_features (int, optional): Bars at most. How many changes are left out is said below. Default: 10

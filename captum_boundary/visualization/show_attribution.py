@@ -12,12 +12,10 @@ from torch import Tensor
 from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.checks import check_choice
 from captum_boundary.errors import BoundaryValueError
-from captum_boundary.visualization._images import check_images, displayed, maps_of
+from captum_boundary.visualization._images import SIGNS, check_images, displayed, maps_of
 from captum_boundary.visualization._panels import AxesArray, PanelsToUse, grid, say, show_image, title
 
 __all__ = ["show_attribution"]
-
-_SIGNS = ("all", "positive", "negative", "absolute_value")
 
 
 def show_attribution(
@@ -71,7 +69,7 @@ def show_attribution(
         (2, 3)
     """
     images = check_images(inputs)
-    check_choice("sign", sign, _SIGNS)
+    check_choice("sign", sign, SIGNS)
     for name, value, most in (("outlier_perc", outlier_perc, 100), ("alpha_overlay", alpha_overlay, 1)):
         if not 0 <= value <= most or (name == "outlier_perc" and value == most):
             raise BoundaryValueError(f"{name} must be between 0 and {most}, but it is {value!r}.")
@@ -85,7 +83,7 @@ def show_attribution(
         if np.isnan(values).any():
             words = "no boundary\npoint (NaN)"
         else:
-            words = "" if _shown(values, sign).any() else "nothing to show"
+            words = "" if SIGNS[sign](values).any() else "nothing to show"
         for axis, method in zip(panels[1:], ("heat_map", "blended_heat_map"), strict=True):
             if words:
                 say(axis, words)
@@ -101,8 +99,3 @@ def show_attribution(
                     **options,
                 )
     return figure, axes
-
-
-def _shown(values: Any, sign: str) -> Any:
-    """Where there is something to show."""
-    return {"positive": values > 0, "negative": values < 0}.get(sign, values != 0)

@@ -45,8 +45,7 @@ def show_stability(
             :func:`~captum_boundary.robust.evaluate_attribution_robustness` returned for these images.
         k (int, optional): Number of pixels that are the top. Default: None, the number that was evaluated. There is no
             random share for any other.
-        bounds (tuple, optional): Values shown as black and white, in the form of a search's ``bounds``, such as
-            ``((0 - mean) / std, (1 - mean) / std)`` for normalized images. Default: None, ``(0, 1)``.
+        bounds (tuple, optional): Values shown as black and white, as a search's ``bounds``. Default: None, ``(0, 1)``.
         cmap (str, optional): Matplotlib color map of the maps, which are magnitudes. Default: ``"viridis"``
         plt_fig_axis (tuple, optional): Figure (or subfigure) and array of axes to draw in, shaped like that returned;
             None in place of the axes makes them. Default: None, a new figure of matplotlib's pyplot, 8 inches wide.
