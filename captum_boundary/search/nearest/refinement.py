@@ -27,18 +27,16 @@ def active_set_refine(
     incumbent: Incumbent,
     n_gradients: Tensor,
     n_steps: int,
+    targeted: bool,
     rival: Tensor | None = None,
-    targeted: bool = False,
-    gives_up: bool = False,
     seeks: bool = False,
-    phase: Phase | None = Phase.REFINEMENT,
 ) -> tuple[Incumbent, Tensor]:
     """Move to the nearest point of the linearized boundary, linearize there, and so on.
 
     Where the linearizations stay true this ends on the nearest point of the boundary in a few steps. An example leaves
-    when its linearizations promise nothing nearer than its incumbent. A region that is entered is the intersection of
-    what lies beyond every rival, and its nearest point often a corner: there, in few dimensions, each step linearizes
-    the margins over the two strongest rivals.
+    when its linearizations promise nothing nearer than its incumbent, or, in many dimensions, when the boundary is not
+    where they promised it. A region that is entered is the intersection of what lies beyond every rival, and its
+    nearest point often a corner: there, in few dimensions, each step linearizes the margins over the two strongest.
 
     Args:
 
@@ -48,33 +46,25 @@ def active_set_refine(
         incumbent (Incumbent): To be improved upon.
         n_gradients (Tensor): Gradients that each example has left, ``(n,)``.
         n_steps (int): Gradients of each example here, at most.
-        rival (Tensor, optional): Class ``(n,)`` whose boundary is linearized first.
         targeted (bool): Whether regions are entered.
-        gives_up (bool): Whether examples leave as soon as the boundary is not where linearizations promised it.
+        rival (Tensor, optional): Class ``(n,)`` whose boundary is linearized first.
         seeks (bool): Whether there may be examples without any point yet. For these, what stopped just short of the
             boundary is looked at once more, and a step that the box does not let move ends the refinement.
-        phase (Phase, optional): The phase that is named for what is found; None where the caller names it.
 
     Returns:
 
         - **incumbent** (*Incumbent*): As near or nearer.
         - **is_stationary** (*Tensor*): Whether the incumbent passed the first-order test here, ``(n,)``.
     """
-    before, is_stationary = incumbent.distance, torch.zeros_like(incumbent.distance, dtype=torch.bool)
+    is_stationary = torch.zeros_like(incumbent.distance, dtype=torch.bool)
     takes_two = targeted and problem.few_dimensions and problem.norm.has_inner_product and problem.oracle.n_classes > 2
     n_new = 2 if takes_two else 1
-    closest, closest_margin = starts, torch.full_like(before, torch.inf) if seeks else before
-    n_planes = min(n_steps, settings.planes)
-    planes = TrustRegion() if problem.norm.is_sparse else CuttingPlanes(problem, n_planes)
-    active = ActiveSet(
-        problem.oracle.all_rows,
-        problem=problem,
-        points=starts,
-        incumbent=incumbent,
-        n_gradients=n_gradients,
-        planes=planes,
-        **({"closest": starts, "closest_margin": closest_margin} if seeks else {}),
-    )
+    planes = TrustRegion() if problem.norm.is_sparse else CuttingPlanes(problem, min(n_steps, settings.planes))
+    state = {"problem": problem, "points": starts, "incumbent": incumbent, "n_gradients": n_gradients, "planes": planes}
+    closest, closest_margin = starts, torch.full_like(incumbent.distance, torch.inf)
+    if seeks:
+        state |= {"closest": closest, "closest_margin": closest_margin}
+    active = ActiveSet(problem.oracle.all_rows, **state)
     active.keep(n_gradients >= n_new)
     for step in range(0, n_steps, n_new):
         if len(active) == 0:
@@ -99,7 +89,7 @@ def active_set_refine(
             active.closest_margin = torch.where(is_closer, plane.depth, active.closest_margin)
             has_moved = here.norm.length(active.points - points) > here.tolerance * promised
             continues = continues & (has_moved | active.incumbent.is_found)
-        if gives_up and step > 0:
+        if step > 0 and not here.few_dimensions:
             continues = continues & (plane.depth.abs() <= settings.linearity * here.scale)
         is_last = step + n_new >= n_steps
         places = active.rows[:0] if is_last else active.staying(continues)
@@ -111,17 +101,12 @@ def active_set_refine(
                 closest = active.write(closest, active.closest)
                 closest_margin = active.write(closest_margin, active.closest_margin)
             active.take(places)
-    if seeks:
-        incumbent = _or_near_misses(problem, incumbent, closest, closest_margin)
-    return incumbent if phase is None else incumbent.found_by(phase, before), is_stationary
-
-
-def _or_near_misses(problem: Problem, incumbent: Incumbent, points: Tensor, margin: Tensor) -> Incumbent:
-    """What lies just beyond points that stopped short of the boundary, for examples without a point."""
-    rows = (~incumbent.is_found & torch.isfinite(margin)).nonzero().flatten()
-    if len(rows) == 0:
-        return incumbent
-    return incumbent.replaced(rows, line_search(problem.select(rows), points[rows], Phase.REFINEMENT, margin[rows]))
+    missed = (~incumbent.is_found & torch.isfinite(closest_margin)).nonzero().flatten() if seeks else ()
+    if len(missed) > 0:
+        part = problem.select(missed)
+        found = line_search(part, closest[missed], Phase.REFINEMENT, closest_margin[missed])
+        incumbent = incumbent.replaced(missed, found)
+    return incumbent, is_stationary
 
 
 def polish(
@@ -133,9 +118,9 @@ def polish(
         here = active.problem
         start = active.incumbent.nearer_of(line_search(here, active.incumbent.points, Phase.REFINEMENT))
         left = budget - here.oracle.gradients_spent
-        active.incumbent, _ = active_set_refine(
-            here, settings, start.points, start, left, settings.restart_gradients, targeted=targeted
-        )
+        n_steps = settings.restart_gradients
+        refined, _ = active_set_refine(here, settings, start.points, start, left, n_steps, targeted)
+        active.incumbent = refined.found_by(Phase.REFINEMENT, start.distance)
         incumbent = active.write(incumbent, active.incumbent)
         active.keep(active.incumbent.distance < (1 - here.tolerance) * start.distance)
     return incumbent
@@ -209,8 +194,9 @@ def restart(
             n = settings.random_directions if (trial - n_first) * settings.random_directions < budget else 1
             points, start = _random_starts(here, before, seed + trial, n)
             points, rival = torch.where(active.is_linear[:, None], start.points, points), None
+        n_steps = settings.restart_gradients
         active.incumbent, _ = active_set_refine(
-            here, settings, points, start, left, settings.restart_gradients, rival, targeted, seeks=seeks, phase=None
+            here, settings, points, start, left, n_steps, targeted, rival=rival, seeks=seeks
         )
         has_gained = active.incumbent.distance < (1 - here.tolerance) * before.distance
         active.n_stalled = torch.where(has_gained, 0, active.n_stalled + 1)

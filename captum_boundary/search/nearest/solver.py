@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +12,8 @@ from torch import Tensor
 from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.checks import check_count
 from captum_boundary._core.norms import Norm
-from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.errors import BoundaryTypeError
-from captum_boundary.search._problem import Incumbent, Problem
+from captum_boundary.search._problem import Incumbent, Phase, Problem
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.boundary_status import BoundaryStatus
 from captum_boundary.search.nearest.class_race import can_race, race_classes
@@ -29,6 +27,10 @@ __all__ = ["NearestBoundary"]
 
 # Forward passes of an example for each gradient of the budget, or of one descent where that is more, at most.
 _FORWARDS = 4
+# Units of a BoundaryStatus.
+_OPTIMAL, _STALLED, _BUDGET = (int(status) % 10 for status in (
+    BoundaryStatus.REFINEMENT_OPTIMAL, BoundaryStatus.REFINEMENT_STALLED, BoundaryStatus.REFINEMENT_BUDGET
+))  # fmt: skip
 
 
 class NearestBoundary(BoundarySearch):
@@ -123,32 +125,31 @@ class NearestBoundary(BoundarySearch):
 
     def propose(self, problem: SearchProblem) -> Proposal:
         r"""Points on the boundary, as near as the budget allows, and how the search of each example ended."""
-        inner, seed = problem._problem.in_plain_units(), problem.seed
+        inner = problem._problem.in_plain_units()
         starts = None if problem.starts is None else inner.oracle.to_units(problem.starts)
-
-        def search(part: Problem, targeted: bool, rows: Tensor) -> _Run:
-            run = _Run(part, self.settings, self.budget, targeted, seed)
-            if problem.is_one_of_many:
-                run.search_one_of_many(None if starts is None else starts[rows])
-            else:
-                run.search()
-            return run
-
-        with torch.no_grad(), self._watched(problem, inner.oracle):
-            incumbent, end = _on_each_side(inner, search)
+        if self.show_progress:  # the bar is that of the example with most gradients
+            oracle = inner.oracle
+            oracle.on_gradient = lambda: problem.progress(min(1.0, int(oracle.gradients_spent.max()) / self.budget))
+        with torch.no_grad():
+            incumbent = Incumbent.none(inner)
+            end = torch.zeros_like(incumbent.phase)
+            enters = inner.oracle.sign < 0
+            n_entering = int(enters.sum())
+            for targeted, n_rows in ((False, len(inner) - n_entering), (True, n_entering)):
+                if n_rows == 0:
+                    continue
+                rows = inner.oracle.all_rows if n_rows == len(inner) else (enters == targeted).nonzero().flatten()
+                part = inner if n_rows == len(inner) else inner.select(rows)
+                run = _Run(part, self.settings, self.budget, targeted, problem.seed)
+                if problem.is_one_of_many:
+                    run.search_one_of_many(None if starts is None else starts[rows])
+                else:
+                    run.search()
+                incumbent, end = incumbent.replaced(rows, run.incumbent), end.index_copy(0, rows, run.end)
             points = incumbent.points
             if inner is not problem._problem:  # what did not move is not rounded
                 points = torch.where(points == inner.x, problem.x, inner.oracle.from_units(points))
         return Proposal(points, 10 * incumbent.phase + end)
-
-    @contextmanager
-    def _watched(self, problem: SearchProblem, oracle: MarginOracle) -> Iterator[None]:
-        """Move the bar with the gradients of the example that has most of them."""
-        if not self.show_progress:
-            yield
-            return
-        oracle.on_gradient = lambda: problem.progress(min(1.0, int(oracle.gradients_spent.max()) / self.budget))
-        yield
 
 
 class _Run:
@@ -241,11 +242,10 @@ class _Run:
         if is_inside is not None and part.has_data_range:
             part = part.in_data_range(is_inside[rows])
         n_steps = math.ceil(self.settings.refinement_share * min(self.budget, self.settings.restart_period))
-        starts, left, gives_up = incumbent.points, self._left(part), not part.few_dimensions
-        incumbent, is_stationary = active_set_refine(
-            part, self.settings, starts, incumbent, left, n_steps, targeted=self.targeted, gives_up=gives_up
+        refined, is_stationary = active_set_refine(
+            part, self.settings, incumbent.points, incumbent, self._left(part), n_steps, self.targeted
         )
-        self._set(rows, incumbent)
+        self._set(rows, refined.found_by(Phase.REFINEMENT, incumbent.distance))
         self.is_stationary = self.is_stationary.index_copy(0, rows, is_stationary)
         return is_stationary
 
@@ -289,25 +289,3 @@ class _Run:
     def _left(self, problem: Problem) -> Tensor:
         """Gradients that remain, ``(n,)``."""
         return self.budget - problem.oracle.gradients_spent
-
-
-# Units of a BoundaryStatus.
-_OPTIMAL, _STALLED, _BUDGET = (int(status) % 10 for status in (
-    BoundaryStatus.REFINEMENT_OPTIMAL, BoundaryStatus.REFINEMENT_STALLED, BoundaryStatus.REFINEMENT_BUDGET
-))  # fmt: skip
-
-
-def _on_each_side(problem: Problem, search: Callable[[Problem, bool, Tensor], _Run]) -> tuple[Incumbent, Tensor]:
-    """Search apart for examples inside the region of their target, which leave it, and for those that enter it."""
-    targeted = problem.oracle.sign < 0
-    n_targeted = int(targeted.sum())
-    if n_targeted in (0, len(problem)):
-        run = search(problem, n_targeted > 0, problem.oracle.all_rows)
-        return run.incumbent, run.end
-    incumbent = Incumbent.none(problem)
-    end = torch.zeros_like(incumbent.phase)
-    for side in (False, True):
-        rows = (targeted == side).nonzero().flatten()
-        run = search(problem.select(rows), side, rows)
-        incumbent, end = incumbent.replaced(rows, run.incumbent), end.index_copy(0, rows, run.end)
-    return incumbent, end

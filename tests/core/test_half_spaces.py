@@ -10,7 +10,7 @@ import torch
 from exact_distances import least_distance
 
 from captum_boundary._core.geometry import Box
-from captum_boundary.search.nearest.cutting_planes import project_onto_half_spaces
+from captum_boundary._core.half_spaces import project_onto_half_spaces
 
 LIMIT = 0.7
 
