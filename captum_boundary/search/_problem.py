@@ -250,11 +250,11 @@ class ActiveSet:
         self.take(self.staying(is_active))
 
     def take(self, places: Tensor | None) -> None:
-        """Drop all rows but those at some places; none if that is None."""
+        """Drop all rows but those at some places; none if that is None. Where none is left, their state stays."""
         if places is None:
             return
         self.rows = self.rows[places]
-        for name in self._names:
+        for name in self._names if len(places) > 0 else ():
             value = getattr(self, name)
             setattr(self, name, value[places] if isinstance(value, Tensor) else value.select(places))
 

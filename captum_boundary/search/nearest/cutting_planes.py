@@ -45,7 +45,7 @@ class CuttingPlanes:
         self._slopes, self._numbers = slopes, numbers  # together, so that choosing rows is one operation
         self._required, self._multipliers = numbers.unbind(dim=1)
 
-    def add(self, problem: Problem, points: Tensor, plane: Linearization) -> None:
+    def add(self, problem: Problem, points: Tensor, _: Tensor, plane: Linearization) -> None:
         """Add the linearizations ``plane`` at ``points`` ``(n, D)``."""
         slot = self._n_added % self._required.shape[1]
         self._slopes[:, slot] = plane.slope
@@ -82,20 +82,22 @@ class TrustRegion:
 
     def __init__(self) -> None:
         self._at: _Accepted | None = None
+        self._is_first = True
 
     def select(self, rows: Tensor) -> TrustRegion:
         """Go on with some rows alone."""
         self._at = None if self._at is None else _Accepted(*(part[rows] for part in self._at))
         return self
 
-    def add(self, problem: Problem, points: Tensor, plane: Linearization) -> None:
+    def add(self, problem: Problem, points: Tensor, distance: Tensor, plane: Linearization) -> None:
         """Take the step to ``points`` ``(n, D)``, whose linearizations are ``plane``, or shorten it."""
         missing = plane.value.clamp_min(0.0)
-        penalty = torch.add(problem.distance(points), missing / problem.norm.dual.length(plane.slope), alpha=2)
+        penalty = torch.add(distance, missing / problem.norm.dual.length(plane.slope), alpha=2)
         if self._at is None:
             required = plane.value + problem.overshoot
             self._at = _Accepted(points, plane.slope, required, penalty, torch.full_like(penalty, torch.inf))
             return
+        self._is_first = False
         # Linearizations promise a little too much, and steps would end just short of the boundary.
         required = torch.add(plane.value, missing, alpha=0.5) + problem.overshoot
         at = self._at
@@ -112,7 +114,8 @@ class TrustRegion:
         """The nearest points ``(n, D)`` beyond the linearizations, or the deepest, within the trust region."""
         assert self._at is not None
         points, slope, required, _, radius = self._at
-        return solve_linear_program(problem, points, slope, required, radius, problem.box)
+        trust_radius = None if self._is_first else radius
+        return solve_linear_program(problem, points, slope, required, trust_radius, problem.box)
 
 
 class _Accepted(NamedTuple):
@@ -126,15 +129,17 @@ class _Accepted(NamedTuple):
 
 
 def solve_linear_program(
-    problem: Problem, points: Tensor, slope: Tensor, required: Tensor, radius: Tensor, box: Box
+    problem: Problem, points: Tensor, slope: Tensor, required: Tensor, radius: Tensor | None, box: Box
 ) -> Tensor:
     """The points nearest in a sparse norm whose linearized decrease from ``points`` ``(n, D)`` is as required ``(n,)``.
 
     Every coordinate stays in the box and no farther than the radius ``(n,)`` from where it is. With one constraint,
     sorting solves the program.
     """
-    reach = radius[:, None]
-    region = Box(torch.maximum(box.lower, points - reach), torch.minimum(box.upper, points + reach))
-    nearest = region.clamp(problem.x)
+    region, nearest = box, problem.x
+    if radius is not None:
+        reach = radius[:, None]
+        region = Box(torch.maximum(box.lower, points - reach), torch.minimum(box.upper, points + reach))
+        nearest = region.clamp(problem.x)
     required = required + row_dot(slope, nearest - points)
     return problem.norm.project_onto_half_space(nearest, slope, required.clamp_min(0.0), region)

@@ -61,8 +61,8 @@ def active_set_refine(
     n_new = 2 if takes_two else 1
     planes = TrustRegion() if problem.norm.is_sparse else CuttingPlanes(problem, min(n_steps, settings.planes))
     state = {"problem": problem, "points": starts, "incumbent": incumbent, "n_gradients": n_gradients, "planes": planes}
-    closest, closest_margin = starts, torch.full_like(incumbent.distance, torch.inf)
     if seeks:
+        closest, closest_margin = starts, torch.full_like(incumbent.distance, torch.inf)
         state |= {"closest": closest, "closest_margin": closest_margin}
     active = ActiveSet(problem.oracle.all_rows, **state)
     active.keep(n_gradients >= n_new)
@@ -76,9 +76,9 @@ def active_set_refine(
             plane = here.linearize(points)
         distance = here.distance(points)
         active.incumbent = active.incumbent.improved_by(points, distance, plane.depth)
-        active.planes.add(here, points, plane)
+        active.planes.add(here, points, distance, plane)
         if takes_two:
-            active.planes.add(here, points, here.oracle.linearize_runner_up(points))
+            active.planes.add(here, points, distance, here.oracle.linearize_runner_up(points))
         active.points = active.planes.nearest(here)
         promised = here.distance(active.points)
         is_promising = (promised > 0) & (promised < (1 - here.tolerance) * active.incumbent.distance)
@@ -101,8 +101,8 @@ def active_set_refine(
                 closest = active.write(closest, active.closest)
                 closest_margin = active.write(closest_margin, active.closest_margin)
             active.take(places)
-    missed = (~incumbent.is_found & torch.isfinite(closest_margin)).nonzero().flatten() if seeks else ()
-    if len(missed) > 0:
+    if seeks:
+        missed = (~incumbent.is_found & torch.isfinite(closest_margin)).nonzero().flatten()
         part = problem.select(missed)
         found = line_search(part, closest[missed], Phase.REFINEMENT, closest_margin[missed])
         incumbent = incumbent.replaced(missed, found)
@@ -175,7 +175,9 @@ def restart(
     for trial in itertools.count():
         oracle = active.problem.oracle
         left = budget - oracle.gradients_spent
-        is_gaining = (active.n_stalled < max_stalled) & ~(active.is_linear & (trial >= max(n_first, 1)))
+        is_gaining = active.n_stalled < max_stalled
+        if trial >= max(n_first, 1):
+            is_gaining &= ~active.is_linear
         is_active = (left > 0) & (oracle.forwards_spent < n_forwards) & is_gaining
         if seeks:  # some forward evaluations are kept for the search that follows
             is_active &= ~active.incumbent.is_found & (oracle.forwards_spent + left // 4 < n_forwards)

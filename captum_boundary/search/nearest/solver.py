@@ -131,25 +131,32 @@ class NearestBoundary(BoundarySearch):
             oracle = inner.oracle
             oracle.on_gradient = lambda: problem.progress(min(1.0, int(oracle.gradients_spent.max()) / self.budget))
         with torch.no_grad():
-            incumbent = Incumbent.none(inner)
-            end = torch.zeros_like(incumbent.phase)
             enters = inner.oracle.sign < 0
             n_entering = int(enters.sum())
-            for targeted, n_rows in ((False, len(inner) - n_entering), (True, n_entering)):
-                if n_rows == 0:
-                    continue
-                rows = inner.oracle.all_rows if n_rows == len(inner) else (enters == targeted).nonzero().flatten()
-                part = inner if n_rows == len(inner) else inner.select(rows)
-                run = _Run(part, self.settings, self.budget, targeted, problem.seed)
-                if problem.is_one_of_many:
-                    run.search_one_of_many(None if starts is None else starts[rows])
-                else:
-                    run.search()
-                incumbent, end = incumbent.replaced(rows, run.incumbent), end.index_copy(0, rows, run.end)
+            if n_entering in (0, len(inner)):
+                incumbent, end = self._run(inner, problem, starts, n_entering > 0)
+            else:
+                incumbent = Incumbent.none(inner)
+                end = torch.zeros_like(incumbent.phase)
+                for targeted in (False, True):
+                    rows = (enters == targeted).nonzero().flatten()
+                    part_starts = None if starts is None else starts[rows]
+                    found, end_of_part = self._run(inner.select(rows), problem, part_starts, targeted)
+                    incumbent, end = incumbent.replaced(rows, found), end.index_copy(0, rows, end_of_part)
             points = incumbent.points
             if inner is not problem._problem:  # what did not move is not rounded
                 points = torch.where(points == inner.x, problem.x, inner.oracle.from_units(points))
         return Proposal(points, 10 * incumbent.phase + end)
+
+    def _run(
+        self, part: Problem, problem: SearchProblem, starts: Tensor | None, targeted: bool
+    ) -> tuple[Incumbent, Tensor]:
+        run = _Run(part, self.settings, self.budget, targeted, problem.seed)
+        if problem.is_one_of_many:
+            run.search_one_of_many(starts)
+        else:
+            run.search()
+        return run.incumbent, run.end
 
 
 class _Run:
