@@ -177,26 +177,22 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_same(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a folder, if it differs from the ``wanted`` one in nothing but the times of files."""
-    stored, place = read_manifest(folder), f"in {folder}"
-    there, here = dict(_leaves(stored)), dict(_leaves(json.loads(json.dumps(wanted))))
-    names = [n for n in sorted({*there, *here} - {"data.files.times"}) if there.get(n) != here.get(n)]
-    if names:
-        pairs = ((name, *(leaves.get(name, "nothing")[:60] for leaves in (there, here))) for name in names[:_SHOWN])
-        lines = [f"  {name}: {one} {place}, {other} now" for name, one, other in pairs]
-        more = f"  and {len(names) - _SHOWN} more\n" if len(names) > _SHOWN else ""
-        raise FolderError(
-            f"The results {place} are those of another run. What differs:\n" + "\n".join(lines) + f"\n{more}"
-            "Give this run a folder of its own, or the settings of the other."
-        )
+    stored = read_manifest(folder)
+    lines = list(_differences(stored, json.loads(json.dumps(wanted)), f"in {folder}"))
+    if lines:
+        title = f"The results in {folder} are those of another run. What differs:"
+        more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        remedy = "Give this run a folder of its own, or the settings of the other."
+        raise FolderError("\n".join([title, *lines[:_SHOWN], *more, remedy]))
     return stored
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for key, part in value.items():
-            yield from _leaves(part, f"{name}.{key}" if name else key)
-    else:
-        yield name, json.dumps(value, sort_keys=True)
+def _differences(there: Any, here: Any, place: str, name: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted({*there, *here}):
+            yield from _differences(there.get(key, "nothing"), here.get(key, "nothing"), place, f"{name}.{key}")
+    elif there != here and name != ".data.files.times":
+        yield f"  {name[1:]}: {json.dumps(there)[:60]} {place}, {json.dumps(here)[:60]} now"
 
 
 def _parts_of(value: object) -> Iterator[tuple[str, object]]:
