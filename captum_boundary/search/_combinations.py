@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import Box, row_dot
+from captum_boundary._core.geometry import Box
 from captum_boundary.search._categories import Categories
+from captum_boundary.search._problem import linearized_boundary
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.boundary_status import BoundaryStatus
 from captum_boundary.search.search_problem import SearchProblem
@@ -116,15 +117,14 @@ class Combinations:
         return screened[_first_of_each(rows[screened], distance, n_searched)]
 
     def _linearized_distance(self, rows: Tensor, combination: Tensor) -> Tensor:
-        """Distances ``(P,)`` at which the margin would vanish if it were linear; infinite where limits forbid it."""
+        """Distances ``(P,)`` to where the margin would vanish if it were linear, of columns without categories."""
         part = self.problem.select(rows)
         with torch.enable_grad():
             points = self.categories.put(part.x, combination).requires_grad_()
             margin = part.signed_margin(points)
             (slope,) = torch.autograd.grad(margin.sum(), points)
-        points, slope, required = points.detach(), slope * ~self._pinned, margin.detach().clamp_min(0.0)
-        nearest = part.norm.project_onto_half_space(points, slope, required, Box(part.lower, part.upper))
-        is_reached = row_dot(slope, points - nearest) >= 0.99 * required
+        points, slope, box = points.detach(), slope * ~self._pinned, Box(part.lower, part.upper)
+        nearest, is_reached = linearized_boundary(part.norm, points, margin.detach(), slope, box)
         return torch.where(is_reached, part.distance(nearest), torch.inf)
 
     def _searched(self, incumbent: Incumbent, rows: Tensor, combination: Tensor) -> Incumbent:

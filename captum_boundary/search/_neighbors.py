@@ -19,7 +19,6 @@ from captum_boundary.search._problem import Problem
 from captum_boundary.search._reports import warn_of_coarse_scores
 from captum_boundary.search.boundary_points import BoundaryPoints
 from captum_boundary.search.boundary_search import BoundarySearch
-from captum_boundary.search.nearest.class_race import linearized_distance
 
 __all__ = ["Neighbors", "nearest_boundary", "neighboring_classes", "neighbors_in_random_directions"]
 
@@ -76,7 +75,7 @@ def neighbors_in_random_directions(search: BoundarySearch, problem: Problem, n: 
     generator = torch.Generator("cpu").manual_seed(seed_of(search.generator))
     lines = torch.randn(n, x.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(x)
     lines = lines / plain.norm.length(lines)[:, None]
-    distance = linearized_distance(plain, plain.linearize(x))
+    distance = plain.linearized_distance(plain.linearize(x))
     size = plain.norm.length(x)
     size = torch.where(size > 0, size, 1.0)
     distance = torch.where(torch.isfinite(distance) & (distance > 0), distance, size)
@@ -135,7 +134,7 @@ def _nearest_classes(problem: Problem, n: int) -> Tensor:
         return classes
     plain = problem.in_plain_units()
     distances = [
-        linearized_distance(plain, plain.oracle.linearize_over(plain.x, rival)) for rival in classes.unbind(dim=1)
+        plain.linearized_distance(plain.oracle.linearize_over(plain.x, rival)) for rival in classes.unbind(dim=1)
     ]
     nearest = torch.stack(distances, dim=1).argsort(dim=1, stable=True)[:, :n]
     return classes.gather(1, nearest)

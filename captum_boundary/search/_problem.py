@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import Box, power_of_two
+from captum_boundary._core.geometry import Box, power_of_two, row_dot
 from captum_boundary._core.norms import LINF, Norm, norm_of
 from captum_boundary._core.oracle import Linearization, MarginOracle
 
-__all__ = ["ActiveSet", "Incumbent", "Phase", "Problem"]
+__all__ = ["ActiveSet", "Incumbent", "Phase", "Problem", "linearized_boundary"]
 
 # How far beyond the boundary a final point lies, relative to the depth of its input: near enough to *be* the boundary
 # (distances are right to the larger number), far enough to keep its label when it is evaluated in another batch.
@@ -128,6 +128,11 @@ class Problem:
         """Signed margins ``(n,)`` of ``points``: negative beyond the boundary."""
         return self.oracle.depth(points)[0]
 
+    def linearized_distance(self, plane: Linearization) -> Tensor:
+        """Distances ``(n,)`` to where margins would vanish if they were linear; infinite where the box forbids it."""
+        nearest, is_reached = linearized_boundary(self.norm, self.x, plane.value, plane.slope, self.box)
+        return torch.where(is_reached, self.distance(nearest), torch.inf)
+
     def against(self, rival: Tensor) -> Problem:
         """The same, where a boundary is that of one rival class ``(n,)``; of all where that is -1."""
         return Problem(self.oracle.against(rival), self.box, self.norm, self.noise)
@@ -137,6 +142,15 @@ class Problem:
         if temperature is None:
             return self.oracle.linearize(points)
         return self.oracle.linearize_smoothed(points, temperature)
+
+
+def linearized_boundary(
+    norm: Norm, points: Tensor, signed_margin: Tensor, slope: Tensor, box: Box
+) -> tuple[Tensor, Tensor]:
+    """Where margins would vanish if they were linear: the nearest points, and whether the box lets them, ``(n,)``."""
+    required = signed_margin.clamp_min(0.0)
+    nearest = norm.project_onto_half_space(points, slope, required, box)
+    return nearest, row_dot(slope, points - nearest) >= 0.99 * required
 
 
 class Phase(IntEnum):

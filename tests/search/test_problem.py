@@ -1,13 +1,17 @@
-"""Rows that leave a batch and come back, and points that improve upon others."""
+"""Rows that leave a batch and come back, points that improve upon others, and linearized distances."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captum_boundary.search._problem import ActiveSet, Incumbent
+from captum_boundary._core.bounds import box_of
+from captum_boundary._core.oracle import MarginOracle
+from captum_boundary.search._problem import ActiveSet, Incumbent, Problem
 
 
 class Doubled:
@@ -49,3 +53,20 @@ def test_an_active_set_writes_to_incumbents_and_knows_its_state() -> None:
     assert written.points.tolist() == [[0, 0], [1, 1], [0, 0]]
     with pytest.raises(AttributeError, match="no state 'margin'"):
         _ = active.margin
+
+
+@pytest.mark.parametrize("norm", [2, math.inf, 1])
+def test_linearized_distances_of_a_linear_model_are_exact(norm) -> None:
+    x = torch.tensor([[1.0, 0.5], [0.3, 0.3], [0.0, 0.0]], dtype=torch.float64)
+    weight = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    problem = Problem(MarginOracle(lambda z: z @ weight.T, (x,), 0), box_of(None, (x,)), norm, torch.tensor(1e-12))
+    dual = {2: 5**0.5, math.inf: 3.0, 1: 2.0}[norm]
+    expected = torch.tensor([1.5, 0.3, 0.0], dtype=torch.float64) / dual  # the last lies on the boundary itself
+    torch.testing.assert_close(problem.linearized_distance(problem.linearize(x)), expected)
+
+
+def test_a_boundary_out_of_bounds_is_infinitely_far() -> None:
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    oracle = MarginOracle(lambda z: torch.stack([1 - z[:, 0], 0 * z[:, 0]], dim=1), (x,))
+    problem = Problem(oracle, box_of((-0.5, 0.5), (x,)), 2, torch.tensor(1e-12))
+    assert torch.isinf(problem.linearized_distance(problem.linearize(x))).all()

@@ -13,7 +13,6 @@ import math
 import torch
 from torch import Tensor
 
-from captum_boundary._core.geometry import row_dot
 from captum_boundary._core.margin import rival_scores
 from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._line_search import line_search
@@ -22,7 +21,7 @@ from captum_boundary.search.nearest.descent import descend
 from captum_boundary.search.nearest.first_contact import newton_step, newton_steps
 from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
-__all__ = ["can_race", "linearized_distance", "race_classes"]
+__all__ = ["can_race", "race_classes"]
 
 # Below this budget the search of one class has use for all of it.
 _LEAST_BUDGET = 20
@@ -103,8 +102,8 @@ def _contacts(
     classes = rival_scores(oracle.start_scores, oracle.target).topk(n_screened, dim=1).indices
     distances, planes = [], []
     for rival in classes.unbind(dim=1):
-        planes.append(oracle.linearize_over(problem.x, rival))
-        distances.append(linearized_distance(problem, planes[-1]))
+        planes.append(plane := oracle.linearize_over(problem.x, rival))
+        distances.append(problem.linearized_distance(plane))
     distance = torch.stack(distances, dim=1).masked_fill(classes == met[:, None], torch.inf)
     chosen = distance.argsort(dim=1, stable=True)[:, :n_kept].flatten()
     rows = oracle.all_rows.repeat_interleave(n_kept, output_size=len(chosen))
@@ -121,11 +120,3 @@ def _contacts(
         ends = newton_steps(part, settings, points[is_candidate], margin[is_candidate], settings.newton_steps)
         found = found.replaced(is_candidate, line_search(part, ends[0], Phase.NEWTON, ends[1]))
     return pairs, found, rival
-
-
-def linearized_distance(problem: Problem, plane: Linearization) -> Tensor:
-    """Distances ``(n,)`` at which margins would vanish if they were linear; infinite where limits do not let them."""
-    required = plane.value.clamp_min(0.0)
-    nearest = problem.norm.project_onto_half_space(problem.x, plane.slope, required, problem.box)
-    is_reached = row_dot(plane.slope, problem.x - nearest) >= 0.99 * required
-    return torch.where(is_reached, problem.distance(nearest), torch.inf)

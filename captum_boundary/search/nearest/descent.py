@@ -14,7 +14,7 @@ from captum_boundary.search._line_search import project_to_boundary
 from captum_boundary.search._problem import Incumbent, Phase, Problem
 from captum_boundary.search.nearest.first_contact import temperature
 from captum_boundary.search.nearest.settings import NearestBoundarySettings
-from captum_boundary.search.nearest.step_rules import DDNStep, DDNStepFromAfar, Iterate, StepRule, TrustRegionLPStep
+from captum_boundary.search.nearest.step_rules import DDNStep, DDNStepFromAfar, Iterate, TrustRegionLPStep
 
 __all__ = ["descend", "descend_once", "descend_with_restarts"]
 
@@ -114,7 +114,7 @@ def descend(
         fading = 1 - progress if problem.norm.is_sparse else progress[:n_sampled] < _FIRST_PART
         radius = settings.sampling_radius * problem.norm.sampling_radius * n_steps.to(progress).sqrt()
         sampling_radius = widening * radius * fading
-    rule: StepRule
+    rule: DDNStep | TrustRegionLPStep
     if problem.norm.is_sparse:
         radius = LINF.length(begin.points - part.x) if trust_radius is None else trust_radius[order]
         rule = TrustRegionLPStep(settings, radius, progress)
@@ -141,7 +141,7 @@ def _follow(
     settings: NearestBoundarySettings,
     points: Tensor,
     incumbent: Incumbent,
-    rule: StepRule,
+    rule: DDNStep | TrustRegionLPStep,
     steps_of: list[int],
     limits: Tensor | None = None,
     sampling_radius: Tensor | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from captum_boundary.search.nearest.cutting_planes import solve_linear_program
 from captum_boundary.search.nearest.first_contact import newton_step
 from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
-__all__ = ["DDNStep", "DDNStepFromAfar", "Iterate", "StepRule", "TrustRegionLPStep", "schedule"]
+__all__ = ["DDNStep", "DDNStepFromAfar", "Iterate", "TrustRegionLPStep", "schedule"]
 
 # The last step of a schedule, relative to the first, and the last rate, relative to that of a descent from near.
 _LAST_STEP, _LAST_RATE = 0.01, 0.1
@@ -30,16 +30,6 @@ class Iterate(NamedTuple):
     distance: Tensor  # (n,) its length
     plane: Linearization  # the decision there, to first order
     box: Box  # limits of the next points
-
-
-class StepRule(Protocol):
-    """From one iterate to the next."""
-
-    def select(self, rows: slice) -> None:
-        """Go on with some examples alone."""
-
-    def step(self, problem: Problem, at: Iterate, incumbent: Incumbent, step: int) -> Tensor:
-        """The next points ``(n, D)``."""
 
 
 def schedule(progress: Tensor, first_rate: float, last_rate: float) -> Tensor:

@@ -9,11 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_boundary import NearestBoundary
-from captum_boundary._core.bounds import box_of
-from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.search import NearestBoundarySettings
-from captum_boundary.search._problem import Problem
-from captum_boundary.search.nearest.class_race import linearized_distance
 
 ALONE = NearestBoundarySettings(race_rows=0)
 WEIGHT = torch.randn(6, 600, generator=torch.Generator().manual_seed(0)) / 600**0.5
@@ -94,20 +90,3 @@ def test_no_example_depends_on_the_others() -> None:
     together = NearestBoundary(bent, budget=40).find(x).distance
     alone = torch.cat([NearestBoundary(bent, budget=40).find(row[None]).distance for row in x])
     torch.testing.assert_close(alone, together, rtol=1e-7, atol=0)
-
-
-@pytest.mark.parametrize("norm", [2, math.inf, 1])
-def test_linearized_distances_of_a_linear_model_are_exact(norm) -> None:
-    x = torch.tensor([[1.0, 0.5], [0.3, 0.3], [0.0, 0.0]], dtype=torch.float64)
-    weight = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    problem = Problem(MarginOracle(lambda z: z @ weight.T, (x,), 0), box_of(None, (x,)), norm, torch.tensor(1e-12))
-    dual = {2: 5**0.5, math.inf: 3.0, 1: 2.0}[norm]
-    expected = torch.tensor([1.5, 0.3, 0.0], dtype=torch.float64) / dual  # the last lies on the boundary itself
-    torch.testing.assert_close(linearized_distance(problem, problem.linearize(x)), expected)
-
-
-def test_a_boundary_out_of_bounds_is_infinitely_far() -> None:
-    x = torch.zeros(1, 2, dtype=torch.float64)
-    oracle = MarginOracle(lambda z: torch.stack([1 - z[:, 0], 0 * z[:, 0]], dim=1), (x,))
-    problem = Problem(oracle, box_of((-0.5, 0.5), (x,)), 2, torch.tensor(1e-12))
-    assert torch.isinf(linearized_distance(problem, problem.linearize(x))).all()
