@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, overload
 
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary.errors import BoundaryValueError
 
-__all__ = ["follows", "for_examples", "of_examples", "target_of_examples"]
+__all__ = ["follows", "of_examples", "target_of_examples"]
 
 Arguments = tuple[Any, ...] | None
 
@@ -18,13 +17,6 @@ Arguments = tuple[Any, ...] | None
 def follows(argument: object, n_examples: int) -> bool:
     """Captum's rule: whether an argument is a tensor with one entry for each of ``n_examples``."""
     return isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == n_examples
-
-
-def for_examples(arguments: Arguments, n_examples: int, change: Callable[[Tensor], Tensor]) -> Arguments:
-    """The arguments, with those changed that follow the examples."""
-    if arguments is None:
-        return None
-    return tuple(change(value) if follows(value, n_examples) else value for value in arguments)
 
 
 @overload
@@ -37,9 +29,9 @@ def of_examples(arguments: Arguments, n_examples: int, examples: Tensor | slice)
 
 def of_examples(arguments: Arguments, n_examples: int, examples: Tensor | slice) -> Arguments:
     """The arguments of some of the examples, in any order, also several times."""
-    if isinstance(examples, slice):
-        return for_examples(arguments, n_examples, lambda value: value[examples])
-    return for_examples(arguments, n_examples, lambda value: value[examples.to(value.device)])
+    if arguments is None:
+        return None
+    return tuple(_chosen(value, examples) if follows(value, n_examples) else value for value in arguments)
 
 
 def target_of_examples(target: TargetType, n_examples: int, examples: Tensor | slice) -> TargetType:
@@ -51,5 +43,9 @@ def target_of_examples(target: TargetType, n_examples: int, examples: Tensor | s
             f"target must have one entry for each of the {n_examples} examples, but it has {len(target)}."
         )
     if isinstance(target, Tensor):
-        return target[examples if isinstance(examples, slice) else examples.to(target.device)]
+        return _chosen(target, examples)
     return target[examples] if isinstance(examples, slice) else [target[row] for row in examples.tolist()]
+
+
+def _chosen(values: Tensor, examples: Tensor | slice) -> Tensor:
+    return values[examples if isinstance(examples, slice) else examples.to(values.device)]

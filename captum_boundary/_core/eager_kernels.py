@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -63,13 +63,10 @@ _math_attention_of_scripts = _ProcessSetting(lambda: sdpa_kernel(SDPBackend.MATH
 _all_code_eager = _ProcessSetting(lambda: torch.compiler.set_stance("force_eager"))
 
 
-@contextmanager
-def native_recurrence(model: Callable[..., Any]) -> Iterator[None]:
+def native_recurrence(model: Callable[..., Any]) -> AbstractContextManager[None]:
     """Recurrent layers without cuDNN, which has no second derivatives of them, and in evaluation mode not even one."""
-    with ExitStack() as stack:
-        if isinstance(model, nn.Module) and any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            stack.enter_context(_without_cudnn())
-        yield
+    is_recurrent = isinstance(model, nn.Module) and any(isinstance(each, nn.RNNBase) for each in model.modules())
+    return _without_cudnn() if is_recurrent else nullcontext()
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from captum_boundary._core.failures import other_batch_explained, without_batch_
 from captum_boundary._core.margin import refuse_not_finite, shaped_scores
 from captum_boundary._core.model_modes import clone_if_inference
 from captum_boundary._core.outputs import has_one_output
-from captum_boundary._core.repeatability import Repeatability
 from captum_boundary._core.score_function import NO_GRADIENT, ScoreFunction
 from captum_boundary.errors import BoundaryValueError
 
@@ -76,14 +75,6 @@ class Model:
             scores = shaped_scores(output, len(inputs[0]))
         self._note(output)
         return scores, leaves
-
-    def score_noise(self, inputs: tuple[Tensor, ...], scores: Tensor, repeatability: Repeatability) -> Tensor:
-        """By how much ``scores`` of the examples change when these are evaluated again; relative, a scalar."""
-
-        def scores_of(rows: Tensor) -> Tensor:
-            return self.scores(tuple(tensor[rows.to(tensor.device)] for tensor in inputs), rows)
-
-        return repeatability.score_noise(scores_of, scores, self.resolution, scores.dtype)
 
     def check_finite(self) -> None:
         """Refuse NaN and infinite scores of all evaluations whose values were to be looked at."""

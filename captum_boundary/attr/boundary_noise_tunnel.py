@@ -177,7 +177,7 @@ class BoundaryNoiseTunnel(NoiseTunnel):  # type: ignore[misc]
         with geometry(), watch_repeatability(self.forward_func, warns=False):
             model = Model(self.forward_func, len(tensors[0]), arguments)
             scores = model.first_scores(tensors)
-            return None if model.is_binary else resolve_target(target, scores, model.is_binary)
+            return None if model.is_binary else resolve_target(target, scores, is_binary=False)
 
     @staticmethod
     def _copies(tensors: tuple[Tensor, ...], n_copies: int, stdevs: float | tuple[float, ...]) -> tuple[Tensor, ...]:

@@ -125,10 +125,6 @@ class PointwiseLoss:
         """The same loss for other values of some of the model's parameters."""
         return replace(self, state={**self.state, **state})
 
-    def detached(self) -> PointwiseLoss:
-        """The same loss without the parameters' graph: what an attack needs."""
-        return replace(self, state={name: tensor.detach() for name, tensor in self.state.items()})
-
     def with_softplus(self, beta: float | None) -> PointwiseLoss:
         """The same loss of the model with softplus in place of kinks; None for the model itself."""
         return replace(self, softplus_beta=beta)

@@ -385,7 +385,8 @@ class RARLoss(nn.Module):
         """The batch with its perturbed points, and the losses ``(N,)`` at the inputs."""
         x = pack(loss.inputs)
         feasible_set = maximizer.feasible_set(loss.inputs, self.bounds)
-        detached = loss.detached()
+        # An attack needs no graph of the parameters.
+        detached = loss.with_state({name: tensor.detach() for name, tensor in loss.state.items()})
         slope = None
         if self._norm is None:
             with torch.no_grad():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._core.arguments import for_examples
+from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.checks import check_count
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
@@ -40,9 +40,10 @@ def noisy_copies(
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     """Noisy copies ``(n * n_copies, ...)`` of n examples, example by example, and the arguments that follow them."""
     noisy = tuple((x[examples, None] + e[copies]).flatten(0, 1) for x, e in zip(inputs, noise, strict=True))
-    n_copies = copies.stop - copies.start
-    repeated = for_examples(arguments, len(inputs[0]), lambda value: value[examples].repeat_interleave(n_copies, dim=0))
-    return noisy, repeated or ()
+    if not arguments:
+        return noisy, ()
+    rows = torch.arange(examples.start, examples.stop, device=inputs[0].device)
+    return noisy, of_examples(arguments, len(inputs[0]), rows.repeat_interleave(copies.stop - copies.start))
 
 
 def check_pairs(n_samples: int) -> None:

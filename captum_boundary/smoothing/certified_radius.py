@@ -21,7 +21,7 @@ from captum_boundary._core.context import geometry
 from captum_boundary._core.flat import geometry_dtype
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary._core.margin import class_scores
-from captum_boundary._core.model import Model
+from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary._core.score_function import ScoreFunction
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
@@ -142,8 +142,8 @@ def certified_radius(
         function = ScoreFunction(smoothed.forward_func)
         voters = _Voters(smoothed, tensors, arguments, function, decision == "probabilities", bar.update)
         if repeatability.in_training_mode:
-            plain = Model(smoothed.forward_func, len(tensors[0]), additional_forward_args)
-            plain.score_noise(tensors, plain.first_scores(tensors), repeatability)
+            oracle = MarginOracle(smoothed.forward_func, tensors, None, additional_forward_args)
+            oracle.score_noise(repeatability)
         target = voters.tally(n_selection, source).argmax(dim=1)
         for_target = voters.tally(n_samples, source).gather(1, target[:, None]).squeeze(1).numpy()
     from scipy.stats import beta  # which takes longer to import than the rest of the package

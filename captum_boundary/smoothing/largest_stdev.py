@@ -19,8 +19,9 @@ from captum_boundary._core.captum_helpers import (
 from captum_boundary._core.checks import check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.generators import check_generator
-from captum_boundary._core.margin import margin_and_rival, resolve_target
+from captum_boundary._core.margin import margin_and_rival
 from captum_boundary._core.model import Model
+from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing.smoothed_model import SmoothedModel
@@ -106,10 +107,9 @@ def largest_stdev(
     check_generator(generator)
     same_noise = _same_noise(generator)
     with geometry(), watch_repeatability(forward_func) as repeatability:
-        plain = Model(forward_func, len(tensors[0]), arguments)
-        scores = plain.first_scores(tensors)
-        plain.score_noise(tensors, scores, repeatability)
-        wanted = resolve_target(target, scores, plain.is_binary)
+        oracle = MarginOracle(forward_func, tensors, target, arguments)
+        oracle.score_noise(repeatability)
+        wanted = oracle.target
         stands = torch.ones_like(wanted, dtype=torch.bool)
         largest = torch.zeros(len(wanted), device=tensors[0].device, dtype=tensors[0].dtype)
         for stdev in tqdm(tried, desc="Largest stdev", unit="stdev", disable=not show_progress):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_boundary._core.margin import margin_and_rival, rival_scores
+from captum_boundary._core.norms import L2
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
@@ -55,9 +56,7 @@ class Scene(NamedTuple):
 
 def normal_at(scene: Scene) -> Tensor:
     """Unit normal ``(1, D)`` of the boundary, pointing into the region of the target; zero where it has none."""
-    slope = scene.slope(scene.target, scene.adversarial)
-    slope = slope / slope.abs().max().clamp_min(torch.finfo(slope.dtype).tiny)  # lest squares underflow
-    return torch.nn.functional.normalize(slope, dim=1)
+    return L2.steepest(scene.slope(scene.target, scene.adversarial))
 
 
 def plane_through(scene: Scene, direction: object, generator: torch.Generator | None) -> Plane:

@@ -39,14 +39,11 @@ def hookable_copy(model: nn.Module, method: Attribution, inputs: tuple[Any, ...]
     if can.hooks is Hooks.GRADIENTS:
         return separated
     if unruled:
-        warn_user(_without_rule(can.name, unruled))
+        more = f" and {len(unruled) - _SHOWN} more" if len(unruled) > _SHOWN else ""
+        warn_user(
+            f"{can.name} has no rule for {', '.join(unruled[:_SHOWN])}{more}. It takes gradients there, so that "
+            "attributions do not add up to the difference of scores: return_convergence_delta=True tells by how much. "
+            "IntegratedGradients needs no rules."
+        )
     eps = core_of(method).eps
     return rescale_elementwise(pool_in_batches(separated, eps), eps)
-
-
-def _without_rule(name: str, unruled: list[str]) -> str:
-    shown = ", ".join(unruled[:_SHOWN]) + (f" and {len(unruled) - _SHOWN} more" if len(unruled) > _SHOWN else "")
-    return (
-        f"{name} has no rule for {shown}. It takes gradients there, so that attributions do not add up to the "
-        "difference of scores: return_convergence_delta=True tells by how much. IntegratedGradients needs no rules."
-    )

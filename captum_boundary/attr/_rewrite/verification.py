@@ -74,13 +74,11 @@ class _CallRecorder(TorchFunctionMode):
     ) -> Any:
         function_name = getattr(func, "__name__", None)
         activation = FUNCTIONAL_FORMS.get(func) or FUNCTIONAL_FORMS.get(function_name)
-        if self.running and activation is not None:
-            name, module = self.running[-1]
-            if (
-                activation is nn.Softmax and type(module) not in SETTINGS and self.warns
-            ):  # as fused attention, which has no rule either
+        name, module = self.running[-1] if self.running else ("", None)
+        if module is not None and activation is not None and type(module) not in SETTINGS:
+            if activation is nn.Softmax and self.warns:  # as fused attention, which has no rule either
                 self.unruled.names.setdefault(f"softmax{self._module_in_call()}")
-            elif type(module) not in SETTINGS:
+            else:
                 self.problems[f"module '{name}' ({type(module).__name__}) calls the function {function_name}"] = None
         return func(*args, **(kwargs or {}))
 
