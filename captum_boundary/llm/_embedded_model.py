@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -20,7 +21,7 @@ _MEMORY = 2**31  # bytes of one batch, in the decoder and in its logits
 
 
 class EmbeddedModel:
-    """Logits of a causal language model whose token embeddings are given, without its cache.
+    """Logits of a causal language model whose token embeddings are given.
 
     Models that take ``inputs_embeds`` are given them. Of others, and where ``layer`` says so, the embedding layer is
     made to return them, by a hook that is there for the time of one call.
@@ -42,6 +43,8 @@ class EmbeddedModel:
         names = inspect.signature(model.forward).parameters
         self._takes_embeddings = layer is None and "inputs_embeds" in names
         self._options = {"use_cache": False} if "use_cache" in names else {}
+        # Its names in newer and in older versions of transformers.
+        self._cache_name = next((name for name in ("cache", "past_key_values") if name in names), None)
         self._keeps = "logits_to_keep" in names
         self.layer = _embedding_layer_of(model) if layer is None else layer
         if not isinstance(self.layer, nn.Module):
@@ -104,22 +107,37 @@ class EmbeddedModel:
             nearest.append(torch.where(exact > 0, exact, torch.inf).amin(dim=1))
         return torch.cat(nearest)
 
-    def logits(self, embeddings: Tensor, ids: Tensor, n_last: int) -> Tensor:
+    def cache_of(self, embeddings: Tensor, ids: Tensor) -> Any | None:
+        """What the model keeps of first tokens ``(L, E)`` for those that follow; None where it keeps nothing."""
+        is_training = any(module.training for module in self.model.modules())  # dropout, which would be drawn once
+        if len(ids) == 0 or is_training or self._cache_name is None or "use_cache" not in self._options:
+            return None
+        with torch.no_grad():
+            return getattr(self._output(embeddings[None], ids, use_cache=True), self._cache_name, None)
+
+    def logits(self, embeddings: Tensor, ids: Tensor, n_last: int, cache: Any | None = None) -> Tensor:
         """Logits ``(N, n_last, V)`` of what follows the last positions of embeddings ``(N, L, E)``.
 
-        ``ids`` ``(L,)`` or ``(N, L)`` are those of tokens nearby, for models that look at them.
+        ``ids`` ``(L,)`` or ``(N, L)`` are those of tokens nearby, for models that look at them. ``cache`` is that of
+        the same tokens before all rows; it stays as it is.
         """
+        options: dict[str, Any] = {"logits_to_keep": n_last} if self._keeps else {}
+        if cache is not None and self._cache_name is not None:
+            rows = copy.deepcopy(cache)  # to which the model appends
+            rows.batch_repeat_interleave(len(embeddings))
+            options |= {self._cache_name: rows, "use_cache": True}
+        return _checked(score_tensor(self._output(embeddings, ids, **options)), embeddings)[:, -n_last:]
+
+    def _output(self, embeddings: Tensor, ids: Tensor, **options: Any) -> Any:
         own = embeddings.to(self.weight.dtype)
-        options = {**self._options, "logits_to_keep": n_last} if self._keeps else self._options
+        options = self._options | options
         if self._takes_embeddings:
-            output = self.model(inputs_embeds=own, **options)
-        else:
-            hook = self.layer.register_forward_hook(lambda *_: own)
-            try:
-                output = self.model(ids.to(own.device).expand(len(own), -1), **options)
-            finally:
-                hook.remove()
-        return _checked(score_tensor(output), own)[:, -n_last:]
+            return self.model(inputs_embeds=own, **options)
+        hook = self.layer.register_forward_hook(lambda *_: own)
+        try:
+            return self.model(ids.to(own.device).expand(len(own), -1), **options)
+        finally:
+            hook.remove()
 
     def check(self, ids: Tensor) -> None:
         """That embeddings are all the model needs to know of tokens ``(L,)``."""

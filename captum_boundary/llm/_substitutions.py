@@ -11,9 +11,9 @@ The best candidates are evaluated, all in one batch, and only what flips the dec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from captum_boundary.llm._decision import Decision
 from captum_boundary.llm._text import Prompt, token_texts
 from captum_boundary.llm.result import Substitution
 
-__all__ = ["Vocabulary", "find_substitutions"]
+__all__ = ["Predictions", "Vocabulary", "find_substitutions", "predictions_at"]
 
 # Of the candidates of a batch, the share that are single substitutions where pairs may follow.
 _SINGLES = 0.75
@@ -70,12 +70,41 @@ def _kind(text: str) -> tuple[bool, ...]:
     return text[:1] in (" ", "Ġ", "▁"), text.startswith("##"), word.isalpha(), word.isdigit()
 
 
+class Predictions(NamedTuple):
+    """For each token that may move, the decision where another embedding takes its place: ``value + slope . other``."""
+
+    value: Tensor  # (M,)
+    slope: Tensor  # (M, E)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Those of several parts of a prompt, one after the other."""
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def predictions_at(decision: Decision, points: Tensor, groups: Tensor) -> Predictions:
+    """Predictions from ``points`` ``(G, M, E)``, where each of the ``groups`` ``(M,)`` moved alone.
+
+    Where a group could not flip the decision, that is the prompt itself.
+    """
+    x, numbers = decision.moving[0].float(), torch.arange(len(groups), device=groups.device)
+    values, slopes = [], []
+    for part in torch.split(points, decision.rows_at_once):
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = part.detach().clone().requires_grad_()
+            score = decision.difference(leaf, _first(leaf))
+            slope = torch.autograd.grad(score.sum(), leaf)[0].float()
+        values.append(score.detach().float() + ((x - part.float()) * slope).sum(dim=(1, 2)))
+        slopes.append(slope)
+    own = torch.cat(slopes)[groups, numbers]
+    return Predictions(torch.cat(values)[groups] - (own * x).sum(dim=1), own)
+
+
 @dataclass
 class _Search:
     """What is known about one decision."""
 
     decision: Decision
-    index: int
     sign: float
     ids: Tensor  # (M,) of the tokens that may move
 
@@ -89,8 +118,7 @@ class _Search:
                 for place, token in replaced.items():
                     rows[row, place] = self._embedded(token)
             with torch.no_grad():
-                index = torch.full((len(batch),), self.index, device=x.device)
-                parts.append(self.decision.difference(rows, index).float().cpu())
+                parts.append(self.decision.difference(rows, _first(rows)).float().cpu())
         return torch.cat(parts)
 
     def _embedded(self, token: int) -> Tensor:
@@ -99,9 +127,7 @@ class _Search:
 
 def find_substitutions(
     decision: Decision,
-    index: int,
-    points: Tensor,
-    groups: Tensor,
+    predictions: Predictions,
     prompt: Prompt,
     vocabulary: Vocabulary,
     forbidden: set[str],
@@ -109,16 +135,14 @@ def find_substitutions(
 ) -> list[Substitution]:
     """Substitutions that flip a decision, at most the nearest for each token, the nearest first.
 
-    ``points`` ``(G, M, E)`` are boundary points where each group moved alone (or the prompt itself, where it could not
-    flip the decision), and ``groups`` ``(M,)`` says which group a token is of. Where no single substitution flips the
-    decision, pairs are tried.
+    Where no single substitution flips the decision, pairs are tried.
     """
     x = decision.moving
     with torch.no_grad():
-        start = float(decision.difference(x, torch.tensor([index], device=x.device)))
+        start = float(decision.difference(x, _first(x)))
         log_p = decision.all_logits(x)[0].float().log_softmax(dim=1).cpu()
-    search = _Search(decision, index, -1.0 if start < 0 else 1.0, prompt.ids[prompt.movable])
-    singles = _single_candidates(search, points, groups, prompt, vocabulary, forbidden, log_p, n_candidates)
+    search = _Search(decision, -1.0 if start < 0 else 1.0, prompt.ids[prompt.movable])
+    singles = _single_candidates(search, predictions, prompt, vocabulary, forbidden, log_p, n_candidates)
     n_singles = max(1, int(_SINGLES * n_candidates)) if n_candidates > 1 and len(search.ids) > 1 else n_candidates
     tried = singles[:n_singles]
     scores = search.sign * search.scores(tried) if tried else torch.zeros(0)
@@ -135,8 +159,7 @@ def find_substitutions(
 
 def _single_candidates(
     search: _Search,
-    points: Tensor,
-    groups: Tensor,
+    predictions: Predictions,
     prompt: Prompt,
     vocabulary: Vocabulary,
     forbidden: set[str],
@@ -145,14 +168,11 @@ def _single_candidates(
 ) -> list[dict[int, int]]:
     """The best candidates of every token in turn, so that each has its share of any number of them."""
     x = search.decision.moving[0].float()
-    values, slopes = _linearized(search, points)
     positions = prompt.movable.nonzero().flatten().tolist()
     weight = vocabulary.weight.to(x.device)
     ranked = []
     for place, token in enumerate(search.ids.tolist()):
-        slope = slopes[groups[place]].float()
-        offset = values[groups[place]] + ((x - points[groups[place]].float()) * slope).sum() - slope[place] @ x[place]
-        predicted = (search.sign * (offset + weight @ slope[place])).cpu()
+        predicted = (search.sign * (predictions.value[place] + weight @ predictions.slope[place])).cpu()
         predicted[~vocabulary.allowed(token, forbidden)] = torch.inf
         distance = torch.linalg.vector_norm(weight - x[place], dim=1).cpu()
         in_context = log_p[positions[place] - 1] if positions[place] > 0 else None
@@ -174,18 +194,6 @@ def _ranked(predicted: Tensor, distance: Tensor, log_p: Tensor | None, n_candida
         lists.append(torch.where(flips, log_p[: len(predicted)], -torch.inf).topk(n_flips).indices.tolist())
     by_turns = (tokens[turn] for turn in range(n) for tokens in lists if turn < len(tokens))
     return list(dict.fromkeys(by_turns))[:n]
-
-
-def _linearized(search: _Search, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Values ``(G,)`` and slopes ``(G, M, E)`` of the decision at points."""
-    values, slopes = [], []
-    for part in torch.split(points, search.decision.rows_at_once):
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = part.detach().clone().requires_grad_()
-            score = search.decision.difference(leaf, torch.full((len(leaf),), search.index, device=leaf.device))
-            slopes.append(torch.autograd.grad(score.sum(), leaf)[0])
-        values.append(score.detach().float())
-    return torch.cat(values), torch.cat(slopes)
 
 
 def _pair_candidates(tried: list[dict[int, int]], scores: Tensor, n_pairs: int) -> list[dict[int, int]]:
@@ -220,7 +228,7 @@ def _described(
     log_p: Tensor,
 ) -> list[Substitution]:
     positions = prompt.movable.nonzero().flatten().tolist()
-    place_of_answer = int(search.decision.positions(torch.tensor(search.index)))
+    place_of_answer = int(search.decision.position)
     before = _log_likelihood(log_p, prompt.ids)
     tokenizer, described = vocabulary.tokenizer, []
     for replaced, score, distance in flips:
@@ -252,6 +260,11 @@ def _described(
 def _log_likelihood(log_p: Tensor, ids: Tensor) -> float:
     """Of the tokens of a prompt ``(L,)``, given the first."""
     return float(log_p[: len(ids) - 1].gather(1, ids[1:, None]).sum())
+
+
+def _first(rows: Tensor) -> Tensor:
+    """The number of a decision that is alone, for each row."""
+    return torch.zeros(len(rows), dtype=torch.long, device=rows.device)
 
 
 def _batches(items: list[dict[int, int]], size: int) -> Iterator[list[dict[int, int]]]:

@@ -49,7 +49,7 @@ def prompt_of(inp: Any, tokenizer: Any, skip_tokens: Sequence[int] | Sequence[st
         raise BoundaryValueError("The prompt must have at least one token, but it is empty.")
     _check_range("The prompt", ids, n_tokens)
     movable = torch.ones(len(ids), dtype=torch.bool) if own_movable is None else own_movable
-    movable = movable & ~torch.isin(ids, _skipped(skip_tokens, tokenizer))
+    movable = movable & ~_skipped(ids, skip_tokens, tokenizer)
     if not movable.any():
         raise BoundaryValueError("All tokens of the prompt are skipped, so that nothing may move.")
     if tokens is None or skip_tokens is not None:
@@ -105,8 +105,7 @@ def groups_of(phrases: str | Sequence[str] | None, prompt: Prompt, tokenizer: An
     ids = prompt.ids
     if phrases is None:
         return torch.arange(int(prompt.movable.sum())), prompt.tokens
-    starts = torch.tensor([len(tokenizer.decode(ids[:k].tolist())) for k in range(len(ids) + 1)])
-    text = tokenizer.decode(ids.tolist())
+    text, ends = _text_and_ends(ids, tokenizer)
     if isinstance(phrases, str):
         patterns = {"words": r"\S+", "sentences": r"[^.!?\n]+[.!?\n]*"}
         if phrases not in patterns:
@@ -115,7 +114,7 @@ def groups_of(phrases: str | Sequence[str] | None, prompt: Prompt, tokenizer: An
     else:
         cuts = _cuts_of(list(phrases), text)
     # A token belongs where its last character lies: a space before a word is part of the word's token.
-    place = torch.bucketize(starts[1:] - 1, torch.tensor(sorted({0, *cuts})), right=True)
+    place = torch.bucketize(ends - 1, torch.tensor(sorted({0, *cuts})), right=True)
     place = place[prompt.movable]
     numbers = torch.unique_consecutive(place, return_inverse=True)[1]
     moving = ids[prompt.movable]
@@ -220,14 +219,29 @@ def _check_range(name: str, ids: Tensor, n_tokens: int) -> None:
         )
 
 
-def _skipped(skip_tokens: Sequence[int] | Sequence[str] | None, tokenizer: Any) -> Tensor:
-    ids = []
+def _skipped(ids: Tensor, skip_tokens: Sequence[int] | Sequence[str] | None, tokenizer: Any) -> Tensor:
+    """Which tokens ``(L,)`` are held: by their ids, by their names, or as a part of the prompt."""
+    skipped = torch.zeros(len(ids), dtype=torch.bool)
     for token in skip_tokens or ():
-        if isinstance(token, str):
-            found = tokenizer.convert_tokens_to_ids([token])[0]
-            if found is None or (found == getattr(tokenizer, "unk_token_id", None) and token != tokenizer.unk_token):
-                raise BoundaryValueError(f"skip_tokens must be tokens of the tokenizer, but {token!r} is none of them.")
-            ids.append(found)
-        else:
-            ids.append(int(token))
-    return torch.tensor(ids, dtype=torch.long)
+        if not isinstance(token, str):
+            skipped |= ids == int(token)
+            continue
+        found = tokenizer.convert_tokens_to_ids([token])[0]
+        if found is not None and (found != getattr(tokenizer, "unk_token_id", None) or token == tokenizer.unk_token):
+            skipped |= ids == found
+            continue
+        text, ends = _text_and_ends(ids, tokenizer)
+        starts = [match.start() for match in re.finditer(re.escape(token), text)] if token else []
+        if not starts:
+            raise BoundaryValueError(
+                f"skip_tokens must be tokens of the tokenizer or parts of the prompt, but {token!r} is none of them."
+            )
+        for start in starts:
+            skipped |= (ends > start) & (ends <= start + len(token))
+    return skipped
+
+
+def _text_and_ends(ids: Tensor, tokenizer: Any) -> tuple[str, Tensor]:
+    """The text of ids, and where in it each token ends, ``(L,)``."""
+    texts = [str(tokenizer.decode(ids[: k + 1].tolist())) for k in range(len(ids))]
+    return texts[-1], torch.tensor([len(text) for text in texts])

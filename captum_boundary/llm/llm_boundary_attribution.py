@@ -15,10 +15,10 @@ from captum_boundary.attr import BoundaryDistance, LayerBoundaryAttribution
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.llm._decision import Decision, TokenDecisions, decision_between
 from captum_boundary.llm._embedded_model import EmbeddedModel
-from captum_boundary.llm._substitutions import Vocabulary, find_substitutions
+from captum_boundary.llm._substitutions import Predictions, Vocabulary, find_substitutions, predictions_at
 from captum_boundary.llm._text import Prompt, answer_ids, check_answers, groups_of, prompt_of, token_texts
 from captum_boundary.llm.result import LLMBoundaryResult, Substitution
-from captum_boundary.search import BoundarySearch, NearestBoundary
+from captum_boundary.search import BoundaryPoints, BoundarySearch, NearestBoundary
 
 __all__ = ["LLMBoundaryAttribution"]
 
@@ -36,8 +36,8 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
     tokens that do.
 
     Models are causal language models: those of transformers, and any module that returns logits ``(N, L, V)`` for token
-    ids ``(N, L)``. They are used without their cache, in the mode that they are in, in any precision; geometry is done
-    in float32.
+    ids ``(N, L)``. They are used in the mode that they are in, in any precision; geometry is done in float32. Their
+    cache keeps what comes before the tokens that move, if that changes nothing.
 
     Cost, for each decision: the search (``budget`` gradients), the method's own gradients (50 for
     LayerIntegratedGradients), ``token_budget`` gradients for each token of the prompt, and ``n_candidates`` forward
@@ -141,7 +141,8 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
             gen_args (dict, optional): Arguments of ``model.generate``, if the target is generated. Default: None, those
                 of Captum: greedy, at most 25 tokens.
             skip_tokens (list[int] or list[str], optional): Tokens that are held and left out of the result, such as
-                ``tokenizer.all_special_ids``. Default: None, all tokens may move.
+                ``tokenizer.all_special_ids``, or parts of the prompt, such as the system's message. What comes before
+                the first token that moves is evaluated once. Default: None, all tokens may move.
             phrases (str or list[str], optional): Tokens that move together, as one feature of the result:
                 ``"words"``, ``"sentences"``, or parts of the prompt, such as retrieved passages. What lies between
                 those is a feature of its own. Default: None, each token is a feature.
@@ -220,23 +221,25 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
         n = decision.n_decisions
         index = torch.arange(n, device=decision.moving.device)
         x = decision.moving.repeat(n, 1, 1)
-        search = self._search(decision, self.budget)
-        boundary = search.find(x, 0, index)  # class 0 is the target, 1 the rival
+        boundary, kept = self._found(decision, index, self.budget, lambda search: search.find(x, 0, index))
         if self.method in (LayerIntegratedGradients, IntegratedGradients):
-            options = {"internal_batch_size": max(n, decision.rows_at_once), **options}
-        method = LayerBoundaryAttribution(decision, decision.embeddings, self.method, search, score="margin")
+            options = {"internal_batch_size": max(n, kept.rows_at_once), **options}
+        else:
+            kept = decision  # methods that hook modules see all tokens
+        method = LayerBoundaryAttribution(kept, kept.embeddings, self.method, score="margin")
         attributions = method.attribute(x, 0, index, boundary=boundary, **options)
         token_attr = _summed(attributions.sum(dim=2), groups, len(names))
         distances: list[Tensor] = []
         substitutions: list[list[Substitution]] = []
         for number in range(n):  # one after the other, since the points of all features take memory
-            distance, points = self._alone(decision, number, groups, len(names), token_budget)
+            single = decision.alone(number)
+            distance, predictions = self._alone(single, groups, token_budget, n_candidates is not None)
             distances.append(distance)
-            if n_candidates is None:
+            if n_candidates is None or predictions is None:
                 substitutions.append([])
             else:
-                given = points, groups, prompt, self._own_vocabulary(), forbidden, n_candidates
-                substitutions.append(find_substitutions(decision, number, *given))
+                given = predictions, prompt, self._own_vocabulary(), forbidden, n_candidates
+                substitutions.append(find_substitutions(single, *given))
         with torch.no_grad():
             score = decision.difference(x, index).float()
         found, neighbors = boundary.found, self._embedded.neighbor_distances(prompt.ids[prompt.movable])
@@ -256,22 +259,41 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
         )
 
     def _alone(
-        self, decision: Decision, number: int, groups: Tensor, n_groups: int, token_budget: int | None
-    ) -> tuple[Tensor, Tensor]:
-        """Distances ``(G,)`` where each group alone moves, and the points ``(G, M, E)``."""
-        x = decision.moving
+        self, decision: Decision, groups: Tensor, token_budget: int | None, predicts: bool
+    ) -> tuple[Tensor, Predictions | None]:
+        """Distances ``(G,)`` where each group alone moves, and what its points predict of other tokens."""
         if token_budget is None:
-            return x.new_full((n_groups,), torch.inf), x.expand(n_groups, -1, -1)
-        method = BoundaryDistance(decision, self._search(decision, token_budget))
-        _, boundary = method.attribute(
-            x,
-            0,
-            torch.tensor([number], device=x.device),
-            feature_mask=groups[None, :, None],
-            return_boundary=True,
-        )
-        points: Any = boundary.points
-        return boundary.distance, points
+            here = predictions_at(decision, decision.moving, torch.zeros_like(groups)) if predicts else None
+            return torch.empty(0), here
+        distances, predictions = [], []
+        for part, numbers in decision.parts(groups):
+            numbers = numbers - numbers[0]
+
+            def find(search: BoundarySearch, part: Decision = part, numbers: Tensor = numbers) -> BoundaryPoints:
+                method, first = BoundaryDistance(search.forward_func, search), numbers.new_zeros(1)
+                mask = numbers[None, :, None]
+                return method.attribute(part.moving, 0, first, feature_mask=mask, return_boundary=True)[1]
+
+            rows = numbers.new_zeros(int(numbers[-1]) + 1)
+            boundary, kept = self._found(part, rows, token_budget, find)
+            distances.append(boundary.distance)
+            if predicts:
+                points: Any = boundary.points
+                predictions.append(predictions_at(kept, points, numbers))
+        return torch.cat(distances), Predictions.cat(predictions) if predicts else None
+
+    def _found(
+        self, decision: Decision, index: Tensor, budget: int, find: Callable[[BoundarySearch], BoundaryPoints]
+    ) -> tuple[BoundaryPoints, Decision]:
+        """Boundary points of decisions ``(N,)``, and the one in which they were found: that keeps first tokens or not.
+
+        What was found with kept tokens is checked by the model on all of them, since rounding differs.
+        """
+        kept = decision.keeping_first_tokens()
+        boundary = find(self._search(kept, budget))
+        if kept is decision or decision.agrees_with(boundary, index):
+            return boundary, kept
+        return find(self._search(decision, budget)), decision
 
     def _search(self, decision: Decision, budget: int) -> BoundarySearch:
         if self.search is not None:

@@ -66,7 +66,7 @@ def of_decision(
     """All attributions of one prompt, what they cost and how good they are, and the result about its tokens alone."""
     explain.point = point
     result = explain.attribute(*arguments, token_budget=settings.token_budget, n_candidates=N_CANDIDATES)
-    maps = of_distances(decision, result, explain.points)
+    maps = of_distances(decision, result, explain.predictions)
     costs = dict.fromkeys(maps, explain.costs)
     other_maps, other_costs = others(decision, point, settings)
     maps.update(other_maps)

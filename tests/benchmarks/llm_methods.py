@@ -18,6 +18,7 @@ from captum.attr import GradientShap, InputXGradient, IntegratedGradients, Salie
 from torch import Tensor, nn
 
 from captum_boundary.llm import LLMBoundaryAttribution, LLMBoundaryResult
+from captum_boundary.llm._substitutions import Predictions
 from captum_boundary.search import BoundaryPoints, BoundarySearch, Proposal, SearchProblem
 
 BUDGET = 20  # gradients of the search over a whole prompt
@@ -96,31 +97,32 @@ class KnownPoint(BoundarySearch):
 class RecordingAttribution(LLMBoundaryAttribution):
     """Takes the boundary point of the whole prompt ``(L, E)`` as found before, and searches for tokens alone.
 
-    Their boundary points ``(L, L, E)`` are kept, and the forwards and gradients that they cost.
+    What their boundary points predict is kept, and the forwards and gradients that they cost.
     """
 
     point: Tensor
-    parts: list[BoundaryPoints]
+    predictions: Predictions
+    costs: list[int]
 
     def _search(self, decision: Any, budget: int) -> BoundarySearch:
         if budget == self.budget:
             return KnownPoint(decision, self.point)
-        self.parts = []  # since a search was asked for last
         search = super()._search(decision, budget)
         find = search.find
 
         def recorded(*args: Any, **kwargs: Any) -> BoundaryPoints:
             points = find(*args, **kwargs)
-            self.parts.append(points)
+            self.costs[0] += int(points.n_forward.sum())
+            self.costs[1] += int(points.n_gradient.sum())
             return points
 
         search.find = recorded
         return search
 
-    def _alone(self, *args: Any) -> tuple[Tensor, Tensor]:
-        distance, self.points = super()._alone(*args)
-        self.costs = [int(sum(getattr(p, name).sum() for p in self.parts)) for name in ("n_forward", "n_gradient")]
-        return distance, self.points
+    def _alone(self, *args: Any) -> tuple[Tensor, Predictions]:
+        self.costs = [0, 0]
+        distance, self.predictions = super()._alone(*args)
+        return distance, self.predictions
 
 
 def occlusion(decision: Decision, function: str = "score", baseline: Tensor | None = None) -> Tensor:
@@ -176,30 +178,13 @@ def sensitivity(decision: Decision, n_directions: int = 8) -> Tensor:
     return slope.square().sum(2).mean(0).sqrt()
 
 
-def own_slopes(decision: Decision, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of all real tokens that flip the decision in the place of each, and what the mean embedding takes away.
-
-    Both as predicted by the slope where the token alone has reached the boundary.
-    """
-    places = torch.arange(len(points))
-    share, loss = [], []
-    for rows, own in zip(points.split(ROWS), places.split(ROWS), strict=True):
-        leaf = rows.detach().clone().requires_grad_()
-        score = decision.score(leaf)
-        slope = torch.autograd.grad(score.sum(), leaf)[0][torch.arange(len(own)), own]
-        offset = score.detach() - (slope * rows[torch.arange(len(own)), own]).sum(1)
-        share.append(((offset[:, None] + slope @ decision.weight.T) < 0).float().mean(1))
-        loss.append(decision.whole - offset - slope @ decision.mean)
-    return torch.cat(share), torch.cat(loss)
-
-
 def of_distances(
-    decision: Decision, result: LLMBoundaryResult, points: Tensor
+    decision: Decision, result: LLMBoundaryResult, predictions: Predictions
 ) -> dict[str, Callable[[], Tensor] | Tensor]:
     """Attributions made of token distances: plain ones, and corrected for tokens to which everything is sensitive."""
     distance, length = result.token_distance[0], (decision.x[0] - decision.mean).norm(dim=1)
     general = sensitivity(decision)
-    share, loss = own_slopes(decision, points)
+    value, slope = predictions  # of the score, with another token in the place of each
     return {
         "token closeness": result.token_closeness[0],
         "1 / token distance": 1 / distance,
@@ -207,8 +192,8 @@ def of_distances(
         "mean embedding / token distance": length / distance,
         "1 / (token distance x sensitivity)": 1 / (distance * general),
         "closeness / sensitivity": result.token_closeness[0] / (general * length),
-        "real tokens beyond the boundary": share,
-        "slope at own point": loss,
+        "real tokens beyond the boundary": ((value[:, None] + slope @ decision.weight.T) < 0).float().mean(1),
+        "slope at own point": decision.whole - value - slope @ decision.mean,
     }
 
 

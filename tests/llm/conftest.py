@@ -36,6 +36,11 @@ CONFIGS = {
     "qwen2": lambda n: transformers.Qwen2Config(vocab_size=n, **SIZES, tie_word_embeddings=True),
     "gpt2": lambda n: transformers.GPT2Config(vocab_size=n, n_embd=16, n_layer=2, n_head=2, n_positions=32),
     "gemma": lambda n: transformers.GemmaConfig(vocab_size=n, head_dim=8, **SIZES),
+    # Windows shorter than prompts: in every layer, and in every second one.
+    "mistral": lambda n: transformers.MistralConfig(vocab_size=n, head_dim=8, sliding_window=4, **SIZES),
+    "gemma2": lambda n: transformers.Gemma2Config(
+        vocab_size=n, head_dim=8, query_pre_attn_scalar=8, sliding_window=4, **SIZES
+    ),
 }
 
 
