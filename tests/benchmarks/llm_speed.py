@@ -1,131 +1,86 @@
 """What it saves to evaluate first tokens of a prompt once, those before the tokens that move.
 
-    python tests/benchmarks/llm_speed.py [--lengths 16 32] [--budgets 5 10] [--held 64 128]
+    python tests/benchmarks/llm_speed.py [--lengths 16 32 64] [--held 64 128] [--turns 4]
 
-SmolLM2-135M in float32, on one thread of a CPU, with and without, in turns: distances of all tokens alone, at several
-lengths and budgets; distances of four passages; and the search of the whole with 8 steps of Integrated Gradients, where
-all tokens but the last quarter are held, as a chat's template and the system's message can be. Without, all rows are
-searched at once that memory allows. Shares are of tokens that pass through the model, and of the process's time.
+SmolLM2-135M in float32, on one thread of a CPU: one forward and backward pass, of the parts of a prompt whose tokens
+are searched alone (of four of them, evenly), and of one row of which the last quarter of the tokens moves, as in a chat
+whose beginning is held. Shares are of the same pass on all tokens, of tokens and of the process's time, the least of
+some turns. A search is made of such passes, whatever its budget; checks of the cache come on top, a few passes a part.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import torch
 from llm_models import load_smollm2
 from report import print_table, save
-from torch import nn
+from torch import Tensor
 
-from captum_boundary.llm import LLMBoundaryAttribution, LLMBoundaryResult, _decision
+from captum_boundary.llm._decision import Decision, decision_between
 from captum_boundary.llm._embedded_model import EmbeddedModel
 
 FILLER = "The station is not far from here, and the river is wide. "
 QUESTION = "The capital of France is"
-N_STEPS = 8
+N_ROWS = 8  # of a pass on all tokens
+N_PARTS = 4
 
 
-@contextmanager
-def counted(model: nn.Module) -> Iterator[list[int]]:
-    """Tokens that pass through the model."""
-    counts = [0]
-
-    def count(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        given = arguments[0] if arguments else options["inputs_embeds"]
-        counts[0] += given.shape[:2].numel()
-
-    hook = model.register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        yield counts
-    finally:
-        hook.remove()
+def seconds_of(decision: Decision, n_rows: int) -> float:
+    """For each row of a forward and backward pass."""
+    leaf = decision.moving.repeat(n_rows, 1, 1).requires_grad_()
+    begin = time.process_time()
+    score = decision.difference(leaf, torch.zeros(n_rows, dtype=torch.long))
+    torch.autograd.grad(score.sum(), leaf)
+    return (time.process_time() - begin) / n_rows
 
 
-@contextmanager
-def all_evaluated() -> Iterator[None]:
-    with (
-        mock.patch.object(EmbeddedModel, "cache_of", return_value=None),
-        mock.patch.object(_decision, "_TOKENS_ON_CPU", 2**31),
-    ):
-        yield
-
-
-def compared(model: nn.Module, explain: Callable[[], LLMBoundaryResult]) -> dict[str, float]:
-    """Shares of tokens and of seconds, and by how much distances differ."""
-    tokens, seconds, distances = [], [], []
-    for mode in (nullcontext, all_evaluated):
-        with mode(), counted(model) as counts:
-            begin = time.process_time()
-            result = explain()
-            seconds.append(time.process_time() - begin)
-        tokens.append(counts[0])
-        own = result.distance if result.token_distance is None else result.token_distance
-        distances.append(own.flatten())
-    kept, whole = (distance[torch.stack(distances).isfinite().all(0)] for distance in distances)
+def shares(whole: Decision, n_rows: int, parts: list[tuple[Decision, Tensor]], turns: int) -> dict[str, float]:
+    """Of the pass on all tokens of ``n_rows``."""
+    kept = [(part.keeping_first_tokens(), len(groups)) for part, groups in parts]
+    own, all_tokens = [float("inf")] * len(kept), float("inf")
+    for _ in range(turns + 1):  # the first is that of the search's inputs, which is evaluated whole
+        all_tokens = min(all_tokens, seconds_of(whole, n_rows))
+        own = [min(least, seconds_of(*part)) for least, part in zip(own, kept, strict=True)]
+    length = len(whole._ids)
     return {
-        "share of tokens": tokens[0] / tokens[1],
-        "share of time": seconds[0] / seconds[1],
-        "seconds": seconds[0],
-        "largest difference": float((kept / whole - 1).abs().max()) if len(kept) else 0.0,
+        "share of tokens": sum(1 - part._n_kept / length for part, _ in kept) / len(kept),
+        "share of time": sum(own) / len(own) / all_tokens,
+        "seconds": all_tokens * n_rows,
     }
-
-
-def measured(lengths: list[int], held: list[int], budgets: list[int]) -> Iterator[tuple[str, dict[str, float]]]:
-    model, tokenizer = load_smollm2()
-    filler, question = tokenizer.encode(FILLER * 64), tokenizer.encode(QUESTION)
-    answers = tokenizer.encode(" Paris"), tokenizer.encode(" London")
-
-    def prompt_of(length: int) -> list[int]:
-        return filler[: length - len(question)] + question
-
-    def explain(budget: int, prompt: list[int], **options: Any) -> LLMBoundaryResult:
-        method = LLMBoundaryAttribution(model, tokenizer, budget=budget)
-        return method.attribute(prompt, *answers, n_candidates=None, **options)
-
-    explain(1, question, token_budget=1, n_steps=1)  # what is done once
-    for budget in budgets:
-        for length in lengths:
-            result = compared(model, lambda: explain(1, prompt_of(length), token_budget=budget, n_steps=1))  # noqa: B023
-            yield f"{length} tokens alone, {budget} gradients each", result
-        for length in held:
-            ids = prompt_of(length)
-            quarter = length // 4
-            beginning = tokenizer.decode(ids[: length - quarter])
-            options = {"token_budget": None, "n_steps": N_STEPS, "skip_tokens": [beginning]}
-            result = compared(model, lambda: explain(4 * budget, ids, **options))  # noqa: B023
-            yield f"{length} tokens, last quarter together, {4 * budget} gradients", result
-            passages = [tokenizer.decode(ids[k : k + quarter]) for k in range(0, length, quarter)]
-            options = {"token_budget": budget, "n_steps": 1, "phrases": passages}
-            result = compared(model, lambda: explain(1, ids, **options))  # noqa: B023
-            yield f"{length} tokens in 4 passages, {budget} gradients each", result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--lengths", type=int, nargs="*", default=[16, 32], help="tokens of prompts, each searched alone"
-    )
-    parser.add_argument("--held", type=int, nargs="*", default=[64, 128], help="tokens of prompts of four parts")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[5, 10], help="gradients for each token")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[16, 32, 64], help="tokens of prompts, each alone")
+    parser.add_argument("--held", type=int, nargs="*", default=[64, 128], help="tokens, of which a quarter moves")
+    parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "llm_speed.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = {}
-    for name, row in measured(options.lengths, options.held, options.budgets):
-        rows[name] = row
-        print(f"{row['share of tokens']:.2f} of tokens, {row['share of time']:.2f} of time  {name}", flush=True)
-        save(
-            "shares",
-            {"settings": {k: str(v) for k, v in vars(options).items()}, "rows": rows, "claims": []},
-            options.output,
-        )
+    model, tokenizer = load_smollm2()
+    embedded, rows = EmbeddedModel(model), {}
+    filler, question, *answers = (
+        torch.tensor(tokenizer.encode(text)) for text in (FILLER * 64, QUESTION, " Paris", " London")
+    )
+
+    def decision(length: int, n_held: int = 0) -> Decision:
+        ids = torch.cat([filler[: length - len(question)], question])
+        return decision_between(embedded, ids, torch.arange(length) >= n_held, *answers)
+
+    for length in options.lengths:
+        whole = decision(length)
+        parts = list(whole.parts(torch.arange(length)))
+        some = parts[:: max(1, len(parts) // N_PARTS)]
+        rows[f"{length} tokens, each alone"] = shares(whole, N_ROWS, some, options.turns)
+    for length in options.held:
+        held = decision(length, length - length // 4)
+        rows[f"{length} tokens, the last quarter moves"] = shares(held, 1, [(held, torch.zeros(1))], options.turns)
     print_table(rows)
+    settings = {"turns": options.turns, "rows": N_ROWS, "parts": N_PARTS}
+    save("shares", {"settings": settings, "rows": rows, "claims": []}, options.output)
 
 
 if __name__ == "__main__":
