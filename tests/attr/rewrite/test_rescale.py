@@ -234,12 +234,16 @@ class Rounded(nn.Module):
         return 0.3 * self.last(self.relu(x)) + self.offset * (self.calls[0] % 2)
 
 
-def test_rounding_of_deep_networks_is_no_difference() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "rounding", "difference"),
+    [(torch.float32, 1.5e-5, 1e-3), (torch.bfloat16, 2e-3, 0.3), (torch.float16, 2e-3, 0.3)],
+)
+def test_rounding_of_deep_networks_is_no_difference(dtype, rounding, difference) -> None:
     """A GoogLeNet's scores of 0.3 differ by 1.5e-5."""
-    inputs = torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
-    separate_activations(Rounded(1.5e-5), inputs)
+    inputs = torch.rand(2, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    separate_activations(Rounded(rounding).to(dtype), inputs)
     with pytest.raises(BoundaryValueError, match="does not compute what the model computes"):
-        separate_activations(Rounded(1e-3), inputs)
+        separate_activations(Rounded(difference).to(dtype), inputs)
 
 
 def test_no_function_has_two_rules() -> None:
