@@ -228,7 +228,7 @@ def _described(
     log_p: Tensor,
 ) -> list[Substitution]:
     positions = prompt.movable.nonzero().flatten().tolist()
-    place_of_answer = int(search.decision.position)
+    place_of_answer = search.decision.position
     before = _log_likelihood(log_p, prompt.ids)
     tokenizer, described = vocabulary.tokenizer, []
     for replaced, score, distance in flips:

@@ -134,23 +134,24 @@ class NearestBoundary(BoundarySearch):
             enters = inner.oracle.sign < 0
             n_entering = int(enters.sum())
             if n_entering in (0, len(inner)):
-                incumbent, end = self._run(inner, problem, starts, n_entering > 0)
+                incumbent, end = self._search_side(inner, problem, starts, n_entering > 0)
             else:
                 incumbent = Incumbent.none(inner)
                 end = torch.zeros_like(incumbent.phase)
                 for targeted in (False, True):
                     rows = (enters == targeted).nonzero().flatten()
                     part_starts = None if starts is None else starts[rows]
-                    found, end_of_part = self._run(inner.select(rows), problem, part_starts, targeted)
+                    found, end_of_part = self._search_side(inner.select(rows), problem, part_starts, targeted)
                     incumbent, end = incumbent.replaced(rows, found), end.index_copy(0, rows, end_of_part)
             points = incumbent.points
             if inner is not problem._problem:  # what did not move is not rounded
                 points = torch.where(points == inner.x, problem.x, inner.oracle.from_units(points))
         return Proposal(points, 10 * incumbent.phase + end)
 
-    def _run(
+    def _search_side(
         self, part: Problem, problem: SearchProblem, starts: Tensor | None, targeted: bool
     ) -> tuple[Incumbent, Tensor]:
+        """Points of examples that all leave the region of their target, or all enter it, and why searches ended."""
         run = _Run(part, self.settings, self.budget, targeted, problem.seed)
         if problem.is_one_of_many:
             run.search_one_of_many(starts)
