@@ -24,8 +24,7 @@ class Model:
     """Class scores ``(n, C)``, ``C >= 2``, of n variants of the examples of a batch of N.
 
     Further arguments follow the examples they belong to. To look whether scores are finite, an accelerator has to be
-    waited for, so only those of :meth:`first_scores` are looked at at once; :meth:`check_finite` tells of all others
-    that were asked to be checked.
+    waited for, so only those of :meth:`first_scores` are looked at.
 
     Attributes:
 
@@ -39,7 +38,6 @@ class Model:
         arguments = format_additional_forward_args(additional_forward_args)
         # Gradients cannot pass through tensors that were made in inference mode.
         self._arguments = None if arguments is None else tuple(map(clone_if_inference, arguments))
-        self._all_finite: Tensor | None = None
         self.is_binary = False
         self.resolution = 0.0
 
@@ -49,9 +47,7 @@ class Model:
         refuse_not_finite(scores)
         return scores
 
-    def scores(
-        self, inputs: tuple[Tensor, ...], examples: Tensor | None = None, looks_at_values: bool = False
-    ) -> Tensor:
+    def scores(self, inputs: tuple[Tensor, ...], examples: Tensor | None = None) -> Tensor:
         """Scores ``(n, C)`` of variants of ``examples`` ``(n,)``, or of all in their order; without a graph."""
         arguments = self._arguments_of(examples)
         try:
@@ -63,7 +59,7 @@ class Model:
             if is_first and (better := without_batch_dimension(inputs, lambda one: self._function(one, None))):
                 raise better from error
             raise
-        self._note(output, looks_at_values)
+        self._note(output)
         return scores
 
     def differentiable_scores(
@@ -75,14 +71,6 @@ class Model:
             scores = shaped_scores(output, len(inputs[0]))
         self._note(output)
         return scores, leaves
-
-    def check_finite(self) -> None:
-        """Refuse NaN and infinite scores of all evaluations whose values were to be looked at."""
-        if self._all_finite is not None and not self._all_finite:
-            raise BoundaryValueError(
-                "The model returned NaN or infinite scores at points between the inputs and others: look for overflow, "
-                "log(0) or masked classes."
-            )
 
     @staticmethod
     def vjp(scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor) -> tuple[Tensor, ...]:
@@ -103,10 +91,7 @@ class Model:
     def _arguments_of(self, examples: Tensor | None) -> tuple[Any, ...] | None:
         return self._arguments if examples is None else of_examples(self._arguments, self._n_examples, examples)
 
-    def _note(self, output: Tensor, looks_at_values: bool = False) -> None:
+    def _note(self, output: Tensor) -> None:
         self.is_binary = has_one_output(output)
         # A model may compute in a lower precision than that of its inputs.
         self.resolution = max(self.resolution, torch.finfo(output.dtype).eps)
-        if looks_at_values:
-            finite = torch.isfinite(output).all()
-            self._all_finite = finite if self._all_finite is None else self._all_finite & finite

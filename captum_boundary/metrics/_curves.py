@@ -35,13 +35,16 @@ class TargetScore:
         self._model = Model(forward_func, self._n_examples, additional_forward_args)
         self._examples = torch.arange(self._n_examples, device=inputs[0].device)
         self._as_probability = score == "probability"
-        self._target = resolve_target(target, self._model.first_scores(inputs), self._model.is_binary)
+        scores = self._model.first_scores(inputs)
+        self._target = resolve_target(target, scores, self._model.is_binary)
+        self._all_finite = torch.isfinite(scores).all()  # looked at in the end, not to wait for an accelerator
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Scores ``(R, N)`` of inputs ``(R * N, ...)``: R variants of all N examples, one variant after the other."""
         n_variants = len(inputs[0]) // self._n_examples
         examples = self._examples.repeat(n_variants) if n_variants > 1 else None
-        scores = self._model.scores(inputs, examples, looks_at_values=True)
+        scores = self._model.scores(inputs, examples)
+        self._all_finite &= torch.isfinite(scores).all()
         if self._as_probability:
             scores = scores.softmax(dim=1)
         elif self._model.is_binary:  # the score of one side is the negative score of the other
@@ -50,7 +53,11 @@ class TargetScore:
 
     def check_finite(self) -> None:
         """Refuse scores that were NaN or infinite."""
-        self._model.check_finite()
+        if not self._all_finite:
+            raise BoundaryValueError(
+                "The model returned NaN or infinite scores at points between the inputs and others: look for overflow, "
+                "log(0) or masked classes."
+            )
 
 
 def ranks(attributions: object, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
