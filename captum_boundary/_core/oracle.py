@@ -21,7 +21,7 @@ from captum_boundary._core.margin import class_scores, margin_and_rival, resolve
 from captum_boundary._core.model import Model
 from captum_boundary._core.repeatability import Repeatability
 
-__all__ = ["Linearization", "MarginOracle"]
+__all__ = ["Linearization", "MarginOracle", "class_weights"]
 
 
 class Linearization(NamedTuple):
@@ -214,11 +214,11 @@ class MarginOracle:
         """The points as the model sees them, after rounding to the dtype of the inputs."""
         return self.pack(self.unpack(points))
 
-    def depth(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Depth ``(n,)`` and highest other class ``(n,)`` at ``points`` ``(n, D)``, of all rows or the given ones."""
+    def depth(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Depth ``(n,)`` and highest other class ``(n,)`` at ``points`` ``(n, D)``."""
         depths, rivals = [], []
         with torch.no_grad():
-            for part, part_rows in self._parts(points, rows):
+            for part, part_rows in self._parts(points):
                 depth, rival = self.depth_of(self._scores(part, part_rows), part_rows)
                 depths.append(depth)
                 rivals.append(rival)
@@ -230,9 +230,9 @@ class MarginOracle:
         margin = scores.gather(1, self._of(self.target, rows)[:, None]).squeeze(1) - best
         return _usable((self._of(self.sign, rows) * margin).to(self.dtype)), rival
 
-    def linearize(self, points: Tensor, rows: Tensor | None = None) -> Linearization:
+    def linearize(self, points: Tensor) -> Linearization:
         """Linearize the margin over the highest other class at ``points`` ``(n, D)``."""
-        return self._linearize(points, rows, lambda rivals, weight, _: _weigh(rivals.strongest, weight, rivals.scores))
+        return self._linearize(points, lambda rivals, weight, _: _weigh(rivals.strongest, weight, rivals.scores))
 
     def linearize_over(self, points: Tensor, rival: Tensor) -> Linearization:
         """Linearize the margin over one rival ``(n,)`` each."""
@@ -240,17 +240,17 @@ class MarginOracle:
         def weights_of(rivals: _Rivals, weight: Tensor, here: slice) -> Tensor:
             return _weigh(rival[here, None], weight, rivals.scores)
 
-        return self._linearize(points, None, weights_of, is_margin=False)
+        return self._linearize(points, weights_of, is_margin=False)
 
-    def linearize_runner_up(self, points: Tensor, rows: Tensor | None = None) -> Linearization:
+    def linearize_runner_up(self, points: Tensor) -> Linearization:
         """Linearize the margin over the second highest other class."""
 
         def weights_of(rivals: _Rivals, weight: Tensor, _: slice) -> Tensor:
             return _weigh(rivals.scores.topk(2, dim=1).indices[:, 1:], weight, rivals.scores)
 
-        return self._linearize(points, rows, weights_of, is_margin=False)
+        return self._linearize(points, weights_of, is_margin=False)
 
-    def linearize_smoothed(self, points: Tensor, temperature: Tensor, rows: Tensor | None = None) -> Linearization:
+    def linearize_smoothed(self, points: Tensor, temperature: Tensor) -> Linearization:
         """Linearize the margin with the slope of a log-sum-exp over rivals, at a temperature ``(n,)``.
 
         The slope is then an average over all rivals that come close to the strongest one.
@@ -260,19 +260,15 @@ class MarginOracle:
             scale = temperature[here, None].to(weight).clamp_min(torch.finfo(weight.dtype).tiny)
             return torch.softmax((rivals.scores - rivals.best) / scale, dim=1).mul_(weight)
 
-        return self._linearize(points, rows, weights_of)
+        return self._linearize(points, weights_of)
 
     def _linearize(
-        self,
-        points: Tensor,
-        rows: Tensor | None,
-        weights_of: Callable[[_Rivals, Tensor, slice], Tensor],
-        is_margin: bool = True,
+        self, points: Tensor, weights_of: Callable[[_Rivals, Tensor, slice], Tensor], is_margin: bool = True
     ) -> Linearization:
         """Linearize the target's score minus an average of its rivals', whose weights follow from their scores."""
         parts = []
         n_done = 0
-        for part, part_rows in self._parts(points, rows):
+        for part, part_rows in self._parts(points):
             here = slice(n_done, n_done + len(part))
             n_done += len(part)
             target = self._of(self.target, part_rows)
@@ -317,6 +313,13 @@ class MarginOracle:
 
         return scores.detach(), vjp
 
+    def gradient(
+        self, points: Tensor, winner: Tensor, loser: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Gradients ``(n, D)`` at ``points`` of scores of classes ``(n,)``, less those of others if they are given."""
+        scores, vjp = self.scores(points, rows)
+        return vjp(class_weights(scores, winner, loser))
+
     def _slope(self, scores: Tensor, leaves: tuple[Tensor, ...], weights: Tensor, rows: Tensor | None) -> Tensor:
         slope = self.pack(self._model.vjp(scores, leaves, weights))
         slope = slope if self._unit is None else slope * self._unit_of(rows)
@@ -345,13 +348,21 @@ class MarginOracle:
     def _of(values: Tensor, rows: Tensor | None) -> Tensor:
         return values if rows is None else values[rows]
 
-    def _parts(self, points: Tensor, rows: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _parts(self, points: Tensor, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Points and their rows, as many at once as may pass through the model."""
         if self.chunk_size is None or len(points) <= self.chunk_size:
             yield points, rows
         else:
             rows = self.all_rows if rows is None else rows
             yield from zip(torch.split(points, self.chunk_size), torch.split(rows, self.chunk_size), strict=True)
+
+
+def class_weights(scores: Tensor, winner: Tensor, loser: Tensor | None = None) -> Tensor:
+    """Weights of ``scores`` ``(n, C)``: 1 for one class ``(n,)`` of each row, -1 for another if it is given."""
+    weights = torch.zeros_like(scores)
+    if loser is not None:
+        weights.scatter_(1, loser[:, None], -1.0)
+    return weights.scatter_(1, winner[:, None], 1.0)
 
 
 def _weigh(column: Tensor, weight: Tensor, scores: Tensor) -> Tensor:

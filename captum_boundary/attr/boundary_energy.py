@@ -20,7 +20,7 @@ from captum_boundary._core.context import geometry
 from captum_boundary._core.flat import unpack
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary._core.margin import margin_and_rival
-from captum_boundary._core.oracle import MarginOracle
+from captum_boundary._core.oracle import MarginOracle, class_weights
 from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary._core.user_warnings import warn_user
 from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
@@ -246,16 +246,16 @@ def _tenth_of_range(oracle: MarginOracle) -> Tensor:
 
 def _gradients_at_boundaries(oracle: MarginOracle, points: Tensor, rows: Tensor) -> Tensor:
     """Gradients ``(n, D)`` of the target's score where the linearized boundaries of ``points`` ``(n, D)`` lie."""
-    target = oracle.target[rows][:, None]
+    target = oracle.target[rows]
     scores, vjp = oracle.scores(points, rows)
-    margin, rival = margin_and_rival(scores, target.squeeze(1))
-    of_margin = torch.zeros_like(scores).scatter_(1, rival[:, None], -1.0).scatter_(1, target, 1.0)
+    margin, rival = margin_and_rival(scores, target)
+    of_margin = class_weights(scores, target, rival)
     slope = vjp(of_margin)
     steepness = slope.square().sum(dim=1).clamp_min(torch.finfo(slope.dtype).tiny)
     step = (margin.to(slope) / steepness)[:, None] * slope
     scores, vjp = oracle.scores(points - torch.nan_to_num(step, 0.0, 0.0, 0.0), rows)
     # The one output of a binary model is the margin, up to its sign.
-    weights = of_margin if oracle.is_binary else torch.zeros_like(scores).scatter_(1, target, 1.0)
+    weights = of_margin if oracle.is_binary else class_weights(scores, target)
     if oracle.resolution <= torch.finfo(torch.float32).eps:
         return vjp(weights)
     largest = slope.abs().amax(dim=1, keepdim=True).clamp_min(_HALF_LARGEST / _HALF_MAX_SCALE)

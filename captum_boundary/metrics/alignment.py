@@ -210,10 +210,5 @@ def _slope(oracle: MarginOracle, points: Tensor, boundary: BoundaryPoints, with_
 
     Only their directions matter. They are scaled to a largest component of 1, for squares of tiny ones would underflow.
     """
-    scores, vjp = oracle.scores(points, oracle.all_rows)
-    weights = torch.zeros_like(scores)
-    if with_adversarial:
-        weights.scatter_(1, boundary.adversarial.clamp_min(0)[:, None], -1.0)
-    weights.scatter_(1, boundary.target[:, None], 1.0)
-    slope = vjp(weights)
+    slope = oracle.gradient(points, boundary.target, boundary.adversarial.clamp_min(0) if with_adversarial else None)
     return slope / slope.abs().amax(dim=1, keepdim=True)

@@ -156,8 +156,7 @@ class AttributionMaps:
     def _mean_gradient(self, points: Tensor) -> Tensor:
         total = torch.zeros_like(points)
         for rows, example_index, path, nodes, weights in self._paths(points, self._rule):
-            scores, vjp = self._oracle.scores(path, example_index)
-            gradients = vjp(torch.zeros_like(scores).scatter_(1, self._explained[example_index, None], 1.0))
+            gradients = self._oracle.gradient(path, self._explained[example_index], rows=example_index)
             total[rows] += (weights[:, None] * gradients.view(-1, len(nodes), points.shape[1])).sum(dim=1)
         return total
 

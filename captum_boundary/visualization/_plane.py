@@ -48,10 +48,8 @@ class Scene(NamedTuple):
 
     def slope(self, winner: int, loser: int) -> Tensor:
         """Gradient ``(1, D)`` of one class's score over another's, at the boundary point."""
-        scores, vjp = self.oracle.scores(self.point, self.row)
-        weights = torch.zeros_like(scores)
-        weights[0, winner], weights[0, loser] = 1.0, -1.0
-        return vjp(weights)
+        classes = torch.tensor([[winner], [loser]], device=self.row.device)
+        return self.oracle.gradient(self.point, classes[0], classes[1], self.row)
 
 
 def normal_at(scene: Scene) -> Tensor:
