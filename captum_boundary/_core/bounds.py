@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_boundary._core.checks import plain_number
 from captum_boundary._core.flat import geometry_dtype, pack, unpack
-from captum_boundary._core.geometry import Box
+from captum_boundary._core.geometry import Box, next_towards
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = [
@@ -162,7 +162,7 @@ def _refuse(name: str, pair: Pair, lower: Tensor, values: Tensor, upper: Tensor,
 def _rounded_down(limit: Tensor, dtype: torch.dtype) -> Tensor:
     """The largest numbers of ``dtype`` at or below ``limit``, in its own dtype."""
     nearest = limit.to(dtype)
-    below = torch.nextafter(nearest, torch.full_like(nearest, -torch.inf))
+    below = next_towards(nearest, torch.full_like(nearest, -torch.inf))
     return torch.where(nearest.to(limit) > limit, below, nearest).to(limit)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Box", "power_of_two", "ratio", "row_dot"]
+__all__ = ["Box", "next_towards", "power_of_two", "ratio", "row_dot"]
 
 _EXPONENT_BITS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
 
@@ -44,3 +44,16 @@ def power_of_two(vectors: Tensor) -> Tensor:
     size = vectors.abs().amax(dim=1, keepdim=True)
     integer, mask = _EXPONENT_BITS[size.dtype]
     return (size.view(integer) & mask).view(size.dtype).clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def next_towards(values: Tensor, goals: Tensor) -> Tensor:
+    """What ``torch.nextafter`` gives for unequal numbers, in half precision too, where not every device has it."""
+    if values.dtype in _EXPONENT_BITS:
+        return torch.nextafter(values, goals)
+    is_up = goals > values
+    # Numbers of one sign are ordered by their magnitude as their bits are, read as integers (IEEE 754).
+    bits = values.view(torch.int16)
+    stepped = torch.where(is_up == (values > 0), bits + 1, bits - 1).view(values.dtype)
+    info = torch.finfo(values.dtype)
+    smallest = torch.full_like(values, info.smallest_normal * info.eps)
+    return torch.where(values == 0, torch.where(is_up, smallest, -smallest), stepped)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captum_boundary._core.bounds import Bounds, box_of
 from captum_boundary._core.flat import pack, unpack, widest_dtype
-from captum_boundary._core.geometry import Box
+from captum_boundary._core.geometry import Box, next_towards
 from captum_boundary._core.norms import Norm, norm_of
 from captum_boundary.robust._path_integral import InnerObjective, PerturbedBatch
 
@@ -166,21 +166,8 @@ def _displaced(x: Tensor, displacements: Tensor, inputs: tuple[Tensor, ...], box
     ends = torch.minimum(torch.maximum(origin + displacements, lower), upper)
     nearest = unpack(ends, inputs)
     rounded = pack(nearest)
-    nearer = pack(tuple(_next_towards(part, tensor) for part, tensor in zip(nearest, inputs, strict=True)))
+    nearer = pack(tuple(next_towards(part, tensor) for part, tensor in zip(nearest, inputs, strict=True)))
     is_beyond = torch.where(ends > origin, rounded > ends, rounded < ends)
     # The sum has been rounded itself, where the inputs are as wide.
     is_beyond |= (rounded.to(wide) - origin).abs() > displacements.abs()
     return torch.where(is_beyond, nearer, rounded)
-
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _next_towards(values: Tensor, goals: Tensor) -> Tensor:
-    """What ``torch.nextafter`` gives for unequal numbers; not every device has that in half precision."""
-    is_up = goals > values
-    bits = values.view(_INTEGERS[values.element_size()])
-    stepped = torch.where(is_up == (values > 0), bits + 1, bits - 1).view(values.dtype)
-    info = torch.finfo(values.dtype)
-    smallest = torch.full_like(values, info.smallest_normal * info.eps)
-    return torch.where(values == 0, torch.where(is_up, smallest, -smallest), stepped)

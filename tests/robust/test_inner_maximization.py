@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from captum_boundary._core.flat import pack
 from captum_boundary._core.geometry import Box
 from captum_boundary.robust import AttributionAttack, RARLoss
-from captum_boundary.robust._inner_maximization import FeasibleSet, _next_towards
+from captum_boundary.robust._inner_maximization import FeasibleSet
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 # None of them is a number of any of the dtypes.
@@ -124,11 +124,3 @@ def test_any_point_is_brought_inside_and_far_out(norm, dtype, seed, size, epsilo
     slack = max(torch.finfo(dtype).eps, 1e-5) * 2
     reached = torch.linalg.vector_norm(points.double() - x.double(), norm, dim=1)
     assert (reached >= radius * (1 - slack) - 2 * steps - torch.finfo(dtype).smallest_normal).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_the_next_number_is_that_of_torch(dtype) -> None:
-    values = torch.tensor([0.0, -0.0, 1.0, -1.0, 1.5, -0.3, 3e-5, -6e-8, 60000.0], dtype=dtype)
-    for goal in (-65000.0, 0.2, 65000.0):
-        goals = torch.full_like(values, goal)
-        assert torch.equal(_next_towards(values, goals), torch.nextafter(values, goals))
