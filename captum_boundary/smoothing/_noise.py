@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.checks import check_count
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
@@ -32,18 +31,12 @@ def normal_noise(
 
 
 def noisy_copies(
-    inputs: tuple[Tensor, ...],
-    noise: tuple[Tensor, ...],
-    arguments: tuple[Any, ...],
-    examples: slice,
-    copies: slice,
-) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-    """Noisy copies ``(n * n_copies, ...)`` of n examples, example by example, and the arguments that follow them."""
+    inputs: tuple[Tensor, ...], noise: tuple[Tensor, ...], examples: slice, copies: slice
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Noisy copies ``(n * n_copies, ...)`` of n examples, example by example, and which example each is of."""
     noisy = tuple((x[examples, None] + e[copies]).flatten(0, 1) for x, e in zip(inputs, noise, strict=True))
-    if not arguments:
-        return noisy, ()
     rows = torch.arange(examples.start, examples.stop, device=inputs[0].device)
-    return noisy, of_examples(arguments, len(inputs[0]), rows.repeat_interleave(copies.stop - copies.start))
+    return noisy, rows.repeat_interleave(copies.stop - copies.start)
 
 
 def check_pairs(n_samples: int) -> None:

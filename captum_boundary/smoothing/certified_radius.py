@@ -7,7 +7,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,18 +15,18 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from captum_boundary._core.batch_sizes import copies_at_once, slices
-from captum_boundary._core.captum_helpers import TensorOrTupleOfTensorsGeneric, format_additional_forward_args
+from captum_boundary._core.captum_helpers import TensorOrTupleOfTensorsGeneric
 from captum_boundary._core.checks import check_choice, check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.flat import geometry_dtype
 from captum_boundary._core.generators import check_generator, seed_of
-from captum_boundary._core.margin import class_scores
+from captum_boundary._core.margin import refuse_not_finite
+from captum_boundary._core.model import Model
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
-from captum_boundary._core.score_function import ScoreFunction
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._noise import noisy_copies, normal_noise
-from captum_boundary.smoothing.smoothed_model import SmoothedModel, by_copies
+from captum_boundary.smoothing.smoothed_model import SmoothedModel
 
 __all__ = ["CertifiedRadius", "certified_radius"]
 
@@ -138,9 +138,8 @@ def certified_radius(
         watch_repeatability(smoothed.forward_func) as repeatability,
         tqdm(total=n_selection + n_samples, desc="Certified radius", unit="vote", disable=not show_progress) as bar,
     ):
-        arguments = format_additional_forward_args(additional_forward_args) or ()
-        function = ScoreFunction(smoothed.forward_func)
-        voters = _Voters(smoothed, tensors, arguments, function, decision == "probabilities", bar.update)
+        model = Model(smoothed.forward_func, len(tensors[0]), additional_forward_args)
+        voters = _Voters(smoothed, tensors, model, decision == "probabilities", bar.update)
         if repeatability.in_training_mode:
             oracle = MarginOracle(smoothed.forward_func, tensors, None, additional_forward_args)
             oracle.score_noise(repeatability)
@@ -163,8 +162,7 @@ class _Voters(NamedTuple):
 
     smoothed: SmoothedModel
     inputs: tuple[Tensor, ...]
-    arguments: tuple[Any, ...]
-    score_function: ScoreFunction
+    model: Model
     draws: bool  # whether a vote is drawn from the probabilities of a copy
     on_votes: Callable[[int], object]
 
@@ -190,16 +188,18 @@ class _Voters(NamedTuple):
 
     def _votes(self, noise: tuple[Tensor, ...], draws: Tensor, examples: slice, copies: slice) -> Tensor:
         """Votes ``(n, C)`` of some copies of n examples."""
-        n_examples, n_copies = examples.stop - examples.start, copies.stop - copies.start
-        noisy, arguments = noisy_copies(self.inputs, noise, self.arguments, examples, copies)
-        scores = by_copies(self.score_function(noisy, arguments), n_copies, n_examples)
-        columns = class_scores(scores.flatten(0, 1), n_examples * n_copies).cpu().double()
+        noisy, rows = noisy_copies(self.inputs, noise, examples, copies)
+        scores = self.model.scores(noisy, rows)
+        refuse_not_finite(scores)
+        columns, n_examples = scores.cpu().double(), examples.stop - examples.start
         if self.draws:
             below = columns.softmax(dim=1).cumsum(dim=1) <= draws[copies].repeat(n_examples)[:, None]
             chosen = below.sum(dim=1).clamp_max(columns.shape[1] - 1)
         else:
             chosen = columns.argmax(dim=1)
-        votes: Tensor = functional.one_hot(chosen, columns.shape[1]).reshape(n_examples, n_copies, -1).sum(dim=1)
+        votes: Tensor = (
+            functional.one_hot(chosen, columns.shape[1]).reshape(n_examples, -1, columns.shape[1]).sum(dim=1)
+        )
         return votes
 
 

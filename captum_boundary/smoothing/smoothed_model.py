@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.batch_sizes import copies_at_once, slices
 from captum_boundary._core.checks import check_choice, check_count
 from captum_boundary._core.failures import types_and_exports_explained
@@ -20,7 +21,7 @@ from captum_boundary._core.outputs import score_tensor
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.smoothing._noise import check_pairs, checked_stdevs, noisy_copies, normal_noise
 
-__all__ = ["SmoothedModel", "by_copies"]
+__all__ = ["SmoothedModel"]
 
 
 class SmoothedModel(nn.Module):
@@ -165,10 +166,11 @@ class SmoothedModel(nn.Module):
         copies: slice,
     ) -> Tensor:
         """Scores ``(n, n_copies, ...)`` of some noisy copies of n examples."""
-        noisy, following = noisy_copies(inputs, noise, others, examples, copies)
+        noisy, rows = noisy_copies(inputs, noise, examples, copies)
+        following = of_examples(others, len(inputs[0]), rows)
         with types_and_exports_explained(self.forward_func, noisy):
             output = self.forward_func(*noisy, *following)
-        return by_copies(output, copies.stop - copies.start, examples.stop - examples.start)
+        return _by_copies(output, copies.stop - copies.start, examples.stop - examples.start)
 
     def _inputs_of(self, arguments: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         n_inputs = len(self._stdevs)
@@ -202,7 +204,7 @@ class SmoothedModel(nn.Module):
         return self._last_noise[1]
 
 
-def by_copies(output: object, n_copies: int, n_examples: int) -> Tensor:
+def _by_copies(output: object, n_copies: int, n_examples: int) -> Tensor:
     """A model's output for the copies of some examples, ``(N, n_copies)`` or ``(N, n_copies, C)``."""
     output = score_tensor(output)
     if not output.is_floating_point():
