@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from captum.attr import Attribution, GradientAttribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.captum_helpers import TargetType
@@ -20,7 +20,7 @@ from captum_boundary.attr._calls import MethodCall, call_in_groups, call_method,
 from captum_boundary.attr._layer_methods import HookableFromLayer
 from captum_boundary.attr._methods import build_method, capabilities_of, check_arguments
 from captum_boundary.attr._rewrite.hookable import hookable_copy
-from captum_boundary.attr._score import ClassScore, ScoreTensor, fix_shared_tensors
+from captum_boundary.attr._score import ClassScore, ScoreTensor, shared_tensors
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 from captum_boundary.search._given import check_same_target
@@ -109,16 +109,16 @@ class MethodAtPoints:
             scores = class_scores(output, len(few[0]))
         if is_asked:
             check_same_target(resolve_target(target, scores, has_one_output(output)), boundary.target)
-        function: Callable[..., Any]
+        fixed, arguments = shared_tensors(arguments, len(inputs[0]))
+        function: nn.Module
         if self.can.hooks_modules:
-            scored = ScoreTensor(unwrapped(self.forward_func), len(inputs))
-            function = scored
+            function = ScoreTensor(unwrapped(self.forward_func), len(inputs), fixed)
             if not isinstance(self.forward_func, HookableFromLayer):
-                everything = (*inputs, *(arguments or ()))
-                function = hookable_copy(scored, self.prototype, everything, len(inputs))
+                function = hookable_copy(function, self.prototype, (*inputs, *(arguments or ())), len(inputs))
+        elif fixed:
+            function = ScoreTensor(self.forward_func, len(inputs), fixed)
         else:
             function = self._scored(len(inputs))
-        function, arguments = fix_shared_tensors(function, inputs, arguments)
         if self.score == "margin":
             adversarial = torch.where(boundary.found, boundary.adversarial, boundary.target)
             return ClassScore(function, 2), None, (*(arguments or ()), boundary.target, adversarial)
@@ -131,7 +131,7 @@ class MethodAtPoints:
     def _scored(self, n_inputs: int) -> ScoreTensor:
         """The scores of the model, for which the method is built once."""
         if n_inputs not in self._built:
-            scored = ScoreTensor(self.forward_func, n_inputs)
+            scored = ScoreTensor(self.forward_func, n_inputs, {})
             self._built[n_inputs] = scored, self.method(scored)
         return self._built[n_inputs][0]
 

@@ -15,24 +15,29 @@ from captum_boundary._core.outputs import score_tensor
 from captum_boundary._core.score_function import ScoreFunction
 from captum_boundary.errors import BoundaryValueError
 
-__all__ = ["ClassScore", "ScoreTensor", "fix_shared_tensors"]
+__all__ = ["ClassScore", "ScoreTensor", "shared_tensors"]
 
 
 class ScoreTensor(nn.Module):
     r"""The scores of a model, for Captum's methods, which know nothing but Tensors.
 
     They are taken out of what the model returns, and evaluated in one context, with a gradient or without. The first
-    ``n_inputs`` arguments are inputs. The model is a submodule, so that methods that hook its layers find them.
+    ``n_inputs`` arguments are inputs. Further tensors that all examples share are ``fixed``, by their positions:
+    Captum's methods repeat every other one as often as the inputs, as if it had an entry for each example. The model is
+    a submodule, so that methods that hook its layers find them.
     """
 
-    def __init__(self, forward_func: Callable[..., Any], n_inputs: int) -> None:
+    def __init__(self, forward_func: Callable[..., Any], n_inputs: int, fixed: Mapping[int, Tensor]) -> None:
         super().__init__()
         self.forward_func = forward_func
         self._n_inputs = n_inputs
+        self._fixed = fixed
 
     def forward(self, *arguments: Any) -> Tensor:
         """Evaluate the model and return its scores alone."""
         inputs, others = arguments[: self._n_inputs], arguments[self._n_inputs :]
+        for position, value in self._fixed.items():
+            others = (*others[:position], value, *others[position:])
         if not torch.is_grad_enabled():
             return ScoreFunction(self.forward_func)(inputs, others)
         with callers_autocast():
@@ -47,40 +52,13 @@ class ScoreTensor(nn.Module):
         return scores
 
 
-class _FixedArguments(nn.Module):
-    r"""A model some of whose further arguments are the same for all examples: those ``fixed``, by their positions.
-
-    Captum's methods repeat every tensor among further arguments as often as the inputs, as if each had an entry for
-    each example. The model is a submodule, so that methods that hook its layers find them.
-    """
-
-    def __init__(self, forward_func: Callable[..., Any], n_inputs: int, fixed: Mapping[int, Any]) -> None:
-        super().__init__()
-        self.forward_func = forward_func
-        self._n_inputs = n_inputs
-        self._fixed = fixed
-
-    def forward(self, *arguments: Any) -> Any:
-        """Evaluate the model at all other arguments."""
-        values = list(arguments)
-        for position, value in sorted(self._fixed.items()):
-            values.insert(self._n_inputs + position, value)
-        return self.forward_func(*values)
-
-
-def fix_shared_tensors(
-    forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], arguments: tuple[Any, ...] | None
-) -> tuple[Callable[..., Any], tuple[Any, ...] | None]:
-    """The model with its tensors that do not follow the examples in place, and the arguments that are left."""
-    fixed = {
-        position: value
-        for position, value in enumerate(arguments or ())
-        if isinstance(value, Tensor) and not follows(value, len(inputs[0]))
-    }
-    if not fixed:
-        return forward_func, arguments
-    left = tuple(value for position, value in enumerate(arguments or ()) if position not in fixed)
-    return _FixedArguments(forward_func, len(inputs), fixed), left or None
+def shared_tensors(
+    arguments: tuple[Any, ...] | None, n_examples: int
+) -> tuple[dict[int, Tensor], tuple[Any, ...] | None]:
+    """The tensors that do not follow the examples, by their positions in ascending order, and all other arguments."""
+    numbered = dict(enumerate(arguments or ()))
+    shared = {at: each for at, each in numbered.items() if isinstance(each, Tensor) and not follows(each, n_examples)}
+    return shared, tuple(each for at, each in numbered.items() if at not in shared) or None
 
 
 class ClassScore(nn.Module):
