@@ -11,13 +11,14 @@ The best candidates are evaluated, all in one batch, and only what flips the dec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from captum_boundary._core.batch_sizes import slices
 from captum_boundary.llm._decision import Decision
 from captum_boundary.llm._text import Prompt, token_texts
 from captum_boundary.llm.result import Substitution
@@ -110,19 +111,18 @@ class _Search:
 
     def scores(self, replacements: list[dict[int, int]]) -> Tensor:
         """Signed logits ``(R,)`` of prompts with some of their tokens replaced: ``{place: token}``."""
-        x = self.decision.moving
         parts = []
-        for batch in _batches(replacements, self.decision.rows_at_once):
-            rows = x.repeat(len(batch), 1, 1)
-            for row, replaced in enumerate(batch):
-                for place, token in replaced.items():
-                    rows[row, place] = self._embedded(token)
+        for batch in slices(len(replacements), self.decision.rows_at_once):
+            rows = torch.stack([self.embeddings(replaced) for replaced in replacements[batch]])
             with torch.no_grad():
                 parts.append(self.decision.difference(rows, _first(rows)).float().cpu())
         return torch.cat(parts)
 
-    def _embedded(self, token: int) -> Tensor:
-        return self.decision.embed(torch.tensor([token]))[0]
+    def embeddings(self, replaced: dict[int, int]) -> Tensor:
+        """Embeddings ``(M, E)`` of the tokens that may move, some of them replaced."""
+        x = self.decision.moving[0].clone()
+        x[list(replaced)] = self.decision.embed(torch.tensor(list(replaced.values())))
+        return x
 
 
 def find_substitutions(
@@ -140,7 +140,7 @@ def find_substitutions(
     x = decision.moving
     with torch.no_grad():
         start = float(decision.difference(x, _first(x)))
-        log_p = decision.all_logits(x)[0].float().log_softmax(dim=1).cpu()
+    log_p = _log_probabilities(decision, x[0])
     search = _Search(decision, -1.0 if start < 0 else 1.0, prompt.ids[prompt.movable])
     singles = _single_candidates(search, predictions, prompt, vocabulary, forbidden, log_p, n_candidates)
     n_singles = max(1, int(_SINGLES * n_candidates)) if n_candidates > 1 and len(search.ids) > 1 else n_candidates
@@ -203,18 +203,14 @@ def _pair_candidates(tried: list[dict[int, int]], scores: Tensor, n_pairs: int) 
     return pairs[:n_pairs]
 
 
-def _distance(search: _Search, replaced: dict[int, int]) -> float:
-    x = search.decision.moving[0]
-    new = search.decision.embed(torch.tensor(list(replaced.values())))
-    return float(torch.linalg.vector_norm(new - x[list(replaced)]))
-
-
 def _nearest_for_each_place(
     search: _Search, flips: list[tuple[dict[int, int], float]]
 ) -> list[tuple[dict[int, int], float, float]]:
+    x = search.decision.moving[0]
     nearest: dict[tuple[int, ...], tuple[dict[int, int], float, float]] = {}
     for replaced, score in flips:
-        distance, places = _distance(search, replaced), tuple(sorted(replaced))
+        distance = float(torch.linalg.vector_norm(search.embeddings(replaced) - x))
+        places = tuple(sorted(replaced))
         if places not in nearest or distance < nearest[places][2]:
             nearest[places] = replaced, score, distance
     return sorted(nearest.values(), key=lambda flip: flip[2])
@@ -232,15 +228,10 @@ def _described(
     before = _log_likelihood(log_p, prompt.ids)
     tokenizer, described = vocabulary.tokenizer, []
     for replaced, score, distance in flips:
-        ids = prompt.ids.clone()
-        x = search.decision.moving.clone()
-        places = sorted(replaced)
-        for place in places:
-            ids[positions[place]] = replaced[place]
-            x[0, place] = search.decision.embed(torch.tensor([replaced[place]]))[0]
-        with torch.no_grad():
-            new_log_p = search.decision.all_logits(x)[0].float().log_softmax(dim=1).cpu()
+        ids, places = prompt.ids.clone(), sorted(replaced)
         where = [positions[place] for place in places]
+        ids[where] = torch.tensor([replaced[place] for place in places])
+        new_log_p = _log_probabilities(search.decision, search.embeddings(replaced))
         described.append(
             Substitution(
                 positions=tuple(where),
@@ -257,6 +248,12 @@ def _described(
     return described
 
 
+@torch.no_grad()
+def _log_probabilities(decision: Decision, embeddings: Tensor) -> Tensor:
+    """Of all tokens, after each of a prompt with some embeddings ``(M, E)``: ``(L, V)``, on the CPU."""
+    return decision.all_logits(embeddings[None])[0].float().log_softmax(dim=1).cpu()
+
+
 def _log_likelihood(log_p: Tensor, ids: Tensor) -> float:
     """Of the tokens of a prompt ``(L,)``, given the first."""
     return float(log_p[: len(ids) - 1].gather(1, ids[1:, None]).sum())
@@ -265,8 +262,3 @@ def _log_likelihood(log_p: Tensor, ids: Tensor) -> float:
 def _first(rows: Tensor) -> Tensor:
     """The number of a decision that is alone, for each row."""
     return torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-
-
-def _batches(items: list[dict[int, int]], size: int) -> Iterator[list[dict[int, int]]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -172,10 +172,7 @@ def _following(answer: str, name: str, prompt: Prompt, tokenizer: Any) -> Tensor
 def _text_of(ids: Tensor, tokenizer: Any) -> str | None:
     """The text of ids, if the tokenizer makes just these of it."""
     text = str(tokenizer.decode(ids.tolist()))
-    for special in (True, False):
-        if torch.equal(_encoded(tokenizer, text, special), ids.cpu()):
-            return text if special else None
-    return None
+    return text if torch.equal(_encoded(tokenizer, text), ids.cpu()) else None
 
 
 def _given_ids(inp: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,7 +111,6 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
         self.method = method
         self.search = search
         self.budget = budget
-        self._vocabulary: Vocabulary | None = None
 
     @log_usage(part_of_slo=False)  # type: ignore[untyped-decorator]
     def attribute(
@@ -238,7 +238,7 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
             if n_candidates is None or predictions is None:
                 substitutions.append([])
             else:
-                given = predictions, prompt, self._own_vocabulary(), forbidden, n_candidates
+                given = predictions, prompt, self._vocabulary, forbidden, n_candidates
                 substitutions.append(find_substitutions(single, *given))
         with torch.no_grad():
             score = decision.difference(x, index).float()
@@ -329,12 +329,11 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
         return others.argmax(dim=1).cpu()
 
     def _words(self, *answers: Tensor) -> set[str]:
-        return self._own_vocabulary().words_of(torch.cat(answers))
+        return self._vocabulary.words_of(torch.cat(answers))
 
-    def _own_vocabulary(self) -> Vocabulary:
-        if self._vocabulary is None:
-            self._vocabulary = Vocabulary(self.tokenizer, self._embedded.weight)
-        return self._vocabulary
+    @functools.cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer, self._embedded.weight)
 
 
 def _summed(values: Tensor, groups: Tensor, n_groups: int) -> Tensor:

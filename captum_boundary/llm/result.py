@@ -160,28 +160,23 @@ class LLMBoundaryResult(LLMAttributionResult):  # type: ignore[misc]
         """
         import matplotlib.pyplot as plt
 
+        from captum_boundary.visualization._panels import as_plain_text
+
         closeness = torch.zeros(len(self.input_tokens)) if self.token_closeness is None else self.token_closeness
         values = closeness.reshape(-1, len(self.input_tokens))[decision].cpu()
         figure, axes = plt.subplots(figsize=(7, 1.2 + 0.3 * len(values)), layout="constrained")
         axes.barh(range(len(values)), values.tolist(), color="#4772b3")
-        names = [repr(token)[1:-1] for token in self.input_tokens]
-        axes.set_yticks(range(len(values)), [_escaped(name) for name in names])
+        axes.set_yticks(range(len(values)), [repr(token)[1:-1] for token in self.input_tokens])
         axes.invert_yaxis()
         axes.set_xlabel("distance of the next token / distance to the flip, where this token alone moves")
         axes.set_title(
-            _escaped(
-                f"{self.output_tokens[decision]!r} against {self.rival_tokens[decision]!r}: distance "
-                f"{float(self.distance[decision]):.3g}"
-            )
+            f"{self.output_tokens[decision]!r} against {self.rival_tokens[decision]!r}: distance "
+            f"{float(self.distance[decision]):.3g}"
         )
         told = "\n".join(str(substitution) for substitution in self.substitutions[decision][:4])
-        axes.text(0.98, 0.02, _escaped(told), ha="right", va="bottom", transform=axes.transAxes, fontsize="small")
+        axes.text(0.98, 0.02, told, ha="right", va="bottom", transform=axes.transAxes, fontsize="small")
+        as_plain_text(axes)
         if show:
             plt.show()
             return None
         return figure, axes
-
-
-def _escaped(text: str) -> str:
-    """Text in which matplotlib sees no mathematics."""
-    return text.replace("$", r"\$")
