@@ -72,6 +72,7 @@ def kendall_tau(first: Tensor, second: Tensor) -> Tensor:
     n_equal_second = _equal_pairs(by_second.values.diff(dim=1) != 0)
     n_equal = _equal_pairs(changes | (then_second.diff(dim=1) != 0))
     n_pairs = first.shape[1] * (first.shape[1] - 1) // 2
+    # Of n_0 pairs, P + Q = n_0 - n_1 - n_2 + n_12 are tied in neither map. Less 2 Q, which are inverted, that is P - Q.
     balance = n_pairs - n_equal_first - n_equal_second + n_equal - 2 * _inversions(places)
     wide = widest_dtype(first)
     scale = (n_pairs - n_equal_first).to(wide).sqrt() * (n_pairs - n_equal_second).to(wide).sqrt()
@@ -97,7 +98,7 @@ def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
 def center_of_mass(maps: Tensor) -> Tensor:
     """Row and column ``(N, 2)``, in pixels, of the center of mass of ``|maps|`` ``(N, H, W)``."""
     mass = maps.abs()
-    mass = mass / mass.amax(dim=(1, 2), keepdim=True)
+    mass = mass / mass.amax(dim=(1, 2), keepdim=True)  # so that no sum over pixels overflows or underflows
     row, column = (torch.arange(size, device=maps.device, dtype=maps.dtype) for size in maps.shape[1:])
     moments = [(mass.sum(dim=2) * row).sum(dim=1), (mass.sum(dim=1) * column).sum(dim=1)]
     return torch.stack(moments, dim=1) / mass.sum(dim=(1, 2))[:, None]
@@ -112,6 +113,7 @@ def center_shift(first: Tensor, second: Tensor) -> Tensor:
 def _mean_ranks(maps: Tensor) -> Tensor:
     """Ranks ``(N, D)`` from 0; equal values share the mean of theirs."""
     ordered = maps.sort(dim=1).values
+    # Equal values take the ranks from `below`, how many are smaller, to `up_to` - 1. Their mean is that of both ends.
     below, up_to = (torch.searchsorted(ordered, maps.contiguous(), right=right) for right in (False, True))
     return (below + up_to - 1).to(widest_dtype(maps)) / 2
 
@@ -119,6 +121,7 @@ def _mean_ranks(maps: Tensor) -> Tensor:
 def _equal_pairs(changes: Tensor) -> Tensor:
     """Pairs ``(N,)`` of equal values in sorted rows, from where neighbors differ ``(N, D - 1)``."""
     positions = _positions(changes) + 1
+    # A value forms a pair with each equal one before it, back to where the last change was.
     starts = torch.where(changes, positions, 0).cummax(dim=1).values if changes.shape[1] else positions
     return (positions - starts).sum(dim=1).expand(len(changes))
 

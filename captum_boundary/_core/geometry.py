@@ -43,6 +43,7 @@ def power_of_two(vectors: Tensor) -> Tensor:
     """A power of two ``(n, 1)`` near the largest entry of each row, by which one divides without rounding."""
     size = vectors.abs().amax(dim=1, keepdim=True)
     integer, mask = _EXPONENT_BITS[size.dtype]
+    # Without its fraction bits, a number is the power of two at or below it (IEEE 754).
     return (size.view(integer) & mask).view(size.dtype).clamp_min(torch.finfo(size.dtype).tiny)
 
 

@@ -60,15 +60,16 @@ def _dual(
     x: Tensor, slopes: Tensor, required: Tensor, box: Box, multipliers: Tensor, free_gram: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The dual around ``multipliers``: its matrix ``(n, K, K)``, its slope, and the right side of its system."""
+    # With multipliers m and slopes S, y = x - m S. The residual of half-space k is required_k - S_k . (x - y).
     if free_gram is not None:
         residual = torch.baddbmm(required[:, :, None], free_gram, multipliers[:, :, None], alpha=-1)
         return free_gram, residual.squeeze(2), required
     unlimited = _moved(x, multipliers, slopes)
     nearest = box.clamp(unlimited)
-    gram = _gram(slopes * (nearest == unlimited)[:, None])
+    gram = _gram(slopes * (nearest == unlimited)[:, None])  # a coordinate at its limit does not follow the multipliers
     residual = torch.baddbmm(required[:, :, None], slopes, (x - nearest)[:, :, None], alpha=-1)
     residual = residual * (gram.diagonal(dim1=1, dim2=2) > torch.finfo(x.dtype).tiny)[:, :, None]
-    wanted = torch.baddbmm(residual, gram, multipliers[:, :, None])
+    wanted = torch.baddbmm(residual, gram, multipliers[:, :, None])  # gram m' = wanted where all residuals vanish
     return gram, residual.squeeze(2), wanted.squeeze(2)
 
 
@@ -88,7 +89,7 @@ def dual_active_set_step(multipliers: Tensor, gram: Tensor, residual: Tensor, wa
     without = torch.addcmul(solved, share, inverse, value=-1) * is_other  # exactly zero, which rounding is not
     moved = torch.where(is_other, multipliers[:, None], alone[:, None])
     candidates = torch.cat([solved, without, moved], dim=1).clamp_min(0.0)
-    change = candidates - multipliers[:, None]
+    change = candidates - multipliers[:, None]  # d: the dual rises by residual . d - d . gram d / 2
     rise = torch.baddbmm(residual[:, None].expand_as(change), change, gram, alpha=-0.5)
     best = torch.linalg.vecdot(rise, change).nan_to_num(-torch.inf, -torch.inf).argmax(dim=1)[:, None, None]
     return candidates.take_along_dim(best, dim=1).squeeze(1)

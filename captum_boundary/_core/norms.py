@@ -85,7 +85,7 @@ class Norm(ABC):
         """Random vectors of length at most 1: isotropic directions, lengths like those of uniform ones."""
         options: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": dtype}
         direction = torch.randn(shape, **options)
-        radius = torch.rand(shape[0], **options) ** (1 / shape[1])
+        radius = torch.rand(shape[0], **options) ** (1 / shape[1])  # volume grows as r^D: P(length <= r) = r^D
         return direction * (radius / self.length(direction))[:, None]
 
     def safe_length(self, vectors: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class _L2(Norm):
         return lengths
 
     def safe_length(self, vectors: Tensor) -> Tensor:
-        unit = power_of_two(vectors)
+        unit = power_of_two(vectors)  # the largest entries become about 1, whose squares are in range
         return self.length(vectors / unit) * unit.squeeze(1)
 
     def steepest(self, slope: Tensor) -> Tensor:
@@ -186,6 +186,7 @@ class _LInf(Norm):
     def project_onto_half_space(
         self, x: Tensor, normal: Tensor, required: Tensor, box: Box, n_steps: int = 32
     ) -> Tensor:
+        # A move of length t achieves most where every coordinate goes t against the normal: t |normal|_1.
         return project_along(x, normal, normal.sign(), required, box, n_steps, torch.abs)
 
     def random_in_ball(self, shape: tuple[int, int], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -214,6 +215,7 @@ class _L1(Norm):
 
     def project_onto_ball(self, vectors: Tensor, radius: Tensor) -> Tensor:
         """Soft thresholding, with the largest of the thresholds that would be right if the k largest values stayed."""
+        # If the k largest stay: sum_{i <= k} (|v_i| - threshold) = radius (Duchi et al., 10.1145/1390156.1390191).
         ordered = vectors.abs().sort(dim=1, descending=True).values
         n_kept = torch.arange(1, vectors.shape[1] + 1, device=vectors.device, dtype=vectors.dtype)
         thresholds = (ordered.cumsum(dim=1) - radius[:, None]) / n_kept
@@ -229,7 +231,7 @@ class _L1(Norm):
         gain = torch.fmin(normal * (x - limit), required)  # zero times infinity, where nothing is gained, is NaN
         order = normal.abs().argsort(dim=1, descending=True, stable=True)
         gain = gain.gather(1, order)
-        missing = required - (gain.cumsum(dim=1) - gain)
+        missing = required - (gain.cumsum(dim=1) - gain)  # when a coordinate's turn comes
         used = torch.minimum(gain, missing).clamp_min(0.0)
         return box.clamp(x - ratio(x.scatter(1, order, used), normal))
 
@@ -252,7 +254,7 @@ def project_along(
     That leaves one unknown, the length t of the move. The function ``steps`` says of displacements ``(n, D)`` along the
     direction how long they are in its units; by default they are divided by it.
     """
-    gain = normal * direction
+    gain = normal * direction  # normal . (x - y) for each unit of t, coordinate by coordinate
     t = ratio(required, gain.sum(dim=1))[:, None]
     if not box.is_limited:
         return torch.addcmul(x, t, direction, value=-1)

@@ -257,6 +257,7 @@ class MarginOracle:
         """
 
         def weights_of(rivals: _Rivals, weight: Tensor, here: slice) -> Tensor:
+            # The gradient of T logsumexp(f / T) by f is softmax(f / T). Less their largest, scores do not overflow.
             scale = temperature[here, None].to(weight).clamp_min(torch.finfo(weight.dtype).tiny)
             return torch.softmax((rivals.scores - rivals.best) / scale, dim=1).mul_(weight)
 

@@ -80,6 +80,7 @@ class WeightedL2(Norm):
         return L2.safe_length(self._flat * vectors)
 
     def steepest(self, slope: Tensor) -> Tensor:
+        # With u = scale * v, slope . v = (slope / scale) . u is largest for |u| = 1 along slope / scale.
         return L2.steepest(slope / self._flat) / self._flat
 
     def project_onto_ball(self, vectors: Tensor, radius: Tensor) -> Tensor:
@@ -89,6 +90,7 @@ class WeightedL2(Norm):
     def project_onto_half_space(
         self, x: Tensor, normal: Tensor, required: Tensor, box: Box, n_steps: int = 32
     ) -> Tensor:
+        # The least |scale * (x - y)|^2 under normal . (x - y) = required has x - y along normal / scale^2 (Lagrange).
         return project_along(x, normal, normal / self._flat**2, required, box, n_steps)
 
     def random_in_ball(self, shape: tuple[int, int], generator: torch.Generator, dtype: torch.dtype) -> Tensor:

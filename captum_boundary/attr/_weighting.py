@@ -14,6 +14,7 @@ __all__ = ["Weighting", "check_weighting", "weigh"]
 Weighting = str | Callable[[Tensor], Tensor]
 
 
+# Up to a factor, which cancels: the nearest boundary has weight 1, so that no sum of weights underflows.
 _WEIGHTINGS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "softmin": lambda distance: torch.exp(1 - distance / distance.amin(dim=1, keepdim=True)),
     "inverse": lambda distance: distance.amin(dim=1, keepdim=True) / distance,

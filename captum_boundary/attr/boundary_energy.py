@@ -215,7 +215,7 @@ class BoundaryEnergy(BoundaryMethod, GradientAttribution):  # type: ignore[misc]
                 on_copies(len(copies))
             if energy == "total":
                 of_examples.append(sums[1] / n_samples)
-            else:  # the mean product of two different ones of n means over pairs
+            else:  # over n means of pairs, sum_{i != j} g_i g_j = (sum_i g_i)^2 - sum_i g_i^2, of n (n - 1) products
                 of_examples.append((sums[0].square() - sums[1]) / (len(halves) * (len(halves) - 1)))
         return torch.cat(of_examples)
 
@@ -251,6 +251,7 @@ def _gradients_at_boundaries(oracle: MarginOracle, points: Tensor, rows: Tensor)
     margin, rival = margin_and_rival(scores, target)
     of_margin = class_weights(scores, target, rival)
     slope = vjp(of_margin)
+    # One Newton step to where the linearized margin m vanishes: x - m g / |g|^2.
     steepness = slope.square().sum(dim=1).clamp_min(torch.finfo(slope.dtype).tiny)
     step = (margin.to(slope) / steepness)[:, None] * slope
     scores, vjp = oracle.scores(points - torch.nan_to_num(step, 0.0, 0.0, 0.0), rows)
@@ -267,6 +268,7 @@ def _local_average(maps: Tensor, width: float) -> Tensor:
     """Maps ``(N, C, H, W)`` averaged in a Gaussian window; at the edges, over those positions that there are."""
     values = maps if maps.dtype == torch.float64 else maps.float()
     for dim in (2, 3):
+        # Padding with zeros takes weight away at the edges, and as much from a map of ones.
         values = _windowed(values, dim, width) / _windowed(torch.ones_like(values[:1, :1]), dim, width)
     return values.to(maps.dtype)
 

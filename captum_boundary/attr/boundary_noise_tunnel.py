@@ -35,7 +35,7 @@ __all__ = ["BoundaryNoiseTunnel"]
 _SMOOTHED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "smoothgrad": lambda mean, _: mean,
     "smoothgrad_sq": lambda _, mean_square: mean_square,
-    "vargrad": lambda mean, mean_square: mean_square - mean.square(),
+    "vargrad": lambda mean, mean_square: mean_square - mean.square(),  # E[g^2] - (E g)^2
 }
 
 

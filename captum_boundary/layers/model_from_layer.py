@@ -273,5 +273,6 @@ def _is_reproduced(one: Any, other: Tensor) -> bool:
     finite = torch.isfinite(other)
     change = (one - other)[finite].abs()
     scale = other[finite].abs()
+    # Half of the digits: rounding in another order costs a few of them, what is really another function costs more.
     tolerance = torch.finfo(other.dtype).eps ** 0.5
     return not len(change) or bool(change.amax() <= tolerance * scale.amax().clamp_min(1e-3))

@@ -97,6 +97,7 @@ def predictions_at(decision: Decision, points: Tensor, groups: Tensor) -> Predic
             slope = torch.autograd.grad(score.sum(), leaf)[0].float()
         values.append(score.detach().float() + ((x - part.float()) * slope).sum(dim=(1, 2)))
         slopes.append(slope)
+    # With g the slope at p: f(p) + g . (e - p), less what the token's own embedding has in it, g_i . e_i.
     own = torch.cat(slopes)[groups, numbers]
     return Predictions(torch.cat(values)[groups] - (own * x).sum(dim=1), own)
 

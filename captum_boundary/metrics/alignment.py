@@ -154,6 +154,7 @@ def first_order_optimality(
         move = oracle.x - points
         drop = row_dot(uphill, move)
         shortest = oracle.x - flat_norm.project_onto_half_space(oracle.x, uphill, drop.clamp_min(0), box)
+        # A hyperplane n . (y - x') = 0 lies at a distance of n . (x - x') / |n|_* from x, in the dual norm.
         beyond = drop / flat_norm.dual.safe_length(normal)
         to_plane = torch.where(drop > 0, flat_norm.safe_length(shortest), beyond)
         return (to_plane / flat_norm.safe_length(move)).masked_fill(~boundary.found, torch.nan)

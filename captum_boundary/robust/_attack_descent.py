@@ -97,6 +97,7 @@ class Objective(NamedTuple):
 
     def gradient(self, magnitudes: Tensor, shares: Tensor) -> Tensor:
         """Gradient ``(N, P)`` of the sum with respect to the map before it is scaled to shares."""
+        # Of shares s_i = m_i / sum_j m_j: d(sum_i c_i s_i) / dm_j = (c_j - sum_i c_i s_i) / sum_i m_i.
         coefficients = self.coefficients(shares)
         total = magnitudes.sum(dim=1, keepdim=True).clamp_min(torch.finfo(magnitudes.dtype).tiny)
         return (coefficients - (coefficients * shares).sum(dim=1, keepdim=True)) / total
@@ -119,6 +120,7 @@ def _shift_of_center(clean: Tensor, shape: tuple[int, ...]) -> Objective:
         move = center_of_mass(shares.view_as(clean)) - start
         to_far_corner = torch.where(start < ends / 2, ends, 0) - start
         has_moved = (move.abs() > 1e-6 * ends.clamp_min(1)).any(dim=1, keepdim=True)
+        # The center is sum_i p_i s_i: along its unit move u, -|center - start| has the slope -u . p_i by share i.
         return -normalize(torch.where(has_moved, move, to_far_corner)) @ positions.T
 
     return Objective(lambda shares: -center_shift(clean, shares.view_as(clean)), coefficients)

@@ -102,6 +102,7 @@ class InnerMaximizer(NamedTuple):
 
     def _moved(self, norm: Norm, points: Tensor, gradient: Tensor, size: float) -> Tensor:
         if self.penalty is not None:  # the step of gradient ascent that is exact where the objective is linear
+            # For s with gradient g, x' + [g - 2 penalty (x' - x)] / (2 penalty) = x + g / (2 penalty).
             return torch.add(points, gradient, alpha=1 / (2 * self.penalty))
         return torch.add(points, norm.steepest(gradient), alpha=size)
 

@@ -54,11 +54,12 @@ class Quadrature(NamedTuple):
         elif name == "riemann_trapezoid":
             if n_steps < 2:
                 raise BoundaryValueError("riemann_trapezoid has a node at each end of the path: n_steps must be >= 2.")
+            # Over n - 1 intervals. Captum divides by n, so that its weights sum to 1 - 1 / n.
             nodes, weights = np.linspace(0, 1, n_steps), np.full(n_steps, 1 / (n_steps - 1))
             weights[[0, -1]] /= 2
         elif name == "gausslegendre":
             nodes, weights = np.polynomial.legendre.leggauss(n_steps)
-            nodes, weights = (nodes + 1) / 2, weights / 2
+            nodes, weights = (nodes + 1) / 2, weights / 2  # from [-1, 1] to [0, 1]
         else:
             raise BoundaryValueError(
                 "quadrature must be 'riemann_right', 'riemann_left', 'riemann_middle', 'riemann_trapezoid' or "

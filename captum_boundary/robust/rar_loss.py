@@ -219,6 +219,7 @@ class RARLoss(nn.Module):
             epsilon=epsilon,
             norm=norm_of(norm),
             n_steps=attack_steps,
+            # No two points of a ball are farther apart than 2 epsilon: all of it is in reach from a random start.
             step_size=2.5 * epsilon / attack_steps if attack_step_size is None else attack_step_size,
             penalty=penalty,
         )

@@ -147,9 +147,11 @@ def certified_radius(
         for_target = voters.tally(n_samples, source).gather(1, target[:, None]).squeeze(1).numpy()
     from scipy.stats import beta  # which takes longer to import than the rest of the package
 
+    # Clopper and Pearson: with k of n votes, the alpha quantile of Beta(k, n - k + 1).
     lower = beta.ppf(alpha, for_target, n_samples - for_target + 1)  # NaN without any vote
     p_lower = torch.from_numpy(lower).nan_to_num(0.0)
     abstained = p_lower <= 0.5
+    # Theorem 1 of the paper, where no other class has more than 1 - p: sigma / 2 [Phi^-1(p) - Phi^-1(1 - p)].
     radius = stdev * torch.special.ndtri(p_lower).masked_fill(abstained, 0.0)
     device, dtype = tensors[0].device, geometry_dtype(tensors)
     return CertifiedRadius(
@@ -193,6 +195,7 @@ class _Voters(NamedTuple):
         refuse_not_finite(scores)
         columns, n_examples = scores.cpu().double(), examples.stop - examples.start
         if self.draws:
+            # The first class whose cumulated probability exceeds a uniform number; rounding may leave the last below 1.
             below = columns.softmax(dim=1).cumsum(dim=1) <= draws[copies].repeat(n_examples)[:, None]
             chosen = below.sum(dim=1).clamp_max(columns.shape[1] - 1)
         else:
@@ -220,7 +223,7 @@ def _check(
     check_count("n_selection", n_selection)
     if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real) or not 0 < alpha < 1:
         raise BoundaryValueError(f"alpha must be a number between 0 and 1, exclusive, but it is {alpha!r}.")
-    fewest = math.floor(-math.log2(alpha)) + 1
+    fewest = math.floor(-math.log2(alpha)) + 1  # n votes of n give the bound alpha^(1 / n), which must exceed 1/2
     if n_samples < fewest:
         raise BoundaryValueError(
             f"n_samples must be at least {fewest} to certify anything at alpha={alpha!r}, but it is {n_samples}: so "

@@ -227,6 +227,7 @@ def _average_over_copies(scores: Tensor, average: str) -> Tensor:
         return scores.mean(dim=1)
     if scores.ndim == 3 and scores.shape[2] > 1:
         return _log_mean_exp(scores.log_softmax(dim=2))
+    # The log-odds of the mean probability: log mean sigmoid(s) - log mean sigmoid(-s).
     return _log_mean_exp(functional.logsigmoid(scores)) - _log_mean_exp(functional.logsigmoid(-scores))
 
 

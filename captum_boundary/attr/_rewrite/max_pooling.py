@@ -70,6 +70,8 @@ class _MaxPoolRule(torch.autograd.Function):
             return flat.scatter_add_(-1, indices.flatten(first), pooled.flatten(first)).view(values.shape)
 
         maximum, maximum_ref = output.chunk(2)
+        # m - m' = [max(m, m') - m'] + [m - max(m, m')], one of which is zero: the first is the contribution of the
+        # largest input, the second that of the largest baseline. Over the difference there it is a multiplier.
         larger = torch.maximum(maximum, maximum_ref)
         contributions = unpool(grad_output * torch.cat([larger - maximum_ref, maximum - larger]))
         contribution = sum(contributions.chunk(2))
