@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from captum_boundary.robust._path_integral import PerturbedBatch
+from captum_boundary.robust._pointwise_loss import PerturbedBatch
 
 __all__ = ["BatchTerm", "mean_over_batch", "sum_in_parts"]
 

@@ -18,7 +18,8 @@ from captum_boundary._core.bounds import Bounds, box_of
 from captum_boundary._core.flat import pack, unpack, widest_dtype
 from captum_boundary._core.geometry import Box, next_towards
 from captum_boundary._core.norms import Norm, norm_of
-from captum_boundary.robust._path_integral import InnerObjective, PerturbedBatch
+from captum_boundary.robust._path_integral import InnerObjective
+from captum_boundary.robust._pointwise_loss import PerturbedBatch
 
 __all__ = ["FeasibleSet", "InnerMaximizer", "within"]
 

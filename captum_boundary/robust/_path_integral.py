@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,15 +25,9 @@ from torch import Tensor
 from captum_boundary._core.batch_sizes import slices
 from captum_boundary.errors import BoundaryValueError
 from captum_boundary.robust._gradients_in_parts import sum_in_parts
-from captum_boundary.robust._pointwise_loss import PointwiseLoss
+from captum_boundary.robust._pointwise_loss import PerturbedBatch, PointwiseLoss
 
-__all__ = ["AttributionNorm", "InnerObjective", "PerturbedBatch", "Quadrature", "path_attribution"]
-
-# What one forward pass may save for the backward pass. On a CPU larger batches fall out of the caches (a single forward
-# pass for all path points of a convolutional network may take twice as long as one for each), a GPU needs them.
-_CPU_BYTES = 32 * 2**20
-_ACCELERATOR_BYTES = 512 * 2**20
-
+__all__ = ["AttributionNorm", "InnerObjective", "Quadrature", "path_attribution"]
 
 # Where in each of the equal parts of the path the node of a Riemann sum lies.
 _PLACES = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}
@@ -66,29 +60,6 @@ class Quadrature(NamedTuple):
                 f"'gausslegendre', but it is {name!r}."
             )
         return cls(name, tuple(nodes), tuple(weights))
-
-
-@dataclass(frozen=True)
-class PerturbedBatch:
-    """A loss of N examples, with the two ends of each path: flat inputs and perturbed points ``(N, D)``."""
-
-    loss: PointwiseLoss
-    x: Tensor
-    perturbed: Tensor
-    internal_batch_size: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def groups(self, n_points: int) -> list[slice]:
-        """Examples that pass through the model together, at so many points each."""
-        return slices(len(self), _examples_at_once(self.loss, n_points, self.internal_batch_size))
-
-    def of_rows(self, rows: slice) -> PerturbedBatch:
-        return replace(self, loss=self.loss.of_rows(rows), x=self.x[rows], perturbed=self.perturbed[rows])
-
-    def with_state(self, state: Mapping[str, Tensor]) -> PerturbedBatch:
-        return replace(self, loss=self.loss.with_state(state))
 
 
 @dataclass(frozen=True)
@@ -152,37 +123,16 @@ def path_attribution(
     """
     nodes_at_once = len(rule.nodes)
     if internal_batch_size is not None:
-        extra = _extra_points(loss)
-        nodes_at_once = min(nodes_at_once, internal_batch_size // len(loss) - extra)
+        nodes_at_once = min(nodes_at_once, internal_batch_size // len(loss) - loss.n_extra_points)
         if nodes_at_once < 1 < len(loss):
-            groups = slices(len(loss), max(1, internal_batch_size // (1 + extra)))
+            groups = slices(len(loss), max(1, internal_batch_size // (1 + loss.n_extra_points)))
             parts = [(loss.of_rows(rows), start[rows], end[rows]) for rows in groups]
             return torch.cat([path_attribution(*part, rule, internal_batch_size) for part in parts])
-    suitable = max(1, _points_that_suit(loss) // len(loss)) if nodes_at_once > 1 else 1
+    suitable = max(1, loss.points_that_suit // len(loss)) if nodes_at_once > 1 else 1
     integral = _PathIntegral(loss, start, rule, max(1, min(nodes_at_once, suitable)))
     if nodes_at_once < len(rule.nodes):
         return sum_in_parts(integral.parts, end, loss.parameters)
     return functools.reduce(torch.add, integral.parts(end, loss.state, keep_graph=torch.is_grad_enabled()))
-
-
-def _examples_at_once(loss: PointwiseLoss, n_nodes: int, internal_batch_size: int | None) -> int:
-    """Examples whose whole paths pass through the model at once; if not even one may, as many as single nodes do."""
-    n_points = n_nodes + _extra_points(loss)
-    if internal_batch_size is None:
-        # An ordinary forward pass takes the whole batch, so that there is room for as many points.
-        return max(1, max(len(loss), _points_that_suit(loss)) // n_points)
-    return internal_batch_size // n_points or internal_batch_size
-
-
-def _extra_points(loss: PointwiseLoss) -> int:
-    """The curve in a layer's output has one point more than nodes: a step takes both its ends."""
-    return 0 if loss.layer is None else 1
-
-
-def _points_that_suit(loss: PointwiseLoss) -> int:
-    """Points in one forward pass that make the best use of the device."""
-    available = _CPU_BYTES if loss.device.type == "cpu" else _ACCELERATOR_BYTES
-    return max(1, available // loss.bytes_per_example)
 
 
 class _PathIntegral(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from captum_boundary._core.arguments import follows
-from captum_boundary._core.batch_sizes import saved_bytes
+from captum_boundary._core.batch_sizes import saved_bytes, slices
 from captum_boundary._core.captum_helpers import format_additional_forward_args, format_output, is_tuple
 from captum_boundary._core.checks import check_inputs
 from captum_boundary._core.failures import types_and_exports_explained
@@ -29,9 +29,14 @@ from captum_boundary._core.outputs import has_one_output, score_tensor
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._smooth_activations import smooth_activations
 
-__all__ = ["LossFunction", "PointwiseLoss", "cross_entropy", "losses_of"]
+__all__ = ["LossFunction", "PerturbedBatch", "PointwiseLoss", "cross_entropy", "losses_of"]
 
 LossFunction = Callable[[Any, Tensor], Tensor]
+
+# What one forward pass may save for the backward pass. On a CPU larger batches fall out of the caches (a single forward
+# pass for all path points of a convolutional network may take twice as long as one for each), a GPU needs them.
+_CPU_BYTES = 32 * 2**20
+_ACCELERATOR_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,19 @@ class PointwiseLoss:
         return enabled and dtype == torch.float16
 
     @property
-    def bytes_per_example(self) -> int:
-        """What the forward pass of one example saves for the backward pass, next to the model's parameters."""
+    def points_that_suit(self) -> int:
+        """Points in one forward pass that make the best use of the device, by what one saves for the backward pass."""
         if self.softplus_beta not in self.saved_bytes:
             one = self.of_rows(slice(0, 1))
             point = pack(one.inputs).detach().requires_grad_()
             self.saved_bytes[self.softplus_beta] = max(1, saved_bytes(self.model, lambda: one(point)))
-        return self.saved_bytes[self.softplus_beta]
+        available = _CPU_BYTES if self.device.type == "cpu" else _ACCELERATOR_BYTES
+        return max(1, available // self.saved_bytes[self.softplus_beta])
+
+    @property
+    def n_extra_points(self) -> int:
+        """The curve in a layer's output has one point more than nodes: a step takes both its ends."""
+        return 0 if self.layer is None else 1
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -197,6 +208,33 @@ class PointwiseLoss:
     def _of_examples(self, change: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
         """The arguments, with those that follow the examples changed."""
         return tuple(change(v) if follows else v for v, follows in zip(self.arguments, self.per_example, strict=True))
+
+
+@dataclass(frozen=True)
+class PerturbedBatch:
+    """A loss of N examples, with the two ends of each path: flat inputs and perturbed points ``(N, D)``."""
+
+    loss: PointwiseLoss
+    x: Tensor
+    perturbed: Tensor
+    internal_batch_size: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def groups(self, n_nodes: int) -> list[slice]:
+        """Examples whose whole paths pass through the model together; if not even one may, as single nodes do."""
+        n_points = n_nodes + self.loss.n_extra_points
+        if self.internal_batch_size is None:
+            # An ordinary forward pass takes the whole batch, so that there is room for as many points.
+            return slices(len(self), max(1, max(len(self), self.loss.points_that_suit) // n_points))
+        return slices(len(self), self.internal_batch_size // n_points or self.internal_batch_size)
+
+    def of_rows(self, rows: slice) -> PerturbedBatch:
+        return replace(self, loss=self.loss.of_rows(rows), x=self.x[rows], perturbed=self.perturbed[rows])
+
+    def with_state(self, state: Mapping[str, Tensor]) -> PerturbedBatch:
+        return replace(self, loss=self.loss.with_state(state))
 
 
 def cross_entropy(output: Any, target: Tensor) -> Tensor:

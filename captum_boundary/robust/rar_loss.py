@@ -23,8 +23,14 @@ from captum_boundary._core.norms import Norm, norm_of
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._gradients_in_parts import mean_over_batch
 from captum_boundary.robust._inner_maximization import InnerMaximizer
-from captum_boundary.robust._path_integral import AttributionNorm, InnerObjective, PerturbedBatch, Quadrature
-from captum_boundary.robust._pointwise_loss import LossFunction, PointwiseLoss, cross_entropy, losses_of
+from captum_boundary.robust._path_integral import AttributionNorm, InnerObjective, Quadrature
+from captum_boundary.robust._pointwise_loss import (
+    LossFunction,
+    PerturbedBatch,
+    PointwiseLoss,
+    cross_entropy,
+    losses_of,
+)
 from captum_boundary.robust._smooth_activations import check_smoothed
 from captum_boundary.robust.sizes import Size
 from captum_boundary.robust.terms import StabilityTerm, check_terms

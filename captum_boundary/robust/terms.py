@@ -17,8 +17,8 @@ from captum_boundary._core.checks import check_count, check_not_negative
 from captum_boundary._core.flat import pack
 from captum_boundary._core.margin import rival_scores, shaped_scores
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.robust._path_integral import PerturbedBatch, Quadrature, path_attribution
-from captum_boundary.robust._pointwise_loss import PointwiseLoss, cross_entropy
+from captum_boundary.robust._path_integral import Quadrature, path_attribution
+from captum_boundary.robust._pointwise_loss import PerturbedBatch, PointwiseLoss, cross_entropy
 
 __all__ = ["AttributionCosine", "InputAlignment", "StabilityTerm", "TopKMargin", "check_terms"]
 

@@ -27,7 +27,7 @@ from report import Claim, print_claims, print_table, save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from captum_boundary.robust import RARLoss, _path_integral
+from captum_boundary.robust import RARLoss, _pointwise_loss
 
 EPSILON, N_STEPS, ATTACK_STEPS, ATTACK_N_STEPS = 0.3, 50, 7, 10
 SETTINGS = {
@@ -111,12 +111,12 @@ def measure_speed(name: str, device: torch.device, quick: bool) -> dict[str, flo
 
 def all_at_once(step: Callable[[], None]) -> Callable[[], None]:
     def unlimited() -> None:
-        limits = _path_integral._CPU_BYTES, _path_integral._ACCELERATOR_BYTES
-        _path_integral._CPU_BYTES = _path_integral._ACCELERATOR_BYTES = 2**62
+        limits = _pointwise_loss._CPU_BYTES, _pointwise_loss._ACCELERATOR_BYTES
+        _pointwise_loss._CPU_BYTES = _pointwise_loss._ACCELERATOR_BYTES = 2**62
         try:
             step()
         finally:
-            _path_integral._CPU_BYTES, _path_integral._ACCELERATOR_BYTES = limits
+            _pointwise_loss._CPU_BYTES, _pointwise_loss._ACCELERATOR_BYTES = limits
 
     return unlimited
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from captum_boundary import RARLoss, paper_settings
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
-from captum_boundary.robust import _path_integral
+from captum_boundary.robust import _pointwise_loss
 
 
 def softplus_network(n_inputs: int = 5, n_classes: int = 3) -> nn.Module:
@@ -281,7 +281,7 @@ def test_the_default_divides_large_batches_and_changes_nothing(size, monkeypatch
     x, y = batch(24)
     outcomes, largest = [], []
     for saved_at_once in (2**40, 2**12, 1):
-        monkeypatch.setattr(_path_integral, "_CPU_BYTES", saved_at_once)
+        monkeypatch.setattr(_pointwise_loss, "_CPU_BYTES", saved_at_once)
         model = softplus_network()
         passed: list[int] = []
         model.register_forward_pre_hook(lambda _, inputs, of=passed: of.append(len(inputs[0])))
