@@ -28,7 +28,7 @@ def check_attributions(attributions: object, name: str = "attributions") -> Tens
 
 
 def check_pair(first: Attributions, second: Attributions) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Two attributions of the same examples and shapes, as tuples."""
+    """Two attributions of the same examples and shapes, as tuples on one device."""
     tensors, others = (
         tuple(check_attributions(part, name) for part in (parts if isinstance(parts, tuple) else (parts,)))
         for parts, name in ((first, "first"), (second, "second"))
@@ -40,14 +40,14 @@ def check_pair(first: Attributions, second: Attributions) -> tuple[tuple[Tensor,
             "first and second must be attributions of the same inputs, with the same examples and shapes, but their "
             f"shapes are {shown} and {other_shown}."
         )
-    return tensors, others
+    one, other = (tuple(part.to(tensors[0].device) for part in parts) for parts in (tensors, others))
+    return one, other
 
 
 def flat_pair(first: Attributions, second: Attributions) -> tuple[Tensor, Tensor]:
-    """Both attributions as vectors ``(N, D)`` on one device."""
+    """Both attributions as vectors ``(N, D)``."""
     pair = check_pair(first, second)
-    device = pair[0][0].device
-    one, other = (torch.cat([part.reshape(len(part), -1).to(device) for part in parts], dim=1) for parts in pair)
+    one, other = (torch.cat([part.reshape(len(part), -1) for part in parts], dim=1) for parts in pair)
     return one, other
 
 

@@ -164,8 +164,7 @@ def center_shift(first: Tensor, second: Tensor) -> Tensor:
         tensor([5.])
     """
     (tensor,), (other,) = check_pair((first,), (second,))
-    maps, others = summed_over_channels(tensor), summed_over_channels(other)
-    return agreement.center_shift(maps, others.to(maps.device))
+    return agreement.center_shift(summed_over_channels(tensor), summed_over_channels(other))
 
 
 def cosine_similarity(first: Attributions, second: Attributions) -> Tensor:
@@ -200,6 +199,6 @@ def cosine_similarity(first: Attributions, second: Attributions) -> Tensor:
 
 
 def _map_pair(first: Attributions, second: Attributions) -> tuple[Tensor, Tensor]:
-    """Both attributions as flat maps ``(N, D)`` on one device."""
+    """Both attributions as flat maps ``(N, D)``."""
     maps, others = map(agreement.flat_maps, check_pair(first, second))
-    return maps, others.to(maps.device)
+    return maps, others

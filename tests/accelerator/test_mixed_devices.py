@@ -148,6 +148,13 @@ def test_measures_of_maps_lie_where_the_first_map_does(measure: Callable[..., Te
         torch.testing.assert_close(result.cpu(), expected)
 
 
+@pytest.mark.parametrize("measure", [kendall_tau, spearman_rho, cosine_similarity, attribution_gap])
+def test_maps_of_several_inputs_may_lie_on_several_devices(measure: Callable[..., Tensor], device: str) -> None:
+    first, second = (MAPS, OTHER_MAPS[:, 0]), (OTHER_MAPS, MAPS[:, 0])
+    result = measure((first[0], first[1].to(device)), (second[0].to(device), second[1]))
+    torch.testing.assert_close(result, measure(first, second))
+
+
 @pytest.mark.parametrize(
     "call",
     [
