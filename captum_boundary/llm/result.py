@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from captum.attr import LLMAttributionResult
 from torch import Tensor
 
+from captum_boundary.errors import BoundaryValueError
 from captum_boundary.search import BoundaryPoints
 
 __all__ = ["LLMBoundaryResult", "Substitution"]
@@ -157,13 +157,21 @@ class LLMBoundaryResult(LLMAttributionResult):  # type: ignore[misc]
         Returns:
 
             - **picture** (*tuple* or *None*): Figure and axes of matplotlib, or None if it is shown.
+
+        Raises:
+
+            BoundaryValueError: If there is no ``token_distance``.
         """
         import matplotlib.pyplot as plt
 
         from captum_boundary.visualization._panels import as_plain_text
 
-        closeness = torch.zeros(len(self.input_tokens)) if self.token_closeness is None else self.token_closeness
-        values = closeness.reshape(-1, len(self.input_tokens))[decision].cpu()
+        if self.token_closeness is None:
+            raise BoundaryValueError(
+                "plot_token_distance needs the distances of single features, which token_budget=None leaves out. Give "
+                "attribute a token_budget."
+            )
+        values = self.token_closeness[decision].cpu()
         figure, axes = plt.subplots(figsize=(7, 1.2 + 0.3 * len(values)), layout="constrained")
         axes.barh(range(len(values)), values.tolist(), color="#4772b3")
         axes.set_yticks(range(len(values)), [repr(token)[1:-1] for token in self.input_tokens])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from captum_boundary import NearestBoundary
-from captum_boundary.llm import LLMBoundaryAttribution
+from captum_boundary.errors import BoundaryValueError
+from captum_boundary.llm import LLMBoundaryAttribution, LLMBoundaryResult
 
 PROMPT = "the capital of France is"
 QUICK = {"n_steps": 2, "n_candidates": None}
@@ -150,3 +151,21 @@ def test_pictures(small, tokenizer):
             mpl.pyplot.close(figure)
     assert set(result.seq_attr_dict) == set(result.input_tokens)
     assert "against" in repr(result)
+
+
+def test_a_picture_shows_tokens_as_they_are_and_needs_distances():
+    one, two = torch.ones(1), torch.ones(2)
+    result = LLMBoundaryResult(
+        input_tokens=["$5", "$\\frac{"], output_tokens=["$"], rival_tokens=["$$x"], seq_attr=two, token_attr=two[None],
+        score=one, distance=one, token_distance=torch.tensor([[2.0, 4.0]]), neighbor_distance=two,
+        substitutions=[[]], boundary=None,
+    )  # fmt: skip
+    with mpl.rc_context({"backend": "agg"}):
+        figure, axes = result.plot_token_distance()
+        figure.canvas.draw()
+        assert [bar.get_width() for bar in axes.patches] == [0.5, 0.25]
+        assert next(label.get_text() for label in axes.get_yticklabels()) == "$5"
+        mpl.pyplot.close(figure)
+    result.token_distance = None
+    with pytest.raises(BoundaryValueError, match="token_budget=None leaves out"):
+        result.plot_token_distance()
