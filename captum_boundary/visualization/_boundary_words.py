@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -19,9 +20,10 @@ NOT_FOUND = "no boundary\npoint found"
 
 def check_example(boundary: BoundaryPoints, example: object) -> None:
     """Refuse a row that does not exist, or has no boundary point to be drawn."""
-    if not isinstance(example, int) or not -len(boundary) <= example < len(boundary):
-        raise BoundaryValueError(f"example must be a row of the {len(boundary)} inputs, but it is {example!r}.")
-    if not boundary.found[example]:
+    n = len(boundary)
+    if not isinstance(example, numbers.Integral) or int(example) not in range(-n, n):
+        raise BoundaryValueError(f"example must be a row of the {n} inputs, but it is {example!r}.")
+    if not boundary.found[int(example)]:
         raise BoundaryValueError(
             f"example {example} has no boundary point. Choose one where boundary.found is True, or search with wider "
             "bounds or a larger budget."

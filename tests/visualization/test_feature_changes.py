@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -117,6 +118,12 @@ def test_bars_that_are_left_out_are_counted():
     assert axis.get_xlabel() == "change, in the units of the search (1 smaller not shown)"
     figure, given = plt.subplots()
     assert plot_feature_changes(INPUTS, boundary, plt_fig_axis=(figure, given)) == (figure, given)
+
+
+def test_examples_may_be_numbers_of_numpy():
+    _, axes = plot_feature_changes(INPUTS, points_at(POINTS), example=np.argmax([0, 1]), feature_names=NAMES)
+    assert axes.get_title() == "class 0 instead of class 1, distance 2.69"
+    plt.close("all")
 
 
 def test_changes_of_a_search_are_told_as_they_are():
