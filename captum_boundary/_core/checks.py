@@ -15,6 +15,7 @@ from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 __all__ = [
     "check_choice",
     "check_count",
+    "check_examples",
     "check_inputs",
     "check_not_negative",
     "check_positive",
@@ -59,6 +60,16 @@ def check_inputs(inputs: object) -> tuple[Tensor, ...]:
             if rows:
                 raise BoundaryValueError(f"{name} contains NaN or infinity in row(s) {rows}.")
     return tensors
+
+
+def check_examples(tensors: tuple[Tensor, ...]) -> None:
+    """Refuse inputs, of any dtype, that do not share their number of examples, or have none."""
+    sizes = {len(tensor) if tensor.ndim else 0 for tensor in tensors}
+    if 0 in sizes or len(sizes) > 1:
+        raise BoundaryValueError(
+            "All inputs must hold the same number of examples, at least one, but their shapes are "
+            f"{', '.join(str(tuple(tensor.shape)) for tensor in tensors)}."
+        )
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.captum_helpers import format_additional_forward_args
+from captum_boundary._core.checks import check_examples
 from captum_boundary._core.context import discarded_graph, geometry
 from captum_boundary._core.modules import unwrapped
 from captum_boundary._core.outputs import config_of
@@ -231,12 +232,7 @@ def _checked(inputs: Any) -> tuple[Tensor, ...]:
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or "an empty tuple"
         raise BoundaryTypeError(f"inputs must be a Tensor or a tuple of Tensors, but it is {kinds}.")
-    sizes = [len(tensor) if tensor.ndim else 0 for tensor in tensors]
-    if min(sizes) == 0 or len(set(sizes)) > 1:
-        raise BoundaryValueError(
-            f"All inputs must hold the same number of examples, at least one, but their shapes are "
-            f"{[tuple(tensor.shape) for tensor in tensors]}."
-        )
+    check_examples(tensors)
     return tensors
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.batch_sizes import copies_at_once, slices
-from captum_boundary._core.checks import check_choice, check_count
+from captum_boundary._core.checks import check_choice, check_count, check_examples
 from captum_boundary._core.failures import types_and_exports_explained
 from captum_boundary._core.generators import check_generator, seed_of
 from captum_boundary._core.outputs import score_tensor
@@ -186,11 +186,7 @@ class SmoothedModel(nn.Module):
                     f"Input {index} must be a floating-point Tensor, to which noise can be added, but it is {kind}. "
                     "For token indices, smooth the model of embeddings."
                 )
-            if tensor.ndim == 0 or len(tensor) != len(inputs[0]) or len(tensor) == 0:
-                raise BoundaryValueError(
-                    "All inputs must hold the same number of examples, at least one, but their shapes are "
-                    f"{', '.join(str(tuple(each.shape)) for each in inputs)}."
-                )
+        check_examples(inputs)
         return inputs, arguments[n_inputs:]
 
     def _noise_for(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
