@@ -7,6 +7,7 @@ Code of installed packages is known by their versions, code of one's own by its 
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import importlib.metadata
@@ -15,9 +16,10 @@ import json
 import math
 import platform
 import sys
+import sysconfig
 import types
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -25,16 +27,16 @@ import torch
 from torch import Tensor, nn
 
 import captum_boundary
-from captum_boundary.datasets._store import FolderError, atomic_file
 
-__all__ = ["Describer", "check_same", "claim", "digest_of", "hash_of_tensors", "read_manifest", "versions"]
+__all__ = ["Describer", "digest_of", "hash_of_tensors", "versions"]
 
 _PACKAGES = ("captum", "torch", "torchvision", "numpy", "pillow", "pyarrow", "safetensors")
-_FORMAT = "3"  # of the files
-_SHOWN = 12  # differences between two runs
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-_OF_MODULES = set(vars(nn.Module()))  # what PyTorch keeps for itself
+_FORMAT = "4"  # of the files
+_HOOKS = {"_forward_pre_hooks", "_forward_hooks"}
+_OF_MODULES = {*vars(nn.Module())} - {"training"}  # what PyTorch keeps for itself
 _OF_A_RUN = {"show_progress"}  # what changes no result
+_READS = {"LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME"}
+_CODE = types.FunctionType | types.BuiltinFunctionType | type
 
 
 class Describer:
@@ -43,9 +45,10 @@ class Describer:
     def __init__(self) -> None:
         self.known: dict[int, tuple[object, Any]] = {}
         self.generators: list[torch.Generator] = []
+        self.read: dict[str, object] = {}  # by the user's own code, from around it
 
     def describe(self, value: Any) -> Any:
-        """``value`` in words. Two values with the same description give the same results."""
+        """``value`` in words. Two values with the same description, and the same code, give the same results."""
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float):
@@ -55,87 +58,114 @@ class Describer:
             self.known[id(value)] = (value, self._describe_object(value))
         return self.known[id(value)][1]
 
+    def code(self) -> dict[str, Any]:
+        """What the user's code that was described reads from around it, down to the last function that it calls."""
+        found: dict[str, Any] = {}
+        while self.read:
+            name, part = self.read.popitem()
+            if name not in found:
+                found[name] = _short(self.describe(part))
+        return found
+
     def _describe_object(self, value: Any) -> Any:
         match value:
             case torch.Generator():
                 self.generators.append(value)
                 return "generator"  # its state does not matter: it is seeded for every batch
-            case torch.dtype() | torch.device() | torch.Size():
+            case torch.dtype() | torch.device():
                 return str(value)
-            case np.generic():
+            case np.generic() if not isinstance(value.item(), np.generic):
                 return self.describe(value.item())
+            case np.ndarray(dtype=np.dtype(hasobject=True)):
+                return self.describe(value.tolist())
+            case np.ndarray() | np.generic():
+                return {"array": f"{value.dtype} {value.shape}", "hash": hashlib.sha256(value.tobytes()).hexdigest()}
+            case bytes() | bytearray():
+                return {"bytes": hashlib.sha256(value).hexdigest()}
             case nn.Module():
                 return self._describe_model(value)
-            case Tensor() | np.ndarray(dtype=np.dtype(kind="b" | "i" | "u" | "f")):
-                return {"tensor": list(value.shape), "hash": hash_of_tensors({"": torch.as_tensor(value)})}
+            case Tensor():
+                return {"tensor": list(value.shape), "hash": hash_of_tensors({"": value})}
             case Mapping():
-                return {str(key): self.describe(entry) for key, entry in value.items()}
+                names = [key if isinstance(key, str) else json.dumps(self.describe(key)) for key in value]
+                return dict(zip(names, map(self.describe, value.values()), strict=True))
             case list() | tuple():
                 return [self.describe(entry) for entry in value]
             case set() | frozenset():
-                return sorted(str(self.describe(entry)) for entry in value)
+                return sorted(json.dumps(self.describe(entry)) for entry in value)
             case functools.partial():
                 return self.describe({"partial": value.func, "arguments": value.args, "keywords": value.keywords})
-            case types.FunctionType():
-                return self._describe_function(value)
             case types.MethodType():
                 return {"method": self.describe(value.__func__), "of": self.describe(value.__self__)}
+            case types.FunctionType():
+                return self._describe_function(value)
+            case torch.jit.ScriptFunction():
+                return {"script": value.code}
             case type():
-                return {"class": _name(value), "code": self._code_of(value)}
-            case types.ModuleType() | types.BuiltinFunctionType():
-                file = None if _is_installed(_name(value)) else getattr(value, "__file__", None)
-                return {"module": _name(value), "code": file and digest_of(Path(file).read_text())}
-        parts = {name: self.describe(part) for name, part in _parts_of(value)}
-        return {**self.describe(type(value)), **parts}
+                return {"class": _name(value), "code of class": self._code_of(value)}
+            case types.ModuleType():
+                self._note({value.__name__: value}, {value.__name__}, {*vars(value)})
+                return {"module": value.__name__}
+            case types.BuiltinFunctionType():
+                return {"function": _name(value)}
+        return {name: self.describe(part) for name, part in _parts_of(value)} | self.describe(type(value))
 
     def _describe_function(self, function: types.FunctionType) -> dict[str, Any]:
-        """Name, code, and whatever of the user's own it reads from around it, down to the functions that it calls."""
+        """Name, code and what is bound to it; what else it reads is noted, for :meth:`code`."""
         if _is_installed(function.__module__) and "<" not in function.__qualname__:
             return {"function": _name(function)}
-        used = inspect.getclosurevars(function)
-        around = {name: part for name, part in used.nonlocals.items() if name != "__class__"}
-        around |= {name: part for name, part in used.globals.items() if _may_matter(part)}
+        code, around = function.__code__, function.__globals__
+        if not _is_installed(place := around.get("__name__")):
+            parts = list(_codes_in(code))
+            read = {step.argval for part in parts for step in dis.get_instructions(part) if step.opname in _READS}
+            held = {name: around.get(name, sys.modules.get(name)) for name in read}
+            self._note(held, read, {name for part in parts for name in part.co_names}, f"{place}.")
+        bound = {
+            name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)
+        }
+        bound.pop("__class__", None)
         defaults = self.describe([function.__defaults__, function.__kwdefaults__])
-        code = digest_of([_words_of(function.__code__), defaults])
-        return {"function": _name(function), "code": code, **self.describe(around)}
+        return {"function": _name(function), "code": digest_of([_words_of(code), defaults]), **self.describe(bound)}
+
+    def _note(self, held: Mapping[str, object], wanted: set[str], names: set[str], place: str = "") -> None:
+        """Note what code may read by ``names``; where that is in a module, by attribute. Packages have versions."""
+        for name in sorted(wanted & held.keys()):  # in no order of a process
+            part = held[name]
+            if isinstance(part, types.ModuleType):
+                if not _is_installed(part.__name__):
+                    self._note(vars(part), names, names - {name}, f"{part.__name__}.")
+            elif not (isinstance(part, _CODE) and _is_installed(part.__module__)) and part is not None:
+                self.read.setdefault(place + name, part)
 
     def _code_of(self, kind: type) -> str | None:
         """A digest of the user's own code in a class and those it stems from; None where there is none."""
-        own = [each for each in kind.__mro__ if not _is_installed(each.__module__)]
-        code = []
-        for name, member in (pair for each in own for pair in sorted(vars(each).items())):
-            is_property = isinstance(member, property)
-            for part in (member.fget, member.fset) if is_property else (getattr(member, "__func__", member),):
-                if isinstance(part, types.FunctionType) or (_is_plain(part) and not name.startswith("__")):
-                    code.append((name, self.describe(part)))
+        own = [vars(each) for each in kind.__mro__ if not _is_installed(each.__module__)]
+        members = [(name, part) for each in own for name, part in sorted(each.items())]
+        code = [(name, self.describe(part)) for name, part in members if callable(part) or not name.startswith("__")]
         return digest_of(code) if own else None
 
     def _describe_model(self, model: nn.Module) -> dict[str, Any]:
         modules = dict(model.named_modules())
         for name, module in modules.items():  # which an explainer may hold, and by which they are told apart
             self.known.setdefault(id(module), (module, {"layer": name}))
-        kinds = {name: self.describe(type(module)) for name, module in modules.items()}
-        kept = {}  # plain attributes, and hooks that change what a module computes
+        layers: dict[bool, dict[str, Any]] = {True: {}, False: {}}  # of packages, and of the user's own kinds
         for name, module in modules.items():
-            hooks = {kind: list(vars(module)[kind].values()) for kind in _HOOKS if vars(module).get(kind)}
-            held = {attribute: value for attribute, value in vars(module).items() if attribute not in _OF_MODULES}
-            kept[name] = self.describe(held | hooks)
-        own = {name: kept[name] for name, kind in kinds.items() if kept[name] and kind["code"]}
-        return {
-            "class": _name(type(model)),
-            "training": [name for name, module in modules.items() if module.training],
-            "layers": digest_of([kinds, kept, model.code if isinstance(model, torch.jit.ScriptModule) else None]),
-            "attributes": {name: parts if len(str(parts)) < 1000 else digest_of(parts) for name, parts in own.items()},
-            "parameters": hash_of_tensors(dict(model.named_parameters())),
-            "buffers": hash_of_tensors(dict(model.named_buffers())),
-        }
+            held = {attribute: part for attribute, part in vars(module).items() if attribute not in _OF_MODULES}
+            held |= {kind: list(hooks.values()) for kind in _HOOKS if (hooks := vars(module).get(kind))}
+            if isinstance(module, torch.jit.ScriptModule):
+                held["script"] = getattr(module, "inlined_code", None)
+            parts = self.describe(held) | self.describe(type(module))
+            layers[_is_installed(type(module).__module__)][name] = _short(parts)
+        tensors = {"parameters": model.named_parameters(), "buffers": model.named_buffers()}
+        hashes = {kind: hash_of_tensors(dict(named)) for kind, named in tensors.items()}
+        return {"class": _name(type(model)), "layers": digest_of(layers[True]), "attributes": layers[False], **hashes}
 
 
 def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """A digest of names, dtypes, shapes and every bit of the values."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
+        plain = tensor.detach().cpu().to_dense().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -150,88 +180,44 @@ def versions() -> dict[str, str]:
     return own | {package: importlib.metadata.version(package) for package in _PACKAGES}
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not folder.is_dir():
-        raise FolderError(f"There is no folder {folder}.")
-    if not path.is_file():
-        raise FolderError(f"{folder} holds no explanations: it has no manifest.json.")
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not {"data", "settings", "versions"} <= set(manifest):
-            raise ValueError("it is not that of a run")
-        return manifest
-    except (ValueError, TypeError) as error:
-        raise FolderError(f"{path} cannot be read: {error}.") from error
-
-
-def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the manifest of a new folder, or check it against that of the run that the folder holds."""
-    if not (folder / "manifest.json").exists():
-        if foreign := sorted(each.name for each in folder.iterdir() if not each.name.startswith(".")):
-            raise FolderError(f"{folder} holds other files, such as {foreign[0]}. Give a folder of its own.")
-        with atomic_file(folder / "manifest.json") as file:
-            file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
-    return check_same(folder, manifest)
-
-
-def check_same(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a folder, if it differs from the ``wanted`` one in nothing but the times of files."""
-    stored = read_manifest(folder)
-    lines = list(_differences(stored, json.loads(json.dumps(wanted)), f"in {folder}"))
-    if lines:
-        title = f"The results in {folder} are those of another run. What differs:"
-        more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-        remedy = "Give this run a folder of its own, or the settings of the other."
-        raise FolderError("\n".join([title, *lines[:_SHOWN], *more, remedy]))
-    return stored
-
-
-def _differences(there: Any, here: Any, place: str, name: str = "") -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted({*there, *here}):
-            yield from _differences(there.get(key, "nothing"), here.get(key, "nothing"), place, f"{name}.{key}")
-    elif there != here and name != ".data.files.times":
-        yield f"  {name[1:]}: {json.dumps(there)[:60]} {place}, {json.dumps(here)[:60]} now"
+def _short(parts: Any) -> Any:
+    return parts if len(str(parts)) < 1000 else digest_of(parts)
 
 
 def _parts_of(value: object) -> Iterator[tuple[str, object]]:
     """What the constructor was given, as far as it was kept under its name; of a user's own class, all it holds."""
     held = {} if _is_installed(type(value).__module__) else dict(getattr(value, "__dict__", {}))
-    try:
-        names = list(inspect.signature(type(value).__init__).parameters)[1:]
-    except (ValueError, TypeError):  # of a class written in C
-        names = []
+    names = ["__wrapped__", "fget", "fset"]  # by a decorator
+    with suppress(ValueError, TypeError):  # of a class written in C
+        names += list(inspect.signature(type(value).__init__).parameters)[1:]
     for name in names:
-        kept = [getattr(value, each) for each in (name, f"_{name}") if hasattr(value, each)]
-        if kept:
-            held.pop(f"_{name}", None)
-            held[name] = kept[0]
+        for kept in (f"_{name}", name):
+            with suppress(Exception):  # of a property
+                held[name] = getattr(value, kept)
+    if not held:
+        with suppress(Exception):  # of what cannot be taken apart, such as a lock
+            held["made of"] = value.__reduce_ex__(4)[1]
     yield from sorted((name, part) for name, part in held.items() if name not in _OF_A_RUN)
-
-
-def _may_matter(value: Any) -> bool:
-    """Whether a global that a function reads may change what it computes."""
-    if isinstance(value, nn.Module | Tensor | np.ndarray) or _is_plain(value):
-        return True
-    kind = value if isinstance(value, types.FunctionType | type) else type(value)
-    return not _is_installed(value.__name__ if isinstance(value, types.ModuleType) else kind.__module__)
-
-
-def _is_plain(value: object) -> bool:
-    entries = [*value, *value.values()] if isinstance(value, dict) else value
-    if isinstance(entries, list | tuple | set | frozenset):
-        return all(map(_is_plain, entries))
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 @functools.cache
 def _is_installed(module: str | None) -> bool:
     """Whether code is the standard library's or a package's, which its version tells apart."""
-    if module is None or module.partition(".")[0] in {*sys.stdlib_module_names, "captum_boundary"}:
-        return module is not None
-    path = str(getattr(sys.modules.get(module), "__file__", None))
-    return "site-packages" in path or "dist-packages" in path
+    if module is None:
+        return False
+    root = module.partition(".")[0]
+    files = [str(file) for each in (root, module) if (file := getattr(sys.modules.get(each), "__file__", None))]
+    if root == "captum_boundary" or not files:
+        return root == "captum_boundary" or root in sys.stdlib_module_names
+    return any("-packages" in file or file.startswith(sysconfig.get_path("stdlib")) for file in files)
+
+
+def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A function's code, and that of functions and comprehensions within it."""
+    yield code
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            yield from _codes_in(part)
 
 
 def _words_of(value: Any) -> Any:

@@ -1,8 +1,9 @@
-"""A folder of explanations: which file holds what, and how files come into it, whole or not at all."""
+"""A folder of explanations: whose it is, which file holds what, and how files come into it, whole or not at all."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from captum_boundary.errors import BoundaryError
 
-__all__ = ["SCHEMA", "FolderError", "Store", "atomic_file", "checked_folder", "locked", "read_rows", "stored_tensors"]
+__all__ = ["SCHEMA", "FolderError", "Store", "atomic_file", "checked_folder", "claim", "locked", "read_rows"]
+__all__ += ["stored_tensors"]
 
 SCHEMA = pa.schema(
     [("index", pa.int64()), ("name", pa.string())]
@@ -33,6 +35,7 @@ SCHEMA = pa.schema(
 )
 _PER_FOLDER = 1000
 _N_JOINED = 100  # batches whose rows are held at once when the table is put together
+_SHOWN = 12  # differences between two runs
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows knows no quota
 
 
@@ -41,12 +44,33 @@ class FolderError(BoundaryError, RuntimeError):
 
 
 class Store:
-    """The files of a run, two for each batch, named by the batch's first example."""
+    """The files of a run: what it depends on, and two for each batch, named by the batch's first example."""
 
-    def __init__(self, path: Path, n_examples: int, batch_size: int) -> None:
-        self.path, self.n_examples, self.batch_size = path, n_examples, batch_size
-        self.n_batches = -(-n_examples // batch_size)
-        self.table = path / "table.parquet"
+    def __init__(self, path: Path) -> None:
+        self.path, self.table, manifest = path, path / "table.parquet", path / "manifest.json"
+        if not manifest.is_file():
+            raise FolderError(f"There is no folder of explanations {path}: it has no manifest.json.")
+        try:
+            self.manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+            self.data, settings = self.manifest["data"], self.manifest["settings"]
+            self.n_examples, self.batch_size = int(settings["n_examples"]), int(settings["batch_size"])
+            self.n_batches = -(-self.n_examples // self.batch_size)
+        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+            raise FolderError(f"{manifest} cannot be read: {error!r}.") from error
+
+    def check_same(self, wanted: Mapping[str, Any]) -> None:
+        """Refuse results of another run, which differ in more than the times of files."""
+        there, here = _flat(self.manifest), _flat(json.loads(json.dumps(wanted)))
+        lines = [
+            f"  {name}: {json.dumps(there.get(name))[:60]} in {self.path}, {json.dumps(here.get(name))[:60]} now"
+            for name in sorted({*there, *here} - {"data.files.times"})
+            if there.get(name, _flat) != here.get(name, _flat)
+        ]
+        if lines:
+            title = f"The results in {self.path} are those of another run. What differs:"
+            more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+            remedy = "Give this run a folder of its own, or the settings of the other."
+            raise FolderError("\n".join([title, *lines[:_SHOWN], *more, remedy]))
 
     def examples(self, batch: int) -> range:
         return range(batch * self.batch_size, min((batch + 1) * self.batch_size, self.n_examples))
@@ -111,6 +135,18 @@ class Store:
             tensors = tuple(tensor if scale is None else tensor.float() * scale for tensor, scale in scaled)
             found[name] = tensors[0] if keys == [name] else tensors or None
         return found
+
+
+def claim(path: Path, manifest: Mapping[str, Any]) -> Store:
+    """The store in a folder that is new, or that holds results of the same run."""
+    if not (path / "manifest.json").exists():
+        if foreign := sorted(each.name for each in path.iterdir() if not each.name.startswith(".")):
+            raise FolderError(f"{path} holds other files, such as {foreign[0]}. Give a folder of its own.")
+        with atomic_file(path / "manifest.json") as file:
+            file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
+    store = Store(path)
+    store.check_same(manifest)
+    return store
 
 
 def stored_tensors(name: str, values: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -207,3 +243,10 @@ def _n_rows(path: Path) -> int:
 
 def _unreadable(path: Path, error: Exception) -> FolderError:
     return FolderError(f"{path} cannot be read: {error}. The same run, started again, redoes it.")
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """The entries of a manifest at any depth, by their place in it."""
+    if not isinstance(value, dict) or not value:
+        return {name[1:]: value}
+    return {place: leaf for key, part in value.items() for place, leaf in _flat(part, f"{name}.{key}").items()}

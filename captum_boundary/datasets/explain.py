@@ -7,6 +7,7 @@ import os
 import random
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ from captum_boundary.datasets._examples import (
     describe_files,
     printable,
 )
-from captum_boundary.datasets._identity import Describer, claim, versions
-from captum_boundary.datasets._store import FolderError, Store, checked_folder, locked, read_rows
+from captum_boundary.datasets._identity import Describer, versions
+from captum_boundary.datasets._store import FolderError, Store, checked_folder, claim, locked, read_rows
 from captum_boundary.datasets.reading import Explanations, load_explanations, told
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
@@ -161,11 +162,10 @@ def explain_dataset(
     settings |= {"save_points": save_points, "seed": reader.seed, "batch_size": batch_size, "n_examples": n_examples}
     describer = Describer()
     with torch.inference_mode(False), torch.no_grad():
-        description = describer.describe(explainer)
         explain = BatchExplainer(explainer, settings, place, describer.generators, strict)
         spec = reader.spec = find_spec(explain, reader, n_examples)
         manifest = {
-            "explainer": description,
+            "explainer": describer.describe(explainer),
             "norm": describer.describe(getattr(getattr(explainer, "search", None), "norm", None)),
             "data": {
                 "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
@@ -175,12 +175,12 @@ def explain_dataset(
                 "spec": spec,
             },
             "settings": describer.describe(settings),
+            "code": describer.code(),
             "version": version,
             "device": place.type,
             "versions": versions(),
         }
-        store = Store(path, n_examples, batch_size)
-        _explain_part(store, (index, count), manifest, reader, explain, resume, verify, num_workers, show_progress)
+        _explain_part(path, (index, count), manifest, reader, explain, resume, verify, num_workers, show_progress)
     explanations = load_explanations(path)
     if message := told(explanations, "error"):
         warnings.warn(message, ExampleWarning, stacklevel=2)
@@ -188,7 +188,7 @@ def explain_dataset(
 
 
 def _explain_part(
-    store: Store,
+    path: Path,
     shard: tuple[int, int],
     manifest: dict[str, Any],
     reader: Reader,
@@ -199,15 +199,17 @@ def _explain_part(
     show_progress: bool,
 ) -> None:
     """Explain what is missing of a shard, if what is done is of the same examples; the last one finishes the run."""
-    path, name, batches = store.path, "{}-of-{}".format(*shard), range(shard[0], store.n_batches, shard[1])
     if path.exists() and not path.is_dir():
         raise FolderError(f"out must be a folder, but {path} is a file.")
     path.mkdir(parents=True, exist_ok=True)
+    name = "{}-of-{}".format(*shard)
     with locked(path / f".lock-{name}", timeout=0):
         with locked(path / ".lock", _PATIENCE):
+            store = claim(path, manifest)
+            batches = range(shard[0], store.n_batches, shard[1])
             if not resume and any(file.exists() for file in store.rows(batches)):
                 raise FolderError(f"{path} holds explanations already. Resume that run, or give another folder.")
-            verify |= claim(path, manifest)["data"]["files"] != manifest["data"]["files"]  # whose times are others
+            verify |= store.data["files"] != manifest["data"]["files"]  # whose times are others
         done, chance = list(filter(store.is_done, batches)), random.SystemRandom()
         missing = sorted({*batches} - {*done})
         asked: list[Any] = [store.examples(batch) for batch in done]

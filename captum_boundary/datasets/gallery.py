@@ -97,7 +97,7 @@ def write_gallery(
     folder, reader = explanations.path / "gallery", Reader(dataset, explanations.manifest["settings"]["seed"])
     for index in (0, len(explanations) // 2, len(explanations) - 1):
         _example(explanations, reader, index)
-    spec, store = explanations.manifest["data"]["spec"], explanations.store
+    spec, store = explanations.store.data["spec"], explanations.store
     shape = spec["shapes"][0] if spec else []
     are_images = len(shape) == 3 and shape[0] in (1, 3)
     look = digest_of([_PICTURES, image_size, Describer().describe(bounds)]).encode()

@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captum_boundary.datasets._identity import check_same, claim, read_manifest
-from captum_boundary.datasets._store import FolderError, Store, atomic_file, checked_folder, locked, read_rows
+from captum_boundary.datasets._store import FolderError, Store, atomic_file, checked_folder, claim, locked, read_rows
 from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["Explanation", "Explanations", "load_explanations", "merge_explanations", "told"]
@@ -84,10 +83,8 @@ class Explanations(Dataset[Explanation]):
     """
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
-        self.path = checked_folder(out)
-        self.manifest = read_manifest(self.path)
-        settings = self.manifest["settings"]
-        self.store = Store(self.path, settings["n_examples"], settings["batch_size"])
+        self.store = Store(checked_folder(out))
+        self.path, self.manifest = self.store.path, self.store.manifest
         self._last: tuple[int, list[dict[str, Any]]] = (-1, [])
 
     def __len__(self) -> int:
@@ -118,12 +115,12 @@ class Explanations(Dataset[Explanation]):
     @property
     def class_names(self) -> list[str] | None:
         r"""Names of the model's classes, if they are known."""
-        names: list[str] | None = self.manifest["data"]["class_names"]
+        names: list[str] | None = self.store.data.get("class_names")
         return names
 
     def distance_text(self, distance: float | None = None) -> str:
         r"""A distance with its norm and units, such as ``"l2 distance 0.0055 in pixels of [0, 1]"``."""
-        norm, units = self.manifest.get("norm"), self.manifest["data"]["units"]
+        norm, units = self.manifest.get("norm"), self.store.data.get("units")
         number = "" if distance is None else f" {distance:.4g}"
         return f"{'' if norm is None else f'l{norm} '}distance{number} in {units or 'units of the inputs'}"
 
@@ -226,22 +223,19 @@ def merge_explanations(parts: Iterable[str | os.PathLike[str]], out: str | os.Pa
         >>> merge_explanations(parts, tempfile.mkdtemp()).is_complete
         True
     """
-    folders, path = [checked_folder(part) for part in parts], checked_folder(out)
-    if not folders:
+    stores, path = [Store(checked_folder(part)) for part in parts], checked_folder(out)
+    if not stores:
         raise BoundaryValueError("parts must hold at least one folder of explanations, but it is empty.")
-    manifest = read_manifest(folders[0])
-    for folder in folders[1:]:
-        check_same(folder, manifest)
+    for store in stores[1:]:
+        store.check_same(stores[0].manifest)
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / ".lock", timeout=0):
-        claim(path, manifest)
-        merged, *stores = (Explanations(folder).store for folder in (path, *folders))
-        for store in stores:
-            for batch in store.written():
-                if store.is_done(batch) and not merged.is_done(batch):
-                    merged.table.unlink(missing_ok=True)
-                    for file, copy in zip(store.files(batch), merged.files(batch), strict=True):
-                        with atomic_file(copy, "merge") as written:
-                            written.write(file.read_bytes())
+        merged = claim(path, stores[0].manifest)
+        for part, batch in ((store, batch) for store in stores for batch in store.written()):
+            if part.is_done(batch) and not merged.is_done(batch):
+                merged.table.unlink(missing_ok=True)
+                for file, copy in zip(part.files(batch), merged.files(batch), strict=True):
+                    with atomic_file(copy, "merge") as written:
+                        written.write(file.read_bytes())
         merged.finish("merge")
     return Explanations(path)

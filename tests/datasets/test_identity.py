@@ -11,6 +11,7 @@ import sys
 import threading
 import types
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,7 +183,9 @@ def described_code(tmp_path, monkeypatch, code, helper="def helper(x):\n    retu
     importlib.invalidate_caches()
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     module = importlib.import_module("own_model")
-    description = json.dumps(describe([Saliency(module.Model().eval()), Saliency(module.function)]))
+    describer = Describer()
+    description = json.dumps([describer.describe([Saliency(module.Model().eval()), Saliency(module.function)])])
+    description += json.dumps(describer.code())
     for name in ("own_model", "helpers"):
         sys.modules.pop(name)
     return description
@@ -195,6 +198,82 @@ def test_code_that_was_edited_is_seen_wherever_it_is(tmp_path, monkeypatch):
         assert before in CODE
         assert described_code(tmp_path, monkeypatch, CODE.replace(before, after)) != first, after
     assert described_code(tmp_path, monkeypatch, CODE, "def helper(x):\n    return 2 * x\n") != first
+
+
+READER = """
+import functools
+import torch
+from torch import nn
+import helpers
+from helpers import helper
+{top}
+class Model(nn.Module):
+    def forward(self, x):
+        {body}
+    {member}
+function = torch.relu
+"""
+READERS = {
+    "a comprehension": {"body": "return sum([helper(part) for part in [x]])"},
+    "a function within": {"body": "return (lambda y: helper(y))(x)"},
+    "an import within": {"body": "from helpers import helper as imported; return imported(x)"},
+    "a module": {"body": "return helpers.helper(x)"},
+    "a partial function": {"top": "part = functools.partial(helper)", "body": "return part(x)"},
+    "a cached function": {"top": "cached = functools.lru_cache(helper)", "body": "return cached(2) * x"},
+    "a function without gradients": {"top": "bare = torch.no_grad()(helper)", "body": "return bare(x)"},
+    "a cached property": {"member": "factor = functools.cached_property(helper)", "body": "return self.factor"},
+    "a property": {"member": "factor = property(helper)", "body": "return self.factor"},
+    "a tensor of the class": {"member": "factor = helper(torch.ones(1))", "body": "return self.factor"},
+    "a value of the module": {"top": "kind = (torch.bfloat16, torch.half)[helper(1) - 1]", "body": "return x.to(kind)"},
+    "a long chain of calls": {
+        "top": "\n".join(f"def f{n}(x): return f{n + 1}(x)" for n in range(500)) + "\nf500 = helper",
+        "body": "return f0(x)",
+    },
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_code_is_seen_that_is_read_in_another_way(tmp_path, monkeypatch, name):
+    code = READER.format(**{"top": "", "member": "", **READERS[name]})
+    helpers = ["def helper(x):\n    return x\n", "def helper(x):\n    return 2 * x\n"]
+    first, second = (described_code(tmp_path, monkeypatch, code, helper) for helper in helpers)
+    assert first != second
+    assert described_code(tmp_path, monkeypatch, code, helpers[0]) == first
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_scripted_functions_are_known_by_their_code():
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    def tripled(x: torch.Tensor) -> torch.Tensor:
+        return 3 * x
+
+    assert describe(torch.jit.script(doubled)) == describe(torch.jit.script(doubled))
+    assert describe(torch.jit.script(doubled)) != describe(torch.jit.script(tripled))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (slice(1), slice(2)),
+        (range(1), range(2)),
+        (b"1", b"2"),
+        (1j, 2j),
+        (Path("1"), Path("2")),
+        (np.longdouble(1), np.longdouble(2)),
+        (np.ones(1, np.longdouble), np.zeros(1, np.longdouble)),
+        (np.array(["1"]), np.array(["2"])),
+        (np.array([{}, 1], object), np.array([{}, 2], object)),
+        (torch.eye(2).to_sparse(), 2 * torch.eye(2).to_sparse()),
+        ({small_model: 1}, {small_model: 2}),
+    ],
+)
+def test_values_of_any_kind_are_told_apart(values):
+    first, second = map(describe, values)
+    assert first != second
+    assert describe(copy.deepcopy(values[0])) == first
+    assert "0x" not in json.dumps(first)
 
 
 def test_what_cannot_be_described_in_full_is_described_by_its_class():
