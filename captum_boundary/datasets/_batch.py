@@ -79,11 +79,18 @@ class BatchExplainer:
         model = Model(self.explainer.forward_func, len(examples), self.arguments)
         return inputs, model.first_scores(inputs), model.is_binary
 
-    def __call__(self, examples: Sequence[Example]) -> Iterator[tuple[list[dict[str, Any]], dict[str, Tensor]]]:
-        """Explain examples in whatever parts they can be: a batch that fails is halved until the fault is alone.
+    def __call__(self, examples: Sequence[Example]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """Rows of a batch, and tensors to store of the examples that could be explained."""
+        failed = [example.facts for example in examples if not example.inputs]
+        if failed and self.strict:
+            raise ExampleError("Example {index} could not be read. {error}".format(**failed[0]))
+        parts = [(failed, {}), *self._parts([example for example in examples if example.inputs])]
+        tensors = [part for _, part in parts if part] or [{"index": torch.zeros(0, dtype=torch.int64)}]
+        joined = {key: torch.cat([each[key] for each in tensors]) for key in tensors[0]}
+        return [row for rows, _ in parts for row in rows], joined
 
-        Of each part come the rows and, where it could be explained, tensors to store.
-        """
+    def _parts(self, examples: Sequence[Example]) -> Iterator[tuple[list[dict[str, Any]], dict[str, Tensor]]]:
+        """Explain examples in whatever parts they can be: a batch that fails is halved until the fault is alone."""
         size = min(self.size or len(examples), len(examples))
         if size == len(examples) > 0:
             try:
@@ -102,7 +109,7 @@ class BatchExplainer:
                 self.size = size
                 torch.cuda.empty_cache()
         for first in range(0, len(examples), size or 1):
-            yield from self(examples[first : first + size])
+            yield from self._parts(examples[first : first + size])
 
     def _explain(self, examples: Sequence[Example]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         with preserve_rng_state(self.generators), warnings.catch_warnings():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import os
 import sys
@@ -50,10 +51,11 @@ def parser() -> argparse.ArgumentParser:
     add("--normalize", nargs=2, type=numbers, metavar=("MEAN", "STD"), help=channels)
     data = "folder of images (in a subfolder for each class, if labeled), .npz file with images and labels, or "
     add("--data", required=True, help=data + "package.module:function that returns a Dataset")
-    add("--size", **count, help="scale and crop images of a folder to squares of N pixels")
-    add("--gray", action="store_true", help="read images of a folder with one channel")
-    add("--layout", choices=("nchw", "nhwc"), help="where arrays of an .npz file have their channels")
-    add("--no-labels", dest="labels", action="store_false", help="labels are not the model's classes")
+    given: dict[str, Any] = {"default": argparse.SUPPRESS}
+    add("--size", **count, **given, help="scale and crop images of a folder to squares of N pixels")
+    add("--gray", action="store_true", **given, help="read images of a folder with one channel")
+    add("--layout", choices=("nchw", "nhwc"), **given, help="where arrays of an .npz file have their channels")
+    add("--no-labels", dest="labels", action="store_false", **given, help="labels are not the model's classes")
     add("--class-names", type=utf8_lines, metavar="FILE", help="text file, the name of one class a line")
     add("--limit", **count, help="only the first N examples")
 
@@ -83,7 +85,14 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("on what").add_argument
     add("--batch-size", **count, help="examples at once and in one file (default: by their size, at most 32)")
     add("--internal-batch-size", **count, help="path points at once (default: as many as fit)")
-    add("--workers", type=int, default=0, metavar="N", help="processes that read examples (default: 0)")
+    add(
+        "--workers",
+        dest="num_workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that read examples (default: 0)",
+    )
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU for each process, where there are any)")
     add("--shard", type=shard, metavar="I/N", help="only the I-th of N parts, from 0 (default: torchrun's)")
     add("--seed", type=int, default=0, help="seed of all that is random (default: 0)")
@@ -111,8 +120,10 @@ def main(words: Sequence[str]) -> int:
 
 def _explain(words: Sequence[str]) -> int:
     options = parser().parse_args(words)
-    device, shown = _device(options.device), sys.stderr is not None
-    dataset = load_data(options.data, options.size, options.gray, options.labels, options.layout, options.out)
+    options.device, options.dtype = _device(options.device), getattr(torch, options.dtype)
+    given, shown = vars(options), sys.stderr is not None
+    of_data: dict[str, Any] = {name: given[name] for name in ("size", "gray", "layout", "labels") if name in given}
+    dataset = load_data(options.data, options.out, of_data)
     loaded = load_model(options.model, options.weights, options.num_classes)
     bounds = options.bounds or getattr(dataset, "bounds", None)
     normalize, model = options.normalize or loaded.normalize, loaded.model
@@ -123,25 +134,21 @@ def _explain(words: Sequence[str]) -> int:
         bounds = dataset.bounds
     elif normalize is not None:
         model = nn.Sequential(v2.Normalize(*normalize), model)
-    model = model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False).to(options.device)
     bounds, norm = None if bounds is None else tuple(bounds), _NORMS[options.norm]
     search = NearestBoundary(model, bounds=bounds, budget=options.budget, norm=norm, show_progress=shown)
     method, methods = METHODS.get(options.method), f"one of {', '.join(METHODS)}"
     signed = False if options.method == "saliency" else None
     chosen = {"n_steps": options.steps, "internal_batch_size": options.internal_batch_size, "abs": signed}
-    alike = ("target", "version", "map_size", "save_points", "limit", "seed", "strict", "resume", "verify", "shard")
+    options.batch_size = options.batch_size or _batch_size(dataset, options.seed)
+    options.class_names = options.class_names or (None if hasattr(dataset, "classes") else loaded.class_names)
+    alike = given.keys() & inspect.signature(explain_dataset).parameters
     explanations = explain_dataset(
         method(model, search) if method else call_named(options.method, "--method", methods, model),
         dataset,
-        options.out,
-        batch_size=options.batch_size or _batch_size(dataset, options.seed),
         options={name: value for name, value in chosen.items() if value is not None},
-        dtype=getattr(torch, options.dtype),
-        class_names=options.class_names or (None if hasattr(dataset, "classes") else loaded.class_names),
-        device=device,
-        num_workers=options.workers,
         show_progress=shown,
-        **{name: getattr(options, name) for name in alike},
+        **{name: given[name] for name in alike},
     )
     closing = None
     if explanations.is_complete and options.gallery:
@@ -180,17 +187,15 @@ def _batch_size(dataset: Any, seed: int) -> int:
 
 
 def _device(name: str | None) -> torch.device:
-    if name is None and not torch.cuda.is_available():
-        return torch.device("cpu")
-    name = name or f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    rank, n_devices = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    name = name or (f"cuda:{rank % n_devices}" if n_devices else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
+        torch.empty(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BoundaryValueError(
             f"--device must be cpu, cuda or cuda:N, but {name} cannot be used: {str(error).partition(chr(10))[0]}"
         ) from error
-    return device
+    return torch.device(name)
 
 
 # Types of options, which argparse names where a value is none of them.

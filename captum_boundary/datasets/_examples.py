@@ -151,7 +151,11 @@ def describe_files(files: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
 
 def message_of(error: Exception) -> str:
     """An error in one line that every file can hold."""
-    return printable(f"{type(error).__name__}: {error}")[:_LONGEST_MESSAGE]
+    try:
+        text = str(error)
+    except Exception:
+        text = "without a message that can be shown"
+    return printable(f"{type(error).__name__}: {text}")[:_LONGEST_MESSAGE]
 
 
 def printable(text: str) -> str:

@@ -53,6 +53,8 @@ class LoadedModel(NamedTuple):
 def load_model(name: str, weights: str | None, n_classes: int | None) -> LoadedModel:
     """The model that ``name`` stands for, with the weights of a file, or those that torchvision knows by a name."""
     if not name.startswith(_TORCHVISION):
+        if n_classes is not None:
+            raise BoundaryValueError(f"--num-classes is for models of torchvision, and would change nothing of {name}.")
         model = call_named(name, "--model", "torchvision:NAME")
         if not isinstance(model, nn.Module):
             raise BoundaryTypeError(f"{name} must return a torch.nn.Module, but it returned a {type(model).__name__}.")

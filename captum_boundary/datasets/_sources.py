@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,22 +43,22 @@ class ImageFiles(ImageFolder):  # type: ignore[misc]
         labels: bool = True,
         without: Path | None = None,
     ) -> None:
-        self.gray, self.has_labels, self.without = gray, labels, without and without.resolve()
+        self.has_labels, self.without = labels, without and without.resolve()
         in_range = v2.Lambda(partial(torch.clamp, min=0, max=1))  # which resizing leaves by rounding
         resize = None if size is None else v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size), in_range])
-        super().__init__(str(folder), resize, loader=self._load, allow_empty=True)
+        super().__init__(str(folder), resize, loader=partial(_load, gray=gray), allow_empty=True)
         if not self.samples:
             raise BoundaryValueError(f"There are no images in {folder}. Known are {', '.join(_SUFFIXES)}.")
         if not labels or not self.classes:
             del self.classes
 
     def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
-        names = [each.name for each in self._entries(Path(directory)) if each.is_dir()]
+        _, names, _ = next(self._walk(directory))
         return names, {name: number for number, name in enumerate(names)}
 
     def make_dataset(self, directory: Any, class_to_idx: dict[str, int], *_: Any, **__: Any) -> list[tuple[str, Any]]:
         """Loose images, and those of each subfolder, in order; without labels, classes are None."""
-        loose = [str(each) for each in self._entries(Path(directory)) if _is_image(each)]
+        loose = next(self._walk(directory))[2]
         if self.has_labels and class_to_idx and loose:
             raise BoundaryValueError(
                 f"{directory} holds {len(loose)} images beside its {len(class_to_idx)} folders of classes, such as "
@@ -65,25 +66,17 @@ class ImageFiles(ImageFolder):  # type: ignore[misc]
             )
         samples: list[tuple[str, Any]] = [(path, None) for path in loose]
         for name, number in class_to_idx.items():
-            samples += [(path, number if self.has_labels else None) for path in self._images(Path(directory, name))]
+            paths = (path for _, _, images in self._walk(Path(directory, name)) for path in images)
+            samples += [(path, number if self.has_labels else None) for path in paths]
         return samples
 
-    def _entries(self, folder: Path) -> list[Path]:
-        shown = (each for each in sorted(folder.iterdir()) if not each.name.startswith("."))
-        return [each for each in shown if self.without is None or not each.is_dir() or each.resolve() != self.without]
-
-    def _images(self, folder: Path) -> Iterator[str]:
-        for each in self._entries(folder):
-            if _is_image(each):
-                yield str(each)
-            elif each.is_dir() and not each.is_symlink():
-                yield from self._images(each)
-
-    def _load(self, path: str) -> Tensor:
-        with Image.open(path) as file:
-            if getattr(file, "is_animated", False):
-                warnings.warn(f"The first of {getattr(file, 'n_frames', '?')} frames.", UserWarning, stacklevel=1)
-            return pixels_of(file, self.gray)
+    def _walk(self, folder: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+        """A folder and those below it, each with its subfolders and the paths of its images."""
+        for place, folders, files in os.walk(folder, onerror=_raise):
+            shown = (name for name in sorted(folders) if not name.startswith("."))
+            folders[:] = [name for name in shown if Path(place, name).resolve() != self.without]
+            images = (name for name in sorted(files) if name.lower().endswith(_SUFFIXES) and not name.startswith("."))
+            yield place, folders, [os.path.join(place, name) for name in images]
 
 
 class NpzArrays(Dataset[Any]):
@@ -139,9 +132,8 @@ class Standardized(Dataset[Any]):
         self.dataset = dataset
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
         self.bounds = None if bounds is None else tuple((side - self.mean) / self.std for side in bounds)
-        self.__dict__ |= {
-            name: getattr(dataset, name) for name in ("classes", "samples", "root") if hasattr(dataset, name)
-        }
+        held = ("classes", "samples", "root")
+        vars(self).update({name: getattr(dataset, name) for name in held if hasattr(dataset, name)})
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -168,15 +160,26 @@ def pixels_of(file: Image.Image, gray: bool = False) -> Tensor:
     return pixels
 
 
-def load_data(name: str, size: int | None, gray: bool, labels: bool, layout: str | None, out: Path) -> Any:
+def load_data(name: str, out: Path, options: Mapping[str, Any]) -> Any:
     """The data set that ``name`` stands for: a folder of images, an .npz file, or what a function returns."""
-    path = Path(name).expanduser()
+    path, takes = Path(name).expanduser(), set[str]()
+    build: Callable[..., Any] = partial(call_named, name, "--data", "a folder of images, an .npz file")
     if path.is_dir():
-        return ImageFiles(path, size, gray, labels, without=out)
-    if path.suffix == ".npz":
-        return NpzArrays(path, labels, layout)
-    return call_named(name, "--data", "a folder of images, an .npz file")
+        build, takes = partial(ImageFiles, path, without=out), {"size", "gray", "labels"}
+    elif path.suffix == ".npz":
+        build, takes = partial(NpzArrays, path), {"layout", "labels"}
+    if unused := sorted(options.keys() - takes):
+        flags = " and ".join(f"--{option}".replace("--labels", "--no-labels") for option in unused)
+        raise BoundaryValueError(f"{flags} would change nothing about --data {name}. Leave that out.")
+    return build(**options)
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and not path.is_dir()
+def _load(path: str, gray: bool) -> Tensor:
+    with Image.open(path) as file:
+        if getattr(file, "is_animated", False):
+            warnings.warn(f"The first of {getattr(file, 'n_frames', '?')} frames.", UserWarning, stacklevel=1)
+        return pixels_of(file, gray)
+
+
+def _raise(error: OSError) -> None:
+    raise error

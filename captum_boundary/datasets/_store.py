@@ -24,7 +24,7 @@ from torch import Tensor
 
 from captum_boundary.errors import BoundaryError
 
-__all__ = ["SCHEMA", "FolderError", "Store", "atomic_file", "checked_folder", "claim", "locked", "read_rows"]
+__all__ = ["SCHEMA", "FolderError", "Store", "atomic_file", "checked_folder", "claimed", "locked", "read_rows"]
 __all__ += ["stored_tensors"]
 
 SCHEMA = pa.schema(
@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
 )
 _PER_FOLDER = 1000
 _N_JOINED = 100  # batches whose rows are held at once when the table is put together
+_PATIENCE = 600  # seconds in which another process puts the table together
 _SHOWN = 12  # differences between two runs
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows knows no quota
 
@@ -46,8 +47,9 @@ class FolderError(BoundaryError, RuntimeError):
 class Store:
     """The files of a run: what it depends on, and two for each batch, named by the batch's first example."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.table, manifest = path, path / "table.parquet", path / "manifest.json"
+    def __init__(self, path: Path, writer: str = "") -> None:
+        self.path, self.writer = path, writer
+        self.table, manifest = path / "table.parquet", path / "manifest.json"
         if not manifest.is_file():
             raise FolderError(f"There is no folder of explanations {path}: it has no manifest.json.")
         try:
@@ -97,26 +99,28 @@ class Store:
         except (SafetensorError, OSError):
             return False
 
-    def write(self, batch: int, rows: Iterable[Mapping[str, Any]], tensors: dict[str, Tensor], writer: str) -> None:
+    def write(self, batch: int, rows: Iterable[Mapping[str, Any]], tensors: dict[str, Tensor]) -> None:
         """Write the files of a batch; what a row does not have is null."""
         of_tensors, of_rows = self.files(batch)
-        with atomic_file(of_tensors, writer) as file:
+        with atomic_file(of_tensors, self.writer) as file:
             file.write(save(tensors))
-        with atomic_file(of_rows, writer) as file:
+        with atomic_file(of_rows, self.writer) as file:
             table = pa.Table.from_pylist(sorted(rows, key=itemgetter("index")), SCHEMA)
             pq.write_table(table, file, compression="zstd")
 
-    def finish(self, writer: str) -> bool:
-        """Put the table of all rows together if all batches are done, and remove what killed processes had begun."""
+    def finish(self) -> None:
+        """Put the table of all rows together if all batches are done, and remove what stopped processes have left."""
         if not all(map(self.is_done, range(self.n_batches))):
-            return False
+            return
         if _n_rows(self.table) != self.n_examples:
-            with atomic_file(self.table, writer) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as joined:
+            with (
+                atomic_file(self.table, self.writer) as file,
+                pq.ParquetWriter(file, SCHEMA, compression="zstd") as joined,
+            ):
                 for first in range(0, self.n_batches, _N_JOINED):
                     joined.write_table(read_rows(self.rows(range(self.n_batches)[first : first + _N_JOINED])))
-        for path in self.path.rglob(".*.tmp"):
+        for path in (self.path / ".stopped", *self.path.rglob(".*.tmp")):
             path.unlink(missing_ok=True)
-        return True
 
     def read_tensors(self, batch: int, index: int) -> dict[str, Any]:
         """Attributions and points of one example, in the form it has, without the rest of the file."""
@@ -137,16 +141,24 @@ class Store:
         return found
 
 
-def claim(path: Path, manifest: Mapping[str, Any]) -> Store:
-    """The store in a folder that is new, or that holds results of the same run."""
-    if not (path / "manifest.json").exists():
-        if foreign := sorted(each.name for each in path.iterdir() if not each.name.startswith(".")):
-            raise FolderError(f"{path} holds other files, such as {foreign[0]}. Give a folder of its own.")
-        with atomic_file(path / "manifest.json") as file:
-            file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
-    store = Store(path)
-    store.check_same(manifest)
-    return store
+@contextmanager
+def claimed(path: Path, manifest: Mapping[str, Any], writer: str) -> Iterator[Store]:
+    """The store of a run, in a new folder or its own, for one writer of each name; the last one finishes the run."""
+    if path.exists() and not path.is_dir():
+        raise FolderError(f"out must be a folder, but {path} is a file.")
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path / f".lock-{writer}", timeout=0):
+        with locked(path / ".lock", _PATIENCE):
+            if not (path / "manifest.json").exists():
+                if foreign := sorted(each.name for each in path.iterdir() if not each.name.startswith(".")):
+                    raise FolderError(f"{path} holds other files, such as {foreign[0]}. Give a folder of its own.")
+                with atomic_file(path / "manifest.json") as file:
+                    file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
+            store = Store(path, writer)
+            store.check_same(manifest)
+        yield store
+        with locked(path / ".lock", _PATIENCE):
+            store.finish()
 
 
 def stored_tensors(name: str, values: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -224,11 +236,11 @@ def locked(path: Path, timeout: float) -> Iterator[None]:
 
 def checked_folder(out: str | os.PathLike[str]) -> Path:
     """The folder that ``out`` names, or an error for a name that not every library can write to."""
-    path = Path(out).expanduser()
     try:
+        path = Path(out).expanduser()
         str(path.absolute()).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise FolderError(f"The name of the folder must be UTF-8, but it is {str(path)!r}. Choose another.") from error
+    except (UnicodeEncodeError, TypeError, RuntimeError) as error:
+        raise FolderError(f"The name of the folder must be UTF-8, but it is {out!r}. Choose another.") from error
     return path
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import random
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,22 +17,13 @@ from tqdm.auto import tqdm
 
 from captum_boundary._core.checks import check_count, names_in_order, plain_number
 from captum_boundary.datasets._batch import BatchExplainer, find_spec
-from captum_boundary.datasets._examples import (
-    Example,
-    ExampleError,
-    ExampleWarning,
-    Reader,
-    describe_files,
-    printable,
-)
+from captum_boundary.datasets._examples import ExampleError, ExampleWarning, Reader, describe_files, printable
 from captum_boundary.datasets._identity import Describer, versions
-from captum_boundary.datasets._store import FolderError, Store, checked_folder, claim, locked, read_rows
+from captum_boundary.datasets._store import FolderError, Store, checked_folder, claimed, read_rows
 from captum_boundary.datasets.reading import Explanations, load_explanations, told
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = ["explain_dataset"]
-
-_PATIENCE = 600  # seconds in which another process puts the table together
 
 
 def explain_dataset(
@@ -136,30 +126,48 @@ def explain_dataset(
         >>> len(explanations), explanations[7].attributions.shape
         (10, torch.Size([4]))
     """
-    reader = Reader(dataset, operator.index(seed))
     check_count("batch_size", batch_size)
     check_count("limit", limit, optional=True)
-    batch_size, limit, target = map(plain_number, (batch_size, limit, target))
-    if isinstance(target, bool) or not (target is None or target == "label" or isinstance(target, int)):
-        raise BoundaryTypeError(
-            f'target must be None (the predicted class), "label" or the number of a class, but it is {target!r}.'
-        )
-    if dtype not in (torch.float16, torch.float32):
-        raise BoundaryValueError(f"dtype must be torch.float16 or torch.float32, but it is {dtype}.")
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
-        raise BoundaryValueError(f"num_workers must be an integer of at least 0, but it is {num_workers!r}.")
-    size = (map_size, map_size) if isinstance(map_size, int) else map_size
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise BoundaryValueError(f"map_size must be one or two positive integers, but it is {map_size!r}.")
-    index, count = shard or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    if not 0 <= index < count:
-        raise BoundaryValueError(f"shard must be (i, n) with i from 0 to n - 1, but it is {(index, count)!r}.")
-    path, n_examples = checked_folder(out), min(len(reader), limit or len(reader))
+    batch_size, limit, target, seed = map(plain_number, (batch_size, limit, target, seed))
+    size = map_size if map_size is None or isinstance(map_size, list | tuple) else (map_size, map_size)
+    part = shard or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    is_shard = isinstance(part, list | tuple) and len(part) == 2 and _are_whole(*part) and 0 <= part[0] < part[1]
+    is_size = size is None or (len(size) == 2 and _are_whole(*size) and min(size) >= 1)
+    is_number = _are_whole(num_workers) and num_workers >= 0
+    is_target = target is None or _are_whole(target) or (isinstance(target, str) and target == "label")
+    for error, name, value, is_right, wanted in (
+        (BoundaryTypeError, "seed", seed, _are_whole(seed), "an integer"),
+        (
+            BoundaryTypeError,
+            "target",
+            target,
+            is_target,
+            'None (the predicted class), "label" or the number of a class',
+        ),
+        (BoundaryTypeError, "options", options, isinstance(options, Mapping | None), "a mapping of names to values"),
+        (BoundaryTypeError, "version", version, isinstance(version, str | None), "a text"),
+        (BoundaryTypeError, "units", units, isinstance(units, str | None), "a text"),
+        (
+            BoundaryTypeError,
+            "class_names",
+            class_names,
+            isinstance(class_names, Iterable | None),
+            "a sequence of names",
+        ),
+        (BoundaryValueError, "dtype", dtype, dtype in (torch.float16, torch.float32), "torch.float16 or torch.float32"),
+        (BoundaryValueError, "map_size", map_size, is_size, "one or two positive integers"),
+        (BoundaryValueError, "shard", part, is_shard, "(i, n) with i from 0 to n - 1"),
+        (BoundaryValueError, "num_workers", num_workers, is_number, "an integer of at least 0"),
+    ):
+        if not is_right:
+            raise error(f"{name} must be {wanted}, but it is {value!r}.")
+    path, reader = checked_folder(out), Reader(dataset, seed)
     model = getattr(explainer, "forward_func", None)
     tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     place = torch.device(device or (tensors[0].device if tensors else "cpu"))
-    settings = {"target": target, "options": dict(options or {}), "dtype": dtype, "map_size": size}
-    settings |= {"save_points": save_points, "seed": reader.seed, "batch_size": batch_size, "n_examples": n_examples}
+    settings = {"target": target, "options": dict(options or {}), "dtype": dtype, "map_size": size and tuple(size)}
+    settings |= {"save_points": save_points, "seed": seed, "batch_size": batch_size}
+    settings["n_examples"] = n_examples = min(len(reader), limit or len(reader))
     describer = Describer()
     with torch.inference_mode(False), torch.no_grad():
         explain = BatchExplainer(explainer, settings, place, describer.generators, strict)
@@ -171,7 +179,7 @@ def explain_dataset(
                 "class": f"{type(dataset).__module__}.{type(dataset).__qualname__}",
                 "files": describe_files(reader.files),
                 "class_names": _class_names(dataset, class_names, spec),
-                "units": getattr(dataset, "units", None) if units is None else units,
+                "units": own if units is None and isinstance(own := getattr(dataset, "units", None), str) else units,
                 "spec": spec,
             },
             "settings": describer.describe(settings),
@@ -180,88 +188,63 @@ def explain_dataset(
             "device": place.type,
             "versions": versions(),
         }
-        _explain_part(path, (index, count), manifest, reader, explain, resume, verify, num_workers, show_progress)
+        with claimed(path, manifest, "{}-of-{}".format(*part)) as store:
+            batches = range(part[0], store.n_batches, part[1])
+            if not resume and any(file.exists() for file in store.rows(batches)):
+                raise FolderError(f"{path} holds explanations already. Resume that run, or give another folder.")
+            verify |= store.data["files"] != manifest["data"]["files"]  # whose times are others
+            _explain_batches(store, batches, reader, explain, verify, num_workers, show_progress)
     explanations = load_explanations(path)
     if message := told(explanations, "error"):
         warnings.warn(message, ExampleWarning, stacklevel=2)
     return explanations
 
 
-def _explain_part(
-    path: Path,
-    shard: tuple[int, int],
-    manifest: dict[str, Any],
-    reader: Reader,
-    explain: BatchExplainer,
-    resume: bool,
-    verify: bool,
-    num_workers: int,
-    show_progress: bool,
+def _explain_batches(
+    store: Store, batches: range, reader: Reader, explain: BatchExplainer, verify: bool, num_workers: int, shown: bool
 ) -> None:
-    """Explain what is missing of a shard, if what is done is of the same examples; the last one finishes the run."""
-    if path.exists() and not path.is_dir():
-        raise FolderError(f"out must be a folder, but {path} is a file.")
-    path.mkdir(parents=True, exist_ok=True)
-    name = "{}-of-{}".format(*shard)
-    with locked(path / f".lock-{name}", timeout=0):
-        with locked(path / ".lock", _PATIENCE):
-            store = claim(path, manifest)
-            batches = range(shard[0], store.n_batches, shard[1])
-            if not resume and any(file.exists() for file in store.rows(batches)):
-                raise FolderError(f"{path} holds explanations already. Resume that run, or give another folder.")
-            verify |= store.data["files"] != manifest["data"]["files"]  # whose times are others
-        done, chance = list(filter(store.is_done, batches)), random.SystemRandom()
-        missing = sorted({*batches} - {*done})
-        asked: list[Any] = [store.examples(batch) for batch in done]
-        asked = asked if verify else [sorted({each[0], each[-1], chance.choice(each)}) for each in asked]
-        asked += map(store.examples, missing)
-        generator = torch.Generator()  # not the global one; what workers draw, they draw from seeds of examples
-        loader = DataLoader(reader, batch_sampler=asked, num_workers=num_workers, collate_fn=list, generator=generator)
-        read = iter(loader)
-        marker = path / ".stopped"  # by a strict process, for all the others
-        stopped_before = marker.stat().st_mtime_ns if marker.exists() else None
-        total = sum(map(len, map(store.examples, batches)))
-        with tqdm(total=total, desc="Explaining", unit="example", disable=not show_progress) as bar:
+    """Explain what is missing, if what is done is of the same examples, until a strict process stops them all."""
+    done, chance = list(filter(store.is_done, batches)), random.SystemRandom()
+    missing = sorted({*batches} - {*done})
+    asked: list[Any] = [store.examples(batch) for batch in done]
+    asked = asked if verify else [sorted({each[0], each[-1], chance.choice(each)}) for each in asked]
+    asked += map(store.examples, missing)
+    generator = torch.Generator()  # not the global one; what workers draw, they draw from seeds of examples
+    loader = DataLoader(reader, batch_sampler=asked, num_workers=num_workers, collate_fn=list, generator=generator)
+    marker, read = store.path / ".stopped", iter(loader)  # a mark of a strict process, for all the others
+    stopped_before = marker.stat().st_mtime_ns if marker.exists() else None
+    total = sum(len(store.examples(batch)) for batch in batches)
+    with tqdm(total=total, desc="Explaining", unit="example", disable=not shown) as bar:
+        for batch in done:
+            digests = read_rows(store.rows([batch]), ["digest"]).column("digest").to_pylist()
+            for example in next(read):
+                if digests[example.index % store.batch_size] not in (None, example.facts["digest"]):
+                    reason = "" if example.inputs else f" ({example.facts['error']})"
+                    raise FolderError(
+                        f"Example {example.index} is not the one that was explained in {store.path}: the data set has "
+                        f"changed{reason}. Give this run a folder of its own."
+                    )
+            bar.update(len(store.examples(batch)))
+        for batch, examples in zip(missing, read, strict=True):
+            if marker.exists() and marker.stat().st_mtime_ns != stopped_before:
+                raise ExampleError(f"Another process of this run has stopped. {marker.read_text(encoding='utf-8')}")
+            store.table.unlink(missing_ok=True)  # it has rows that are gone
             try:
-                for batch in done:
-                    _compare(store, batch, next(read))
-                    bar.update(len(store.examples(batch)))
-                for batch, examples in zip(missing, read, strict=True):
-                    if marker.exists() and marker.stat().st_mtime_ns != stopped_before:
-                        message = marker.read_text(encoding="utf-8")
-                        raise ExampleError(f"Another process of this run has stopped. {message}")
-                    store.table.unlink(missing_ok=True)  # it has rows that are gone
-                    failed = [example.facts for example in examples if not example.inputs]
-                    if failed and explain.strict:
-                        raise ExampleError("Example {index} could not be read. {error}".format(**failed[0]))
-                    parts = [(failed, {}), *explain([example for example in examples if example.inputs])]
-                    tensors = [part for _, part in parts if part] or [{"index": torch.zeros(0, dtype=torch.int64)}]
-                    joined = {key: torch.cat([each[key] for each in tensors]) for key in tensors[0]}
-                    store.write(batch, [row for rows, _ in parts for row in rows], joined, name)
-                    bar.update(len(examples))
+                store.write(batch, *explain(examples))
             except ExampleError as error:
                 marker.write_text(printable(str(error)), encoding="utf-8")
                 raise
-        with locked(path / ".lock", _PATIENCE):
-            if store.finish(name):
-                marker.unlink(missing_ok=True)
+            bar.update(len(examples))
 
 
-def _compare(store: Store, batch: int, examples: Sequence[Example]) -> None:
-    """Refuse to go on where examples that were explained are not those of the data set any more."""
-    digests = read_rows(store.rows([batch]), ["digest"]).column("digest").to_pylist()
-    for example in examples:
-        if digests[example.index % store.batch_size] not in (None, example.facts["digest"]):
-            reason = "" if example.inputs else f" ({example.facts['error']})"
-            raise FolderError(
-                f"Example {example.index} is not the one that was explained in {store.path}: the data set has "
-                f"changed{reason}. Give this run a folder of its own."
-            )
+def _are_whole(*values: object) -> bool:
+    return all(isinstance(value, Integral) and not isinstance(value, bool) for value in values)
 
 
 def _class_names(dataset: Any, class_names: Sequence[str] | None, spec: Mapping[str, Any] | None) -> list[str] | None:
     """Names of the model's classes: those that were given, or the data set's own."""
-    names = names_in_order(getattr(dataset, "classes", None) if class_names is None else class_names)
+    names = getattr(dataset, "classes", None) if class_names is None else class_names
+    names = names_in_order(names) if isinstance(names, Iterable) else None
     if names is None or spec is None:
         return None
     if len(names) != spec["n_classes"]:

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 import captum_boundary
-from captum_boundary._core.bounds import Bounds
+from captum_boundary._core.bounds import Bounds, check_bounds
 from captum_boundary._core.checks import check_count
 from captum_boundary.datasets._examples import Example, Reader
 from captum_boundary.datasets._identity import Describer, digest_of
@@ -88,6 +88,7 @@ def write_gallery(
         'index.html'
     """
     check_count("image_size", image_size)
+    bounds = check_bounds(bounds)
     explanations = load_explanations(out)
     if not explanations.is_complete:
         raise FolderError(
@@ -102,7 +103,9 @@ def write_gallery(
     are_images = len(shape) == 3 and shape[0] in (1, 3)
     look = digest_of([_PICTURES, image_size, Describer().describe(bounds)]).encode()
     keys = []  # of the pictures of each batch, in their names
-    for batch in tqdm(range(store.n_batches * are_images), desc="Pictures", unit="batch", disable=not show_progress):
+    for batch in tqdm(
+        range(store.n_batches * are_images), desc="Pictures", unit="batch", disable=not (show_progress and are_images)
+    ):
         keys.append(hashlib.sha256(look + store.files(batch)[1].read_bytes()).hexdigest()[:8])
         for index in store.examples(batch):
             path = folder / "pictures" / f"{index // 1000:04d}" / f"{index:09d}-{keys[-1]}.webp"

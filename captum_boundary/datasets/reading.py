@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captum_boundary.datasets._store import FolderError, Store, atomic_file, checked_folder, claim, locked, read_rows
+from captum_boundary.datasets._store import FolderError, Store, atomic_file, checked_folder, claimed, read_rows
 from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["Explanation", "Explanations", "load_explanations", "merge_explanations", "told"]
@@ -228,14 +228,11 @@ def merge_explanations(parts: Iterable[str | os.PathLike[str]], out: str | os.Pa
         raise BoundaryValueError("parts must hold at least one folder of explanations, but it is empty.")
     for store in stores[1:]:
         store.check_same(stores[0].manifest)
-    path.mkdir(parents=True, exist_ok=True)
-    with locked(path / ".lock", timeout=0):
-        merged = claim(path, stores[0].manifest)
+    with claimed(path, stores[0].manifest, "merge") as merged:
         for part, batch in ((store, batch) for store in stores for batch in store.written()):
             if part.is_done(batch) and not merged.is_done(batch):
                 merged.table.unlink(missing_ok=True)
                 for file, copy in zip(part.files(batch), merged.files(batch), strict=True):
                     with atomic_file(copy, "merge") as written:
                         written.write(file.read_bytes())
-        merged.finish("merge")
     return Explanations(path)

@@ -98,7 +98,7 @@ def test_a_folder_with_other_classes_than_the_models(tmp_path, images, capsys):
 
 def test_all_options_of_a_run(tmp_path):
     words = [*OWN, "--out", tmp_path, "--dtype", "float16", "--save-points", "--target", "label", "--norm", "inf"]
-    assert explain(*words, "--bounds", -5, 5, "--seed", 2**70, "--workers", 1, "--device", "cpu") == 0
+    assert explain(*words, "--bounds", -5, 5, "--seed", 2**70, "--workers", 1, "--device", "") == 0
     manifest = load_explanations(tmp_path).manifest
     assert manifest["explainer"]["search"]["bounds"] == [-5, 5]
     assert manifest["explainer"]["search"]["norm"] == "inf"
@@ -197,6 +197,8 @@ def test_help_is_for_newcomers(capsys):
             "or one of IMAGENET1K_V1, DEFAULT, but it is IMAGENET",
         ),
         ({"--workers": "-1"}, "num_workers must be an integer of at least 0, but it is -1"),
+        ({"--size": "8", "--layout": "nchw"}, "--layout and --size would change nothing about --data small_data:Rows"),
+        ({"--num-classes": "5"}, "--num-classes is for models of torchvision"),
         ({"--shard": "2/2"}, "shard must be (i, n) with i from 0 to n - 1"),
         ({"--target": "7"}, "target must be between 0 and 2, but it is 7"),
     ],

@@ -199,7 +199,7 @@ def test_data_without_labels(tmp_path):
 
 
 def test_limit_takes_the_first_examples(tmp_path):
-    numbers = {"batch_size": np.int64(4), "limit": np.int32(5), "target": np.int64(1)}
+    numbers = {"batch_size": np.int64(4), "limit": np.int32(5), "target": np.int64(1), "seed": np.int64(3)}
     explanations = explain_dataset(Saliency(small_model()), Rows(9), tmp_path, **numbers)
     assert len(explanations) == 5
     assert column(explanations, "target") == [1] * 5
@@ -228,7 +228,7 @@ def test_half_precision_keeps_attributions_of_any_size(tmp_path, factor):
 def test_coarse_maps_keep_the_sum(tmp_path):
     saliency = Saliency(image_model())
     full = explain_dataset(saliency, images(), tmp_path / "full", batch_size=4)
-    coarse = explain_dataset(saliency, images(), tmp_path / "coarse", batch_size=4, map_size=(2, 4))
+    coarse = explain_dataset(saliency, images(), tmp_path / "coarse", batch_size=4, map_size=(2, np.int64(4)))
     for each, cells in zip(full, coarse, strict=True):
         expected = each.attributions.sum(dim=0).reshape(2, 4, 4, 2).sum(dim=(1, 3))
         torch.testing.assert_close(cells.attributions, expected)
@@ -441,6 +441,11 @@ def test_the_gap_is_the_mean_delta_of_each_example(tmp_path):
     )
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
 class Odd(Rows):
     """Labels and messages that files cannot hold, and warnings."""
 
@@ -451,6 +456,8 @@ class Odd(Rows):
             raise OSError("the folder caf\udce9 is away")
         if index == 3:
             return self.inputs[index], -(2**63) - 1
+        if index == 5:
+            raise Speechless
         if index == 4:
             warnings.warn("only the first page", UserWarning, stacklevel=1)
             warnings.warn("of an old library", DeprecationWarning, stacklevel=1)
@@ -459,13 +466,14 @@ class Odd(Rows):
 
 def test_what_files_cannot_hold_is_told_in_words(tmp_path):
     with pytest.warns(
-        ExampleWarning, match=r"3 of 6 examples have an error in their row, the first of them example 1: Bou"
+        ExampleWarning, match=r"4 of 6 examples have an error in their row, the first of them example 1: Bou"
     ):
         explanations = explain_dataset(Saliency(small_model()), Odd(6), tmp_path, batch_size=4)
     errors = column(explanations, "error")
     assert "Its label is 1180591620717411303424, but the model has classes 0 to 2" in errors[1]
     assert errors[2] == "OSError: the folder caf\\udce9 is away"
     assert "Its label is -9223372036854775809" in errors[3]
+    assert errors[5] == "Speechless: without a message that can be shown"
     assert column(explanations, "label")[1:4] == [None] * 3
     assert column(explanations, "note") == [None] * 4 + ["only the first page", None]
 
@@ -507,7 +515,13 @@ class Stream(IterableDataset):
         ({"map_size": 4}, BoundaryValueError, "needs attributions of images"),
         ({"map_size": 0}, BoundaryValueError, "positive integers"),
         ({"map_size": (1, 2, 3)}, BoundaryValueError, "positive integers"),
-        ({"shard": (2, 2)}, BoundaryValueError, "shard must be"),
+        ({"map_size": 2.5}, BoundaryValueError, "positive integers"),
+        *(({"shard": shard}, BoundaryValueError, "shard must be") for shard in ((2, 2), (1,), 5, (0.5, 2), ("0", "2"))),
+        ({"seed": 1.5}, BoundaryTypeError, "seed must be an integer, but it is 1.5"),
+        ({"version": 5}, BoundaryTypeError, "version must be a text, but it is 5"),
+        ({"units": 5}, BoundaryTypeError, "units must be a text"),
+        ({"class_names": 5}, BoundaryTypeError, "class_names must be a sequence of names"),
+        ({"options": "n_steps"}, BoundaryTypeError, "options must be a mapping"),
         ({"options": {"n_step": 3}}, BoundaryTypeError, "does not know the option 'n_step'"),
         (
             {"options": {"n_step": 3}, "explainer": BoundaryIntegratedGradients(small_model())},
@@ -540,6 +554,15 @@ def test_classes_of_the_data_must_be_those_of_the_model(tmp_path):
     rows.classes = ["cat", 7, ("hen", "cock")]
     names = explain_dataset(Saliency(small_model()), rows, tmp_path, batch_size=2).class_names
     assert names == ["cat", "7", "hen, cock"]
+
+
+@pytest.mark.parametrize("classes", [5, lambda: ["cat"]])
+def test_what_is_no_list_of_classes_or_units_is_left_alone(tmp_path, classes):
+    rows = Rows(4)
+    rows.classes, rows.units = classes, 5
+    explanations = explain_dataset(Saliency(small_model()), rows, tmp_path, batch_size=2)
+    assert explanations.class_names is None
+    assert explanations.distance_text() == "distance in units of the inputs"
 
 
 def test_a_file_or_a_foreign_folder_is_refused(tmp_path):

@@ -24,6 +24,7 @@ from captum_boundary.datasets import (
     write_gallery,
 )
 from captum_boundary.datasets.gallery import picture, summarize
+from captum_boundary.errors import BoundaryValueError
 
 N_EXAMPLES = 130
 failing = pytest.mark.filterwarnings("ignore::captum_boundary.datasets.ExampleWarning")
@@ -306,6 +307,8 @@ def test_what_cannot_be_shown(tmp_path):
     with pytest.raises(FolderError, match="is not complete: 126 of 130 examples are missing"):
         write_gallery(tmp_path / "a", Pictures())
     explain_dataset(Saliency(model_of_pictures()), Pictures(), tmp_path / "a", batch_size=4)
+    with pytest.raises(BoundaryValueError, match="lower <= upper"):
+        write_gallery(tmp_path / "a", Pictures(), bounds=(1, 0))
     for other in (Pictures(9), Rows(130)):
         with pytest.raises(FolderError, match="not those of this data set"):
             write_gallery(tmp_path / "a", other)

@@ -453,6 +453,7 @@ def test_other_names_of_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert explain("~/mine").path == tmp_path / "mine"
     before = list(tmp_path.iterdir())
-    with pytest.raises(FolderError, match="must be UTF-8"):
-        explain(tmp_path / "caf\udce9")
+    for name in (tmp_path / "caf\udce9", "~nobody-by-this-name/out", b"bytes", 5):
+        with pytest.raises(FolderError, match="must be UTF-8"):
+            explain(name)
     assert list(tmp_path.iterdir()) == before
