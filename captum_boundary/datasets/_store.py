@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
     + [("distance", pa.float64()), ("margin", pa.float64()), ("found", pa.bool_()), ("evaluations", pa.int64())]
     + [("completeness_gap", pa.float64()), ("note", pa.string()), ("error", pa.string()), ("digest", pa.string())]
 )
+_PACKED = {"compression": "zstd"}
 _PER_FOLDER = 1000
 _N_JOINED = 100  # batches whose rows are held at once when the table is put together
 _PATIENCE = 600  # seconds in which another process puts the table together
@@ -106,19 +107,17 @@ class Store:
             file.write(save(tensors))
         with atomic_file(of_rows, self.writer) as file:
             table = pa.Table.from_pylist(sorted(rows, key=itemgetter("index")), SCHEMA)
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file, **_PACKED)
 
     def finish(self) -> None:
         """Put the table of all rows together if all batches are done, and remove what stopped processes have left."""
         if not all(map(self.is_done, range(self.n_batches))):
             return
-        if _n_rows(self.table) != self.n_examples:
-            with (
-                atomic_file(self.table, self.writer) as file,
-                pq.ParquetWriter(file, SCHEMA, compression="zstd") as joined,
-            ):
+        if _n_rows(self.table, ["index"]) != self.n_examples:
+            files = self.rows(range(self.n_batches))
+            with atomic_file(self.table, self.writer) as file, pq.ParquetWriter(file, SCHEMA, **_PACKED) as joined:
                 for first in range(0, self.n_batches, _N_JOINED):
-                    joined.write_table(read_rows(self.rows(range(self.n_batches)[first : first + _N_JOINED])))
+                    joined.write_table(read_rows(files[first : first + _N_JOINED]))
         for path in (self.path / ".stopped", *self.path.rglob(".*.tmp")):
             path.unlink(missing_ok=True)
 
@@ -180,13 +179,13 @@ def stored_tensors(name: str, values: Any, dtype: torch.dtype | None = None) -> 
 def read_rows(files: Sequence[Path], columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:  # noqa: A002
     """The rows of Parquet files, in their order."""
     paths = [str(path.absolute()) for path in files]
-    source = pyarrow.dataset.dataset(paths, SCHEMA, "parquet", LocalFileSystem())  # or s3:x would be an address
     try:
+        source = pyarrow.dataset.dataset(paths, SCHEMA, "parquet", LocalFileSystem())  # or s3:x would be an address
         return source.to_table(None if columns is None else list(columns), filter)
     except (pa.ArrowInvalid, OSError) as error:
         if "No match for FieldRef" in str(error):
             raise  # an unknown column, not a broken file
-        raise _unreadable(files[0] if len(files) == 1 else files[0].parent, error) from error
+        raise _unreadable(next((path for path in files[1:] if not _n_rows(path)), files[0]), error) from error
 
 
 @contextmanager
@@ -244,12 +243,11 @@ def checked_folder(out: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _n_rows(path: Path) -> int:
-    """Rows of a Parquet file; 0 where there is none, or a part of one."""
+def _n_rows(path: Path, columns: Sequence[str] | None = None) -> int:
+    """Rows that can be read; 0 where there is no such file, or a part of one."""
     try:
-        with path.open("rb") as file:
-            return int(pq.read_metadata(file).num_rows)
-    except (pa.ArrowException, OSError):
+        return int(read_rows([path], columns).num_rows)
+    except FolderError:
         return 0
 
 

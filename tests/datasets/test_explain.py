@@ -441,7 +441,7 @@ def test_the_gap_is_the_mean_delta_of_each_example(tmp_path):
     )
 
 
-class Speechless(Exception):
+class SpeechlessError(Exception):
     def __str__(self):
         raise RuntimeError
 
@@ -457,7 +457,7 @@ class Odd(Rows):
         if index == 3:
             return self.inputs[index], -(2**63) - 1
         if index == 5:
-            raise Speechless
+            raise SpeechlessError
         if index == 4:
             warnings.warn("only the first page", UserWarning, stacklevel=1)
             warnings.warn("of an old library", DeprecationWarning, stacklevel=1)
@@ -473,7 +473,7 @@ def test_what_files_cannot_hold_is_told_in_words(tmp_path):
     assert "Its label is 1180591620717411303424, but the model has classes 0 to 2" in errors[1]
     assert errors[2] == "OSError: the folder caf\\udce9 is away"
     assert "Its label is -9223372036854775809" in errors[3]
-    assert errors[5] == "Speechless: without a message that can be shown"
+    assert errors[5] == "SpeechlessError: without a message that can be shown"
     assert column(explanations, "label")[1:4] == [None] * 3
     assert column(explanations, "note") == [None] * 4 + ["only the first page", None]
 

@@ -365,7 +365,8 @@ def test_torchrun_names_the_shard(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "what", ["half of the rows", "no rows", "half of the tensors", "no tensors", "missing tensors"]
+    "what",
+    ["half of the rows", "no rows", "rows with a fault", "half of the tensors", "no tensors", "missing tensors"],
 )
 def test_files_that_cannot_be_read_are_done_again(folder, what):
     before = contents(folder)
@@ -375,7 +376,8 @@ def test_files_that_cannot_be_read_are_done_again(folder, what):
     if what.startswith("missing"):
         path.unlink()
     else:
-        path.write_bytes(content[: len(content) // 2] if what.startswith("half") else b"")
+        parts = {"half": content[: len(content) // 2], "no": b"", "rows": content[:8] + bytes(400) + content[408:]}
+        path.write_bytes(parts[what.split()[0]])
     (folder / "table.parquet").unlink()
     with pytest.raises(FolderError, match=path.name):
         load_explanations(folder)[9]
