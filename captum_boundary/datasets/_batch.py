@@ -50,27 +50,28 @@ class BatchExplainer:
                 f"{type(self.explainer).__name__}."
             )
         known, is_open = known_arguments(self.explainer)
+        options = dict.fromkeys(name for name in known if name not in _OURS)
         for name in self.settings["options"]:
             if name in _OURS:
                 raise BoundaryValueError(f"options cannot hold {name!r}, which is set for every batch.")
-            if not is_open and name not in known:
+            if not is_open and name not in options:
                 raise BoundaryTypeError(
                     f"{type(self.explainer).__name__}.attribute does not know the option {name!r}. Its options are: "
-                    f"{', '.join(name for name in known if name not in _OURS)}."
+                    f"{', '.join(options)}."
                 )
-        parameters = inspect.signature(self.explainer.attribute).parameters
         self.can = capabilities_of(self.explainer)
         has_one_each = not isinstance(self.explainer, BoundaryDistance)  # which has a boundary for each feature
+        parameters = inspect.signature(self.explainer.attribute).parameters
         self.gives_boundary = "return_boundary" in parameters and has_one_each
         self.gives_delta = "return_convergence_delta" in parameters and bool(self.explainer.has_convergence_delta())
-        self.method_options = {**self.settings["options"]}
-        self.arguments = format_additional_forward_args(self.method_options.pop("additional_forward_args", None))
-        self.size: int | None = None  # examples that fit into memory, once a batch did not
         if self.settings["save_points"] and not self.gives_boundary:
             raise BoundaryValueError(
                 f"save_points=True needs an explainer that finds boundary points, but {self.can.name} does not. "
                 "BoundaryAttribution makes one of any Captum method."
             )
+        self.options = dict(self.settings["options"])
+        self.arguments = format_additional_forward_args(self.options.pop("additional_forward_args", None))
+        self.size: int | None = None  # examples that fit into memory, once a batch did not
 
     def scores(self, examples: Sequence[Example]) -> tuple[tuple[Tensor, ...], Tensor, bool]:
         """Inputs of B examples on the device, class scores ``(B, C)``, and whether the model has one output only."""
@@ -157,15 +158,15 @@ class BatchExplainer:
 
     def _attribute(self, inputs: tuple[Tensor, ...], as_tuple: bool, target: Tensor | None) -> tuple[Any, Any, Any]:
         """Attributions, and the convergence delta and the boundary where the explainer gives them."""
-        call, size, options = MethodCall(inputs, None, target, self.arguments), len(inputs[0]), self.method_options
+        call, size, options = MethodCall(inputs, None, target, self.arguments), len(inputs[0]), self.options
         if not self.gives_boundary:  # those that do know themselves what fits in memory
             size, options = sizes_that_fit(self.explainer, self.can, self.explainer.forward_func, call, options)
-        asked = {"return_convergence_delta": self.gives_delta, "return_boundary": self.gives_boundary}
-        asked = {name: True for name, is_given in asked.items() if is_given}
+        asked = {"return_convergence_delta": True} if self.gives_delta else {}
+        asked |= {"return_boundary": True} if self.gives_boundary else {}
         answer = call_in_groups(self.explainer, self.can, call, as_tuple, options | asked, size)
         attributions, *others = answer if asked else (answer,)
         boundary = others.pop() if self.gives_boundary else None
-        return attributions, others[0] if others else None, boundary
+        return attributions, others.pop() if others else None, boundary
 
 
 def find_spec(explain: BatchExplainer, reader: Reader, n_examples: int) -> dict[str, Any] | None:

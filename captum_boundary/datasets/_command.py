@@ -47,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="torchvision:NAME, or package.module:function that returns a model")
     add("--weights", metavar="FILE", help="state dict, as torch.save writes it, or torchvision's DEFAULT and others")
     add("--num-classes", **count, help="classes of a torchvision model, if not 1000")
-    channels = "of the model, per channel: 0.4,0.5,0.6 0.2"
-    add("--normalize", nargs=2, type=numbers, metavar=("MEAN", "STD"), help=channels)
+    pair: dict[str, Any] = {"nargs": 2, "type": numbers, "metavar": ("MEAN", "STD")}
+    add("--normalize", **pair, help="of the model, per channel: 0.4,0.5,0.6 0.2")
     data = "folder of images (in a subfolder for each class, if labeled), .npz file with images and labels, or "
     add("--data", required=True, help=data + "package.module:function that returns a Dataset")
     given: dict[str, Any] = {"default": argparse.SUPPRESS}
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("how to explain it").add_argument
     methods = ", ".join(METHODS) + ", or package.module:function from a model to a Captum attribution"
     add("--method", default="big", help=methods + " (default: big, integrated gradients from the boundary)")
-    add("--target", type=class_number, default=None, help="predicted, label, or the number of a class")
+    add("--target", type=class_number, help="predicted (default), label, or the number of a class")
     add("--budget", **count, default=40, help="gradients for each boundary point (default: 40)")
     add("--norm", choices=_NORMS, default="2", help="norm of the distance (default: 2)")
     limits = "limits of real inputs, before --normalize (default: 0 1 for images, none for others)"
@@ -85,14 +85,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("on what").add_argument
     add("--batch-size", **count, help="examples at once and in one file (default: by their size, at most 32)")
     add("--internal-batch-size", **count, help="path points at once (default: as many as fit)")
-    add(
-        "--workers",
-        dest="num_workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="processes that read examples (default: 0)",
-    )
+    add("--workers", dest="num_workers", type=int, default=0, metavar="N", help="processes that read examples")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU for each process, where there are any)")
     add("--shard", type=shard, metavar="I/N", help="only the I-th of N parts, from 0 (default: torchrun's)")
     add("--seed", type=int, default=0, help="seed of all that is random (default: 0)")

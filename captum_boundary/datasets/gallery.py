@@ -25,7 +25,7 @@ from captum_boundary._core.bounds import Bounds, check_bounds
 from captum_boundary._core.checks import check_count
 from captum_boundary.datasets._examples import Example, Reader
 from captum_boundary.datasets._identity import Describer, digest_of
-from captum_boundary.datasets._store import SCHEMA, FolderError, atomic_file
+from captum_boundary.datasets._store import FolderError, atomic_file
 from captum_boundary.datasets.reading import Explanation, Explanations, load_explanations
 from captum_boundary.visualization._panels import COLORS
 
@@ -37,7 +37,6 @@ _COLORS: Any = cast("Colormap", COLORS["all"]).resampled(513)  # of which the on
 _SHARP = 64  # images up to this size are enlarged pixel by pixel
 _OUTLIERS = 0.995  # share of pixels whose magnitudes are told apart
 _PICTURES = 2  # how pictures are made; changed with it
-_COLUMNS = [name for name in SCHEMA.names if name not in ("note", "error", "digest")]
 
 
 def write_gallery(
@@ -100,39 +99,39 @@ def write_gallery(
         _example(explanations, reader, index)
     spec, store = explanations.store.data["spec"], explanations.store
     shape = spec["shapes"][0] if spec else []
-    are_images = len(shape) == 3 and shape[0] in (1, 3)
+    n_batches = store.n_batches if len(shape) == 3 and shape[0] in (1, 3) else 0  # of images
     look = digest_of([_PICTURES, image_size, Describer().describe(bounds)]).encode()
     keys = []  # of the pictures of each batch, in their names
-    for batch in tqdm(
-        range(store.n_batches * are_images), desc="Pictures", unit="batch", disable=not (show_progress and are_images)
-    ):
+    for batch in tqdm(range(n_batches), desc="Pictures", unit="batch", disable=not (show_progress and n_batches)):
         keys.append(hashlib.sha256(look + store.files(batch)[1].read_bytes()).hexdigest()[:8])
         for index in store.examples(batch):
             path = folder / "pictures" / f"{index // 1000:04d}" / f"{index:09d}-{keys[-1]}.webp"
-            if not path.exists():
-                example, explanation = _example(explanations, reader, index)
-                if example.inputs and explanation.attributions is not None:
-                    with atomic_file(path, durable=False) as file:
-                        file.write(picture(example.inputs[0], explanation.attributions, bounds, image_size))
+            if path.exists():
+                continue
+            example, explanation = _example(explanations, reader, index)
+            if example.inputs and explanation.attributions is not None:
+                with atomic_file(path, durable=False) as file:
+                    file.write(picture(example.inputs[0], explanation.attributions, bounds, image_size))
     for path in (folder / "pictures").rglob("*.webp"):
         number, _, key = path.stem.partition("-")
         if key != keys[int(number) // store.batch_size]:
             path.unlink()
     table = explanations.table()
-    texts = {name: enumerate(table.column(name).to_pylist()) for name in ("note", "error")}
+    columns = {name: [_short(value) for value in table.column(name).to_pylist()] for name in table.column_names}
     data = {
         "classes": explanations.class_names,
-        "columns": {name: [_short(value) for value in table.column(name).to_pylist()] for name in _COLUMNS},
-        **{f"{name}s": {row: text for row, text in rows if text is not None} for name, rows in texts.items()},
+        "notes": {row: text for row, text in enumerate(columns.pop("note")) if text is not None},
+        "errors": {row: text for row, text in enumerate(columns.pop("error")) if text is not None},
+        "columns": {name: column for name, column in columns.items() if name != "digest"},
         "keys": keys,
         "batchSize": store.batch_size,
         "sharp": max(shape, default=0) <= _SHARP,
         "distance": explanations.distance_text(),
     }
-    content = {"title": title or explanations.path.resolve().name, "version": captum_boundary.__version__}
     loader = jinja2.PackageLoader("captum_boundary.datasets", "page")
     template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    text = template.get_template("page.html").render(content, data=data, summary=summarize(table))
+    words = {"title": title or explanations.path.resolve().name, "version": captum_boundary.__version__}
+    text = template.get_template("page.html").render(words, data=data, summary=summarize(table))
     with atomic_file(folder / "index.html") as file:
         file.write(text.encode("utf-8", "backslashreplace"))
     return folder / "index.html"
