@@ -139,14 +139,10 @@ def parse(item: Any) -> tuple[tuple[Tensor, ...], bool, int | None]:
 
 def describe_files(files: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
     """Digests of the names and sizes, and of the times, of the files of a data set, where it knows them."""
-    if not files:
-        return None
-    names, times = hashlib.sha256(), hashlib.sha256()
-    for path, name in files:
-        state = os.stat(path) if os.path.exists(path) else None
-        names.update(f"{name!r} {state and state.st_size}\n".encode())
-        times.update(f"{state and state.st_mtime_ns}\n".encode())
-    return {"count": len(files), "names_and_sizes": names.hexdigest()[:32], "times": times.hexdigest()[:32]}
+    states = [os.stat(path) if os.path.exists(path) else None for path, _ in files]
+    sizes = [(name, state and state.st_size) for (_, name), state in zip(files, states, strict=True)]
+    times = digest_of([state and state.st_mtime_ns for state in states])
+    return {"count": len(files), "names_and_sizes": digest_of(sizes), "times": times} if files else None
 
 
 def message_of(error: Exception) -> str:
@@ -174,9 +170,8 @@ def _files_of(dataset: Any) -> list[tuple[str, str]]:
         files = _files_of(dataset.dataset)
         return [files[index] for index in dataset.indices] if files else []
     samples = getattr(dataset, "samples", None)
-    if not isinstance(samples, list) or len(samples) != len(dataset):
-        return []
-    paths = [sample[0] if isinstance(sample, list | tuple) and sample else sample for sample in samples]
+    entries = samples if isinstance(samples, list) and len(samples) == len(dataset) else []
+    paths = [sample[0] if isinstance(sample, list | tuple) and sample else sample for sample in entries]
     if not all(isinstance(path, str | Path) for path in paths):
         return []
     prefix = os.path.join(getattr(dataset, "root", None) or "", "")

@@ -1,9 +1,4 @@
-"""What results depend on, in words that can be stored and compared, so that no run goes on with another one's.
-
-Objects are described by what their constructors were given; models by their tensors, plain attributes, hooks and code.
-Code of installed packages is known by their versions, code of one's own by its bytes. What neither shows (a file that
-``forward`` reads, say) is for the user's ``version``.
-"""
+"""What results depend on, in words that can be stored and compared; what these do not show is for ``version=``."""
 
 from __future__ import annotations
 

@@ -167,10 +167,9 @@ def stored_tensors(name: str, values: Any, dtype: torch.dtype | None = None) -> 
     for number, part in enumerate(parts):
         key, tensor = name if len(parts) == 1 else f"{name}.{number}", part.detach().cpu()
         if dtype == torch.float16:  # with a scale for each example, so that nothing is too large or too small for it
-            largest = tensor.float().reshape(len(tensor), -1).abs().amax(dim=1)
+            largest = tensor.float().reshape(len(tensor), -1).abs().amax(dim=1).nan_to_num(0, posinf=0)
             exponent = torch.frexp(largest).exponent.clamp(max=127)  # 2**128 is no float32
-            is_usable = largest.isfinite() & (largest > 0)
-            scale = stored[f"{key}.scale"] = torch.where(is_usable, torch.exp2(exponent.float()), 1.0)
+            scale = stored[f"{key}.scale"] = torch.exp2(exponent.float())
             tensor = tensor.float() / scale.view(-1, *[1] * (tensor.ndim - 1))
         stored[key] = tensor if dtype is None else tensor.to(dtype)
     return stored
