@@ -196,10 +196,7 @@ def find_spec(explain: BatchExplainer, reader: Reader, n_examples: int) -> dict[
 
 
 def coarse(attributions: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Attributions of images ``(N, C, H, W)`` as maps ``(N, h, w)``: sums over channels and over the pixels of a cell.
-
-    A map keeps the sum of the attributions; where cells do not divide the image evenly, up to a little at their rims.
-    """
+    """Attributions of images ``(N, C, H, W)`` as maps ``(N, h, w)``: sums over channels and pixels of a cell."""
     if size is None:
         return attributions
     shape = tuple(attributions.shape)

@@ -29,7 +29,6 @@ _PACKAGES = ("captum", "torch", "torchvision", "numpy", "pillow", "pyarrow", "sa
 _FORMAT = "4"  # of the files
 _HOOKS = {"_forward_pre_hooks", "_forward_hooks"}
 _OF_MODULES = {*vars(nn.Module())} - {"training"}  # what PyTorch keeps for itself
-_OF_A_RUN = {"show_progress"}  # what changes no result
 _READS = {"LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME"}
 _CODE = types.FunctionType | types.BuiltinFunctionType | type
 
@@ -97,7 +96,10 @@ class Describer:
             case torch.jit.ScriptFunction():
                 return {"script": value.code}
             case type():
-                return {"class": _name(value), "code of class": self._code_of(value)}
+                own = [vars(each).items() for each in value.__mro__ if not _is_installed(each.__module__)]
+                members = [pair for each in own for pair in sorted(each)]
+                code = [(n, self.describe(part)) for n, part in members if callable(part) or not n.startswith("__")]
+                return {"class": _name(value), "code of class": digest_of(code) if own else None}
             case types.ModuleType():
                 self._note({value.__name__: value}, {value.__name__}, {*vars(value)})
                 return {"module": value.__name__}
@@ -113,7 +115,10 @@ class Describer:
         if not _is_installed(place := around.get("__name__")):
             parts = list(_codes_in(code))
             read = {step.argval for part in parts for step in dis.get_instructions(part) if step.opname in _READS}
-            held = {name: around.get(name, sys.modules.get(name)) for name in read}
+            imported = {
+                name: sys.modules.get(f"{around.get('__package__')}.{name}", sys.modules.get(name)) for name in read
+            }
+            held = imported | {name: around[name] for name in read & around.keys()}
             self._note(held, read, {name for part in parts for name in part.co_names}, f"{place}.")
         bound = {
             name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)
@@ -131,13 +136,6 @@ class Describer:
                     self._note(vars(part), names, names - {name}, f"{part.__name__}.")
             elif not (isinstance(part, _CODE) and _is_installed(part.__module__)) and part is not None:
                 self.read.setdefault(place + name, part)
-
-    def _code_of(self, kind: type) -> str | None:
-        """A digest of the user's own code in a class and those it stems from; None where there is none."""
-        own = [vars(each) for each in kind.__mro__ if not _is_installed(each.__module__)]
-        members = [(name, part) for each in own for name, part in sorted(each.items())]
-        code = [(name, self.describe(part)) for name, part in members if callable(part) or not name.startswith("__")]
-        return digest_of(code) if own else None
 
     def _describe_model(self, model: nn.Module) -> dict[str, Any]:
         modules = dict(model.named_modules())
@@ -192,7 +190,7 @@ def _parts_of(value: object) -> Iterator[tuple[str, object]]:
     if not held:
         with suppress(Exception):  # of what cannot be taken apart, such as a lock
             held["made of"] = value.__reduce_ex__(4)[1]
-    yield from sorted((name, part) for name, part in held.items() if name not in _OF_A_RUN)
+    yield from sorted((name, part) for name, part in held.items() if name != "show_progress")
 
 
 @functools.cache
