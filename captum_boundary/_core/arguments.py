@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any
 
 from torch import Tensor
 
@@ -11,26 +11,14 @@ from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["follows", "of_examples", "target_of_examples"]
 
-Arguments = tuple[Any, ...] | None
-
 
 def follows(argument: object, n_examples: int) -> bool:
     """Captum's rule: whether an argument is a tensor with one entry for each of ``n_examples``."""
     return isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == n_examples
 
 
-@overload
-def of_examples(arguments: tuple[Any, ...], n_examples: int, examples: Tensor | slice) -> tuple[Any, ...]: ...
-
-
-@overload
-def of_examples(arguments: Arguments, n_examples: int, examples: Tensor | slice) -> Arguments: ...
-
-
-def of_examples(arguments: Arguments, n_examples: int, examples: Tensor | slice) -> Arguments:
+def of_examples(arguments: tuple[Any, ...], n_examples: int, examples: Tensor | slice) -> tuple[Any, ...]:
     """The arguments of some of the examples, in any order, also several times."""
-    if arguments is None:
-        return None
     return tuple(_chosen(value, examples) if follows(value, n_examples) else value for value in arguments)
 
 

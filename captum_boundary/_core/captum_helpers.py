@@ -6,11 +6,9 @@ These helpers have had the same signatures in every release since 0.7; should on
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from captum._utils.common import (
-    _format_additional_forward_args as format_additional_forward_args,
-)
+from captum._utils.common import _format_additional_forward_args
 from captum._utils.common import _format_output as format_output
 from captum._utils.common import _is_tuple as is_tuple
 from torch import Tensor
@@ -26,3 +24,8 @@ __all__ = [
     "format_output",
     "is_tuple",
 ]
+
+
+def format_additional_forward_args(additional_forward_args: object) -> tuple[Any, ...]:
+    """The further arguments of a model as a tuple, also where there are none, for which Captum has None."""
+    return _format_additional_forward_args(additional_forward_args) or ()

@@ -35,9 +35,8 @@ class Model:
     def __init__(self, forward_func: Callable[..., Any], n_examples: int, additional_forward_args: object) -> None:
         self._function = ScoreFunction(forward_func)
         self._n_examples = n_examples
-        arguments = format_additional_forward_args(additional_forward_args)
         # Gradients cannot pass through tensors that were made in inference mode.
-        self._arguments = None if arguments is None else tuple(map(clone_if_inference, arguments))
+        self._arguments = tuple(map(clone_if_inference, format_additional_forward_args(additional_forward_args)))
         self.is_binary = False
         self.resolution = 0.0
 
@@ -47,7 +46,7 @@ class Model:
         refuse_not_finite(scores)
         return scores
 
-    def scores(self, inputs: tuple[Tensor, ...], examples: Tensor | None = None) -> Tensor:
+    def scores(self, inputs: tuple[Tensor, ...], examples: Tensor | slice | None = None) -> Tensor:
         """Scores ``(n, C)`` of variants of ``examples`` ``(n,)``, or of all in their order; without a graph."""
         arguments = self._arguments_of(examples)
         try:
@@ -55,15 +54,15 @@ class Model:
                 output = self._function(inputs, arguments)
                 scores = shaped_scores(output, len(inputs[0]))
         except Exception as error:
-            is_first = self.resolution == 0 and arguments is None
-            if is_first and (better := without_batch_dimension(inputs, lambda one: self._function(one, None))):
+            is_first = self.resolution == 0 and not arguments
+            if is_first and (better := without_batch_dimension(inputs, lambda one: self._function(one, ()))):
                 raise better from error
             raise
         self._note(output)
         return scores
 
     def differentiable_scores(
-        self, inputs: tuple[Tensor, ...], examples: Tensor | None = None
+        self, inputs: tuple[Tensor, ...], examples: Tensor | slice | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """As :meth:`scores`, with the graph, and the leaves of the graph in the place of ``inputs``."""
         with other_batch_explained(len(inputs[0]), self._n_examples), torch.enable_grad():
@@ -88,7 +87,7 @@ class Model:
         pairs = zip(gradients, leaves, strict=True)
         return tuple(torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in pairs)
 
-    def _arguments_of(self, examples: Tensor | None) -> tuple[Any, ...] | None:
+    def _arguments_of(self, examples: Tensor | slice | None) -> tuple[Any, ...]:
         return self._arguments if examples is None else of_examples(self._arguments, self._n_examples, examples)
 
     def _note(self, output: Tensor) -> None:

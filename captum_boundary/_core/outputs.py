@@ -36,9 +36,7 @@ _OTHER_PROBLEMS = {
 }
 
 
-def output_of(
-    forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], arguments: tuple[Any, ...] | None
-) -> object:
+def output_of(forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> object:
     """What the model returns, as it is, whatever it wraps scores in.
 
     Raises:
@@ -54,10 +52,10 @@ def output_of(
     return call_model(forward_func, inputs, arguments)
 
 
-def call_model(forward_func: Callable[..., Any], inputs: tuple[Any, ...], arguments: tuple[Any, ...] | None) -> Any:
+def call_model(forward_func: Callable[..., Any], inputs: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
     """What the function returns, or an error that names what language models are often given by mistake."""
     # Captum's own helper reads the signature of the function at every call, which takes longer than a small model does.
-    given = (*inputs, *(arguments or ()))
+    given = (*inputs, *arguments)
     try:
         return forward_func(*given)
     except (AttributeError, TypeError, RuntimeError) as error:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_boundary._core.arguments import Arguments
 from captum_boundary._core.context import callers_autocast, discarded_graph
 from captum_boundary._core.failures import types_and_exports_explained
 from captum_boundary._core.outputs import output_of, score_tensor
@@ -42,7 +41,7 @@ class ScoreFunction:
         self.forward_func = forward_func
         self.has_graph = True
 
-    def __call__(self, inputs: tuple[Tensor, ...], arguments: Arguments) -> Tensor:
+    def __call__(self, inputs: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> Tensor:
         """Scores of ``inputs`` without a graph, whatever their shape and values are."""
         if self.has_graph:
             try:
@@ -57,7 +56,7 @@ class ScoreFunction:
                 return score_tensor(output_of(self.forward_func, given, arguments))
 
     def differentiable(
-        self, inputs: tuple[Tensor, ...], arguments: Arguments, keeps_graph: bool = True
+        self, inputs: tuple[Tensor, ...], arguments: tuple[Any, ...], keeps_graph: bool = True
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Scores with their graph, and the leaves of that graph: tensors with the values of ``inputs``.
 

@@ -30,9 +30,9 @@ class MethodCall(NamedTuple):
     """The arguments of a call for N examples that have one entry for each of them."""
 
     inputs: tuple[Tensor, ...]
-    baselines: tuple[Tensor, ...] | None
+    baselines: tuple[Tensor, ...]  # of methods that take them
     target: Tensor | int | None
-    arguments: tuple[Any, ...] | None
+    arguments: tuple[Any, ...]
 
     def rows(self, rows: slice) -> MethodCall:
         """The same for some of the examples: tensors with N entries follow their examples."""
@@ -67,7 +67,7 @@ def sizes_that_fit(
         few = call.rows(slice(0, 2))  # a single one is too few for batch statistics
         n_points = n_examples * n_copies * _number(method, options, "n_steps", 1)
         size = points_at_once(
-            n_points, few.inputs, function, lambda: function(*_differentiable(few.inputs), *(few.arguments or ()))
+            n_points, few.inputs, function, lambda: function(*_differentiable(few.inputs), *few.arguments)
         )
         if size >= n_points:
             return n_examples, dict(options)
@@ -108,13 +108,13 @@ def call_method(
     """Call the method with copies of the inputs, so that whatever it does to them stays with them."""
     inputs = tuple(tensor.detach().clone().requires_grad_(can.needs_grad) for tensor in call.inputs)
     arguments = dict(options)
-    if call.baselines is not None and can.baselines is not None:
+    if call.baselines and can.baselines is not None:
         arguments[can.baselines] = format_output(
             as_tuple, tuple(baseline.detach().clone() for baseline in call.baselines)
         )
     if call.target is not None and can.takes_target:
         arguments["target"] = call.target
-    if call.arguments is not None:
+    if call.arguments:
         arguments["additional_forward_args"] = call.arguments
     with warnings.catch_warnings():
         for message in _EXPECTED_WARNINGS:
@@ -137,7 +137,7 @@ def call_in_groups(
     answers = []
     for rows in slices(n_examples, group_size):
         group = call.rows(rows)
-        if can.least_baselines > 1 and group.baselines is not None:
+        if can.least_baselines > 1:
             # DeepLiftShap refuses a distribution of one baseline; the mean over two equal ones is the same.
             group = group._replace(
                 baselines=tuple(baseline.repeat_interleave(can.least_baselines, 0) for baseline in group.baselines)

@@ -110,7 +110,7 @@ def hookable_from_layer(
         marked.get_submodule(parent)._modules[name] = own
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     further = format_additional_forward_args(additional_forward_args)
-    copied = hookable_copy(marked if paths[0] else own, method, (*tensors, *(further or ())), n_attributed=0)
+    copied = hookable_copy(marked if paths[0] else own, method, (*tensors, *further), n_attributed=0)
     for path in paths:  # by any of which the model may call the layer
         marker = ".".join(filter(None, (path, "before" if from_layer.attribute_to_layer_input else "after")))
         with suppress(AttributeError, BoundaryValueError):

@@ -9,13 +9,10 @@ import torch
 from captum.attr import Attribution, GradientAttribution
 from torch import Tensor, nn
 
-from captum_boundary._core.arguments import of_examples
 from captum_boundary._core.captum_helpers import TargetType
-from captum_boundary._core.failures import other_batch_explained
-from captum_boundary._core.margin import class_scores, resolve_target
+from captum_boundary._core.margin import refuse_not_finite, resolve_target
+from captum_boundary._core.model import Model
 from captum_boundary._core.modules import unwrapped
-from captum_boundary._core.outputs import has_one_output
-from captum_boundary._core.score_function import ScoreFunction
 from captum_boundary.attr._calls import MethodCall, call_in_groups, call_method, sizes_that_fit
 from captum_boundary.attr._layer_methods import HookableFromLayer
 from captum_boundary.attr._methods import build_method, capabilities_of, check_arguments
@@ -58,7 +55,7 @@ class MethodAtPoints:
         inputs: tuple[Tensor, ...],
         as_tuple: bool,
         target: TargetType,
-        arguments: tuple[Any, ...] | None,
+        arguments: tuple[Any, ...],
         boundary: BoundaryPoints,
         with_delta: bool,
         options: Mapping[str, Any],
@@ -73,7 +70,7 @@ class MethodAtPoints:
         uses_baselines = self.can.baselines is not None
         call = MethodCall(
             inputs=inputs if uses_baselines else points,
-            baselines=points if uses_baselines else None,
+            baselines=points if uses_baselines else (),
             target=score_target,
             arguments=score_arguments,
         )
@@ -96,36 +93,35 @@ class MethodAtPoints:
         self,
         inputs: tuple[Tensor, ...],
         target: TargetType,
-        arguments: tuple[Any, ...] | None,
+        arguments: tuple[Any, ...],
         boundary: BoundaryPoints,
         n_rows: int,
-    ) -> tuple[Callable[..., Any], Tensor | int | None, tuple[Any, ...] | None]:
+    ) -> tuple[Callable[..., Any], Tensor | None, tuple[Any, ...]]:
         """The function to attribute, with its target and additional arguments. A ``target`` of None needs no check."""
         is_asked = target is not None and not _is_target_of(boundary, target)
         rows = slice(None) if is_asked else slice(0, n_rows)  # a few show the form of the scores
-        few = tuple(tensor[rows] for tensor in inputs)
-        with other_batch_explained(len(few[0]), len(boundary)):
-            output = ScoreFunction(self.forward_func)(few, of_examples(arguments, len(boundary), rows))
-            scores = class_scores(output, len(few[0]))
+        model = Model(self.forward_func, len(boundary), arguments)
+        scores = model.scores(tuple(tensor[rows] for tensor in inputs), rows)
+        refuse_not_finite(scores)
         if is_asked:
-            check_same_target(resolve_target(target, scores, has_one_output(output)), boundary.target)
+            check_same_target(resolve_target(target, scores, model.is_binary), boundary.target)
         fixed, arguments = shared_tensors(arguments, len(inputs[0]))
         function: nn.Module
         if self.can.hooks_modules:
             function = ScoreTensor(unwrapped(self.forward_func), len(inputs), fixed)
             if not isinstance(self.forward_func, HookableFromLayer):
-                function = hookable_copy(function, self.prototype, (*inputs, *(arguments or ())), len(inputs))
+                function = hookable_copy(function, self.prototype, (*inputs, *arguments), len(inputs))
         elif fixed:
             function = ScoreTensor(self.forward_func, len(inputs), fixed)
         else:
             function = self._scored(len(inputs))
         if self.score == "margin":
             adversarial = torch.where(boundary.found, boundary.adversarial, boundary.target)
-            return ClassScore(function, 2), None, (*(arguments or ()), boundary.target, adversarial)
-        if has_one_output(output):
-            return function, None if output.ndim == 1 else 0, arguments
+            return ClassScore(function, 2), None, (*arguments, boundary.target, adversarial)
+        if model.is_binary:
+            return function, None, arguments
         if not self.can.repeats_target:
-            return ClassScore(function, 1), None, (*(arguments or ()), boundary.target)
+            return ClassScore(function, 1), None, (*arguments, boundary.target)
         return function, boundary.target, arguments
 
     def _scored(self, n_inputs: int) -> ScoreTensor:

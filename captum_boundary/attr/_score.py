@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from captum_boundary._core.arguments import follows
 from captum_boundary._core.context import callers_autocast
 from captum_boundary._core.margin import class_scores
-from captum_boundary._core.outputs import score_tensor
+from captum_boundary._core.outputs import has_one_output, score_tensor
 from captum_boundary._core.score_function import ScoreFunction
 from captum_boundary.errors import BoundaryValueError
 
@@ -21,10 +21,11 @@ __all__ = ["ClassScore", "ScoreTensor", "shared_tensors"]
 class ScoreTensor(nn.Module):
     r"""The scores of a model, for Captum's methods, which know nothing but Tensors.
 
-    They are taken out of what the model returns, and evaluated in one context, with a gradient or without. The first
-    ``n_inputs`` arguments are inputs. Further tensors that all examples share are ``fixed``, by their positions:
-    Captum's methods repeat every other one as often as the inputs, as if it had an entry for each example. The model is
-    a submodule, so that methods that hook its layers find them.
+    They are taken out of what the model returns, and evaluated in one context, with a gradient or without. Those of a
+    model with one output have the shape ``(N,)``, for which there is no target. The first ``n_inputs`` arguments are
+    inputs. Further tensors that all examples share are ``fixed``, by their positions: Captum's methods repeat every
+    other one as often as the inputs, as if it had an entry for each example. The model is a submodule, so that methods
+    that hook its layers find them.
     """
 
     def __init__(self, forward_func: Callable[..., Any], n_inputs: int, fixed: Mapping[int, Tensor]) -> None:
@@ -38,27 +39,26 @@ class ScoreTensor(nn.Module):
         inputs, others = arguments[: self._n_inputs], arguments[self._n_inputs :]
         for position, value in self._fixed.items():
             others = (*others[:position], value, *others[position:])
-        if not torch.is_grad_enabled():
-            return ScoreFunction(self.forward_func)(inputs, others)
-        with callers_autocast():
-            given = (tensor.clone() for tensor in inputs)  # which the model may change in place
-            scores = score_tensor(self.forward_func(*given, *others))
+        if torch.is_grad_enabled():
+            with callers_autocast():
+                given = (tensor.clone() for tensor in inputs)  # which the model may change in place
+                scores = score_tensor(self.forward_func(*given, *others))
+        else:
+            scores = ScoreFunction(self.forward_func)(inputs, others)
         if scores.shape[:1] != inputs[0].shape[:1]:  # which Captum would add up
             raise BoundaryValueError(
                 f"The model must return scores of each of the {len(inputs[0])} rows that it was given, but it returned "
                 f"shape {tuple(scores.shape)}. It must not hold tensors that belong to the examples, such as an "
                 "attention_mask: give them as additional_forward_args, whose entries follow their examples."
             )
-        return scores
+        return scores.flatten() if has_one_output(scores) else scores
 
 
-def shared_tensors(
-    arguments: tuple[Any, ...] | None, n_examples: int
-) -> tuple[dict[int, Tensor], tuple[Any, ...] | None]:
+def shared_tensors(arguments: tuple[Any, ...], n_examples: int) -> tuple[dict[int, Tensor], tuple[Any, ...]]:
     """The tensors that do not follow the examples, by their positions in ascending order, and all other arguments."""
-    numbered = dict(enumerate(arguments or ()))
+    numbered = dict(enumerate(arguments))
     shared = {at: each for at, each in numbered.items() if isinstance(each, Tensor) and not follows(each, n_examples)}
-    return shared, tuple(each for at, each in numbered.items() if at not in shared) or None
+    return shared, tuple(each for at, each in numbered.items() if at not in shared)
 
 
 class ClassScore(nn.Module):

@@ -174,15 +174,13 @@ class BoundaryDistance(BoundaryMethod, GradientAttribution):  # type: ignore[mis
         attributions = format_output(is_tuple(inputs), maps)
         return (attributions, BoundaryPoints.cat(parts)) if return_boundary else attributions
 
-    def _batches(
-        self, tensors: tuple[Tensor, ...], arguments: tuple[Any, ...] | None, n_groups: int
-    ) -> Iterator[Tensor]:
+    def _batches(self, tensors: tuple[Tensor, ...], arguments: tuple[Any, ...], n_groups: int) -> Iterator[Tensor]:
         """The pairs of an example and a group, example by example, as many at once as fit."""
         n_examples = len(tensors[0])
         n_values = sum(tensor[0].numel() for tensor in tensors)
         size = self.search.internal_batch_size or max(1, _VALUES_AT_ONCE // n_values)
         # An argument that is the same for all examples must not be taken for one with an entry for each row.
-        lengths = {len(a) for a in arguments or () if isinstance(a, Tensor) and a.ndim > 0} - {n_examples}
+        lengths = {len(a) for a in arguments if isinstance(a, Tensor) and a.ndim > 0} - {n_examples}
         pairs = torch.arange(n_examples * n_groups, device=tensors[0].device)
         while len(pairs) > 0:
             n_rows = min(size, len(pairs))
@@ -198,7 +196,7 @@ class BoundaryDistance(BoundaryMethod, GradientAttribution):  # type: ignore[mis
         groups: tuple[Tensor, ...],
         n_groups: int,
         target: TargetType,
-        arguments: tuple[Any, ...] | None,
+        arguments: tuple[Any, ...],
         as_tuple: bool,
     ) -> BoundaryPoints:
         """Boundary points of some pairs."""

@@ -172,7 +172,7 @@ class BoundaryNoiseTunnel(NoiseTunnel):  # type: ignore[misc]
                 "boundary and draw_baseline_from_distrib cannot be given: every noisy copy has a boundary of its own."
             )
 
-    def _target_of(self, tensors: tuple[Tensor, ...], target: Any, arguments: tuple[Any, ...] | None) -> Tensor | None:
+    def _target_of(self, tensors: tuple[Tensor, ...], target: Any, arguments: tuple[Any, ...]) -> Tensor | None:
         """The classes ``(N,)`` of the inputs themselves; None for a model with one output."""
         with geometry(), watch_repeatability(self.forward_func, warns=False):
             model = Model(self.forward_func, len(tensors[0]), arguments)

@@ -158,7 +158,7 @@ class BatchExplainer:
 
     def _attribute(self, inputs: tuple[Tensor, ...], as_tuple: bool, target: Tensor | None) -> tuple[Any, Any, Any]:
         """Attributions, and the convergence delta and the boundary where the explainer gives them."""
-        call, size, options = MethodCall(inputs, None, target, self.arguments), len(inputs[0]), self.options
+        call, size, options = MethodCall(inputs, (), target, self.arguments), len(inputs[0]), self.options
         if not self.gives_boundary:  # those that do know themselves what fits in memory
             size, options = sizes_that_fit(self.explainer, self.can, self.explainer.forward_func, call, options)
         asked = {"return_convergence_delta": True} if self.gives_delta else {}

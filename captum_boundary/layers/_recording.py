@@ -50,7 +50,7 @@ def record(
     forward_func: Callable[..., Any],
     layers: tuple[nn.Module, ...],
     inputs: tuple[Tensor, ...],
-    arguments: tuple[Any, ...] | None,
+    arguments: tuple[Any, ...],
     origins: Origins | None = None,
 ) -> Pass:
     """Evaluate the model once. Tensors are copied, since a model may change them later on in the same pass."""

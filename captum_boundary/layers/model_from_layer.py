@@ -141,7 +141,7 @@ class ModelFromLayer(nn.Module):
 
         layers, function, at_input = self.layers, self.forward_func, self.attribute_to_layer_input
         with geometry(), as_written(function), watch_repeatability(function) as repeatability:
-            all_args: tuple[Any, ...] = copied((tensors, further or ()))
+            all_args: tuple[Any, ...] = copied((tensors, further))
             few_args = of_examples(all_args[0], n_examples, few), of_examples(all_args[1], n_examples, few)
             full_pass = record(function, layers, *all_args)
             try:

@@ -47,7 +47,7 @@ WELCOME = {
 def test_scores_are_found_where_there_is_no_doubt(output):
     assert score_tensor(output) is SCORES
     assert class_scores(output, 2) is SCORES
-    assert score_tensor(output_of(lambda x: output, (torch.zeros(2, 1),), None)) is SCORES
+    assert score_tensor(output_of(lambda x: output, (torch.zeros(2, 1),), ())) is SCORES
 
 
 @pytest.mark.parametrize("scores", [SCORES[:, 0], SCORES[:, :1]])
@@ -145,9 +145,9 @@ class HuggingFaceLike(nn.Module):
 )
 def test_a_model_that_says_it_solves_another_problem_is_refused(problem, message):
     with pytest.raises(BoundaryValueError, match=message):
-        output_of(HuggingFaceLike(problem), (SCORES,), None)
+        output_of(HuggingFaceLike(problem), (SCORES,), ())
     model = HuggingFaceLike(problem)
-    assert torch.equal(output_of(lambda x: model(x)["logits"][:, 1], (SCORES,), None), SCORES[:, 1])
+    assert torch.equal(output_of(lambda x: model(x)["logits"][:, 1], (SCORES,), ()), SCORES[:, 1])
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: ModelFromLayer(model, model.layer)])
@@ -164,7 +164,7 @@ def test_it_is_refused_within_other_models_and_with_a_mask(wrap):
 
 @pytest.mark.parametrize("problem", [None, "single_label_classification"])
 def test_classification_is_what_is_asked_for(problem):
-    assert score_tensor(output_of(HuggingFaceLike(problem), (SCORES,), None)) is SCORES
+    assert score_tensor(output_of(HuggingFaceLike(problem), (SCORES,), ())) is SCORES
 
 
 def test_scores_keep_their_graph():
