@@ -1,15 +1,17 @@
-"""The modules behind a forward function: inside parallel and compiled wrappers, partials, methods and closures."""
+"""The modules behind a forward function: inside of wrappers, partials, methods and closures; what a module returns."""
 
 from __future__ import annotations
 
 import functools
 import types
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-__all__ = ["modules_of", "unwrapped"]
+__all__ = ["modules_of", "outputs_recorded", "unwrapped"]
 
 _METHODS = frozenset({"__call__", "forward", "_call_impl", "_wrapped_call_impl"})
 # How far references are followed from a function to modules: a container in a closure within a partial is 3.
@@ -60,6 +62,22 @@ def modules_of(function: Any) -> list[nn.Module]:
             references = [each for each in attributes if callable(each) and not isinstance(each, nn.Module | type)]
         pending.extend((each, depth + 1) for each in references)
     return list(found.values())
+
+
+@contextmanager
+def outputs_recorded(module: nn.Module) -> Iterator[list[Any]]:
+    """What a module returns, call by call. What follows it gets a copy, which it may change in place."""
+    outputs: list[Any] = []
+
+    def record(_: nn.Module, __: Any, output: Any) -> Any:
+        outputs.append(output)
+        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, output)
+
+    handle = module.register_forward_hook(record)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
 
 
 def _references(value: Any) -> Iterator[Any]:

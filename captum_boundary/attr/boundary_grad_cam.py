@@ -9,7 +9,7 @@ import torch
 from captum.attr import GradientAttribution
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_boundary._core.arguments import target_of_examples
 from captum_boundary._core.batch_sizes import points_at_once, slices
@@ -23,6 +23,7 @@ from captum_boundary._core.checks import check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.margin import resolve_target
 from captum_boundary._core.model import Model
+from captum_boundary._core.modules import outputs_recorded
 from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary.attr._captum_method import BoundaryMethod, captum_method
 from captum_boundary.attr._spatial_grid import ReshapeTransform, grid_of
@@ -197,20 +198,8 @@ class BoundaryGradCam(BoundaryMethod, GradientAttribution):  # type: ignore[misc
         return torch.cat(parts), torch.cat(classes)
 
     def _scores_and_activations(self, model: Model, images: Tensor, rows: slice) -> tuple[Tensor, Any]:
-        kept: list[Any] = []
-
-        def keep(_: nn.Module, __: Any, output: Any) -> Any:
-            kept.append(output)
-            # What follows may change its input in place.
-            return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, output)
-
-        handle = self.layer.register_forward_hook(keep)
-        try:
-            scores, _ = model.differentiable_scores(
-                (images[rows],), torch.arange(len(images), device=images.device)[rows]
-            )
-        finally:
-            handle.remove()
+        with outputs_recorded(self.layer) as kept:
+            scores, _ = model.differentiable_scores((images[rows],), rows)
         if len(kept) != 1:
             times = f"{len(kept)} times" if kept else "not"
             raise BoundaryValueError(

@@ -24,7 +24,7 @@ from captum_boundary._core.model_modes import (
     evaluation_mode,
     twice_differentiable,
 )
-from captum_boundary._core.modules import unwrapped
+from captum_boundary._core.modules import outputs_recorded, unwrapped
 from captum_boundary._core.outputs import has_one_output, score_tensor
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 from captum_boundary.robust._smooth_activations import smooth_activations
@@ -74,7 +74,7 @@ class PointwiseLoss:
     ) -> PointwiseLoss:
         """The loss of a batch as a user gives it, or an error that says what is wrong with the batch."""
         tensors = tuple(clone_if_inference(tensor).detach() for tensor in check_inputs(inputs))
-        arguments = tuple(map(clone_if_inference, format_additional_forward_args(additional_forward_args) or ()))
+        arguments = tuple(map(clone_if_inference, format_additional_forward_args(additional_forward_args)))
         labels = _as_target(target, tensors)
         if loss_func is cross_entropy and not (labels.is_floating_point() or labels.dtype == torch.bool):
             labels = labels.long()  # PyTorch's cross-entropy takes no narrower integers
@@ -175,12 +175,9 @@ class PointwiseLoss:
 
     def with_layer(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Losses ``(K * N,)`` at ``points`` and the outputs of the layer there, ``(K * N, ...)``."""
-        outputs: list[Tensor] = []
-        handle = self.layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))  # type: ignore[union-attr]
-        try:
+        assert self.layer is not None
+        with outputs_recorded(self.layer) as outputs:
             losses = self(points)
-        finally:
-            handle.remove()
         if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
             raise BoundaryTypeError(
                 "layer must be a module that the model calls once in a forward pass and that returns one Tensor, but "

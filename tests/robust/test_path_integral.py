@@ -187,6 +187,22 @@ def test_no_graph_where_none_is_asked_for(model, points) -> None:
         assert not attribution.requires_grad
 
 
+def test_an_activation_in_place_changes_nothing_of_the_layer_before_it(points) -> None:
+    start, end, target = points
+    torch.manual_seed(0)
+    first, last = nn.Linear(5, 7).double(), nn.Linear(7, 3).double()
+    with_copy, in_place = (
+        path_attribution(
+            loss_of(nn.Sequential(first, activation, last), start, target, first),
+            start,
+            end,
+            Quadrature.of("riemann_right", 4),
+        )
+        for activation in (nn.ReLU(), nn.ReLU(inplace=True))
+    )
+    torch.testing.assert_close(in_place, with_copy)
+
+
 def test_layers_that_are_used_twice_are_refused(points) -> None:
     start, end, target = points
 
