@@ -97,7 +97,7 @@ def scores_in(
     parts = []
     for part in torch.split(coordinates, chunk):
         points = plane.at(part)
-        parts.append(scene.oracle.scores(points, scene.row.expand(len(points)))[0])
+        parts.append(scene.oracle.scores_at(points, scene.row.expand(len(points))))
     scores = torch.cat(parts)
     best = scores.argmax(dim=1)
     _, second = margin_and_rival(scores, best)
@@ -112,7 +112,7 @@ def scores_in(
 
 def _suggested(scene: Scene, first: Tensor) -> Tensor:
     """The direction from the boundary point to the third class there; zero if there is none but along the path."""
-    scores, _ = scene.oracle.scores(scene.point, scene.row)
+    scores = scene.oracle.scores_at(scene.point, scene.row)
     if scores.shape[1] < 3:
         return torch.zeros_like(first)
     others = rival_scores(scores, torch.tensor([scene.target], device=scores.device))

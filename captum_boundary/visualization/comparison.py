@@ -129,7 +129,7 @@ def compare_attributions(
         show_image(panels[0], pictures[row])
         if view.name is not None:
             row_label(panels[0], view.name)
-        is_found = view.boundary is None or bool(view.boundary.found[row])
+        is_found = view.words is None or bool(view.words.boundary.found[row])
         if view.words is not None and view.beyond is not None:
             show_point(panels[:2], view.beyond[row], view.words, row)
         for axis, values in zip(panels[-len(methods) :], view.maps.values(), strict=True):
@@ -147,9 +147,8 @@ class _View(NamedTuple):
 
     name: str | None
     maps: dict[str, Array]
-    boundary: BoundaryPoints | None
-    words: BoundaryWords | None
-    beyond: Array | None  # the boundary points as pictures
+    words: BoundaryWords | None = None  # about its boundary points
+    beyond: Array | None = None  # these points as pictures
 
 
 def _views(
@@ -165,9 +164,9 @@ def _views(
     def view(name: str | None, given: object, points: Any) -> _View:
         maps = {method: signed(values) for method, values in _check_maps(given, images, name).items()}
         if points is None:
-            return _View(name, maps, None, None, None)
+            return _View(name, maps)
         (beyond,) = points_for((images,), points, same_kind=False)
-        return _View(name, maps, points, BoundaryWords(points, class_names), displayed(beyond, images, bounds))
+        return _View(name, maps, BoundaryWords(points, class_names), displayed(beyond, images, bounds))
 
     if not isinstance(attributions, Mapping) or not any(isinstance(each, Mapping) for each in attributions.values()):
         return [view(None, attributions, boundary)]
