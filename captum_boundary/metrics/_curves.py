@@ -112,7 +112,7 @@ def area_of_exchange(
     rank, is_missing = ranking
     n_features = sum(ranks[0].numel() for ranks in rank)
     n_steps = min(n_steps, n_features)
-    counts = torch.arange(n_steps + 1, device=rank[0].device) * n_features // n_steps
+    counts = torch.arange(n_steps + 1, device=rank[0].device) * n_features // n_steps  # from none to all, evenly
     scores = []
     with tqdm(total=len(counts), desc=progress, unit="step", disable=progress is None) as bar:
         for part in torch.split(counts, per_eval):

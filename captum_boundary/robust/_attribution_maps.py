@@ -129,6 +129,7 @@ class AttributionMaps:
         side = torch.where(curvature > 0, -1.0, 1.0).to(rate)
         side = torch.where(state.points >= box.upper, -1.0, side)
         side = torch.where(state.points <= box.lower, 1.0, side)
+        # Towards a side s the sum changes at the rate s * curvature + rate: it is descended where that is negative.
         at_kink = side * (side * curvature + rate).clamp_max(0)
         return torch.where(distance.abs() <= tolerance, at_kink, curvature + rate * distance.sign())
 

@@ -152,7 +152,7 @@ def _relu(positive_part: PositivePart, input: Tensor, inplace: bool = False) -> 
 def _leaky_relu(
     positive_part: PositivePart, input: Tensor, negative_slope: float = 0.01, inplace: bool = False
 ) -> Tensor:
-    return negative_slope * input + (1 - negative_slope) * positive_part(input)
+    return negative_slope * input + (1 - negative_slope) * positive_part(input)  # a z for z < 0, else z
 
 
 def _prelu(positive_part: PositivePart, input: Tensor, weight: Tensor) -> Tensor:
@@ -164,6 +164,7 @@ def _prelu(positive_part: PositivePart, input: Tensor, weight: Tensor) -> Tensor
 def _hardtanh(
     positive_part: PositivePart, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Tensor:
+    # A slope of one between the limits: the second part takes it back from the upper one on.
     return min_val + positive_part(input - min_val) - positive_part(input - max_val)
 
 
