@@ -192,12 +192,14 @@ class SmoothedModel(nn.Module):
     def _noise_for(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Noise ``(n_samples, ...)`` for each input; that of the last kind of inputs is kept."""
         kind = [(tensor.shape[1:], tensor.dtype, tensor.device) for tensor in inputs]
-        if self._last_noise is None or self._last_noise[0] != kind:
+        last = self._last_noise  # read once: other threads may call the model with other inputs
+        if last is None or last[0] != kind:
             with torch.inference_mode(False), torch.no_grad():
                 source = torch.Generator("cpu").manual_seed(self._seed)
                 halves = normal_noise(self.n_samples // 2, inputs, self._stdevs, source)
-                self._last_noise = kind, tuple(torch.stack([half, -half], dim=1).flatten(0, 1) for half in halves)
-        return self._last_noise[1]
+                last = kind, tuple(torch.stack([half, -half], dim=1).flatten(0, 1) for half in halves)
+            self._last_noise = last
+        return last[1]
 
 
 def _by_copies(output: object, n_copies: int, n_examples: int) -> Tensor:

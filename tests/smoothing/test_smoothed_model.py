@@ -101,6 +101,28 @@ def test_an_example_has_the_same_scores_in_any_batch():
     assert is_same(torch.cat([smoothed(row) for row in x.split(1)]), smoothed(x))
 
 
+def test_inputs_of_another_kind_in_another_thread_leave_no_trace():
+    class Shared(SmoothedModel):
+        """Whenever the noise is read again, another thread has called the model with inputs of another shape."""
+
+        reads = 0
+
+        @property
+        def _last_noise(self):
+            self.reads += 1
+            return self.__dict__.get("own") if self.reads % 2 else ("another", (torch.zeros(8, 1),))
+
+        @_last_noise.setter
+        def _last_noise(self, noise):
+            self.__dict__["own"] = noise
+
+    model, x = network(), points()
+    shared = Shared(model, STDEV, n_samples=8)
+    for _ in range(2):
+        shared.reads = 0
+        assert is_same(shared(x), SmoothedModel(model, STDEV, n_samples=8)(x))
+
+
 def test_earlier_inputs_of_another_kind_leave_no_trace():
     smoothed, x = SmoothedModel(lambda inputs: inputs.flatten(1).cos(), STDEV), points()
     before = smoothed(x)
