@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_boundary._core.context import callers_autocast, discarded_graph
 from captum_boundary._core.failures import types_and_exports_explained
+from captum_boundary._core.model_modes import clone_if_inference
 from captum_boundary._core.outputs import output_of, score_tensor
 from captum_boundary.errors import BoundaryValueError
 
@@ -65,13 +66,11 @@ class ScoreFunction:
         if keeps_graph and not self.has_graph:
             raise BoundaryValueError(NO_GRADIENT)
         with torch.inference_mode(False), torch.enable_grad():
-            leaves = tuple(_normal(tensor).requires_grad_(tensor.is_floating_point()) for tensor in inputs)
+            # Tensors that were made in inference mode cannot be leaves of a graph.
+            leaves = tuple(
+                clone_if_inference(tensor).detach().requires_grad_(tensor.is_floating_point()) for tensor in inputs
+            )
             with callers_autocast(), nullcontext() if keeps_graph else discarded_graph():
                 given = tuple(leaf.clone() for leaf in leaves)
                 with types_and_exports_explained(self.forward_func, inputs):
                     return score_tensor(output_of(self.forward_func, given, arguments)), leaves
-
-
-def _normal(tensor: Tensor) -> Tensor:
-    """The same values in a tensor that can be a leaf of a graph, which one made in inference mode cannot."""
-    return tensor.clone() if tensor.is_inference() else tensor.detach()

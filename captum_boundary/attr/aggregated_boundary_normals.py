@@ -203,7 +203,9 @@ class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: i
                 tensors = check_inputs(inputs)
                 check_given(boundary, tensors)
                 if target is not None:
-                    self._check_target(tensors, target, additional_forward_args, boundary)
+                    with watch_repeatability(self.forward_func):
+                        asked = MarginOracle(self.forward_func, tensors, target, additional_forward_args).target
+                    check_same_target(asked, boundary.target)
                 boundary = replace(boundary, weights=weigh(weighting, boundary.distance))
             attributions = format_output(is_tuple(inputs), self._aggregate(tensors, boundary))
         if not is_given:
@@ -220,17 +222,6 @@ class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: i
             return nearest_boundary(self.search, problem)
         find = neighboring_classes if sampling == "classes" else neighbors_in_random_directions
         return find(self.search, problem, n_boundaries)
-
-    def _check_target(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: TargetType,
-        additional_forward_args: object,
-        boundary: BoundaryNormals,
-    ) -> None:
-        with watch_repeatability(self.forward_func):
-            asked = MarginOracle(self.forward_func, inputs, target, additional_forward_args).target
-        check_same_target(asked, boundary.target)
 
     def _aggregate(self, inputs: tuple[Tensor, ...], boundary: BoundaryNormals) -> tuple[Tensor, ...]:
         """Attributions, NaN where there is no boundary."""

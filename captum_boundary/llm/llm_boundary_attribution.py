@@ -194,9 +194,9 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
             else:
                 decision = decision_between(embedded, prompt.ids, prompt.movable, target_ids, rival_ids)
                 outputs, rivals = ([str(self.tokenizer.decode(ids.tolist()))] for ids in (target_ids, rival_ids))
+            words = set() if allow_answer_tokens else self._vocabulary.words_of(torch.cat([target_ids, rival_ids]))
             return self._explained(
-                decision, prompt, groups.to(embedded.device), names, outputs, rivals,
-                token_budget, n_candidates, set() if allow_answer_tokens else self._words(target_ids, rival_ids),
+                decision, prompt, groups.to(embedded.device), names, outputs, rivals, token_budget, n_candidates, words,
                 inp if isinstance(inp, TextTokenInput) else None, kwargs,
             )  # fmt: skip
 
@@ -327,9 +327,6 @@ class LLMBoundaryAttribution(Attribution):  # type: ignore[misc]
             logits = self._embedded.logits(self._embedded.embed(ids)[None], ids, len(target))[0]
         others = logits.scatter(1, target[:, None].to(logits.device), -torch.inf)
         return others.argmax(dim=1).cpu()
-
-    def _words(self, *answers: Tensor) -> set[str]:
-        return self._vocabulary.words_of(torch.cat(answers))
 
     @functools.cached_property
     def _vocabulary(self) -> Vocabulary:

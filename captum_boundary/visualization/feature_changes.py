@@ -81,7 +81,9 @@ def describe_feature_changes(
     changes = TableChanges(inputs, boundary, feature_names, categories, unscale)
     words = BoundaryWords(boundary, class_names)
     return [
-        _sentence(words, row, changes.of(row), n_features) if boundary.found[row] else _not_found(words, row)
+        _sentence(words, row, changes.of(row), n_features)
+        if boundary.found[row]
+        else f"No other decision than {words.sides(row)[0]} was found."
         for row in range(len(boundary))
     ]
 
@@ -170,10 +172,6 @@ def _sentence(words: BoundaryWords, row: int, changes: list[Change], n_features:
         parts.append(f"{len(changes) - n_features} more changed by less")
     listed = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + "".join(parts[-1:])
     return f"{there} instead of {here}, if {listed}."
-
-
-def _not_found(words: BoundaryWords, row: int) -> str:
-    return f"No other decision than {words.sides(row)[0]} was found."
 
 
 def _draw_bars(axis: Axes, changes: list[Change]) -> None:
