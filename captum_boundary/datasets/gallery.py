@@ -184,7 +184,8 @@ def summarize(table: pa.Table) -> dict[str, Any]:
     distances; ``neighbors`` counts pairs of explained and adversarial class.
     """
     names = ("index", "label", "prediction", "target", "adversarial", "distance", "margin", "found", "evaluations")
-    numbers = (table.column(name).cast(pa.float64()).to_numpy() for name in names)  # NaN where there is nothing
+    # NaN where there is nothing; a label of more than 53 bits, which is an error, is rounded.
+    numbers = (table.column(name).cast(pa.float64(), safe=False).to_numpy() for name in names)
     index, label, prediction, target, adversarial, distance, margin, found, evaluations = numbers
     explained, searched, is_found = np.isfinite(target), np.isfinite(found), found == 1
     judged = explained & np.isfinite(label)

@@ -376,7 +376,7 @@ class Hostile(Pictures):
         if index == 3:
             return self.images[index] + 5, 0  # outside of bounds
         if index == 4:
-            return self.images[index][:1], 2**70
+            return self.images[index][:1], 2**62 + 1
         return self.images[index], int(self.labels[index])
 
 
