@@ -13,8 +13,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
 import torch
 from torch import nn
 from torchvision.transforms import v2
@@ -23,7 +21,7 @@ from captum_boundary.datasets._examples import ExampleWarning, Reader
 from captum_boundary.datasets._models import METHODS, call_named, load_model
 from captum_boundary.datasets._sources import Standardized, load_data
 from captum_boundary.datasets.explain import explain_dataset
-from captum_boundary.datasets.gallery import write_gallery
+from captum_boundary.datasets.gallery import summarize, write_gallery
 from captum_boundary.datasets.reading import Explanations, merge_explanations, told
 from captum_boundary.errors import BoundaryError, BoundaryValueError
 from captum_boundary.search import NearestBoundary
@@ -159,17 +157,16 @@ def _merge(words: Sequence[str]) -> int:
 
 
 def _report(explanations: Explanations, closing: str | None) -> int:
-    table = explanations.table(["error", "found", "distance"])
-    n_explained = table.column("error").null_count
+    summary = summarize(explanations.table())
+    n_explained, median = summary["n_examples"] - summary["n_failed"], summary["distance"]
     lines = [f"{n_explained} of {len(explanations)} examples are explained."]
     lines += [text for column in ("error", "note") if (text := told(explanations, column))]
-    if table.column("found").null_count < table.num_rows:
-        near = table.filter(pc.field("found")).column("distance").to_numpy()
-        within = f", half of them within {explanations.distance_text(np.median(near))}" if len(near) else ""
-        lines.append(f"{len(near)} have a boundary point{within}.")
+    if summary["found"] is not None:
+        within = "" if median is None else f", half of them within {explanations.distance_text(median)}"
+        lines.append(f"{sum(each['found'] for each in summary['classes'])} have a boundary point{within}.")
     lines.append(f"The results: {explanations.path}")
     print("\n".join([*lines, (closing or "") if explanations.is_complete else "Other shards are missing."]).rstrip())
-    return 3 if table.num_rows and n_explained == 0 else 0
+    return 3 if summary["n_examples"] and n_explained == 0 else 0
 
 
 def _batch_size(dataset: Any, seed: int) -> int:

@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 _PACKED = {"compression": "zstd"}
 _PER_FOLDER = 1000
 _N_JOINED = 100  # batches whose rows are held at once when the table is put together
-_PATIENCE = 600  # seconds in which another process puts the table together
+_PATIENCE = 60  # seconds in which another process writes the manifest
 _SHOWN = 12  # differences between two runs
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows knows no quota
 
@@ -48,9 +48,8 @@ class FolderError(BoundaryError, RuntimeError):
 class Store:
     """The files of a run: what it depends on, and two for each batch, named by the batch's first example."""
 
-    def __init__(self, path: Path, writer: str = "") -> None:
-        self.path, self.writer = path, writer
-        self.table, manifest = path / "table.parquet", path / "manifest.json"
+    def __init__(self, path: Path) -> None:
+        self.path, self.table, manifest = path, path / "table.parquet", path / "manifest.json"
         if not manifest.is_file():
             raise FolderError(f"There is no folder of explanations {path}: it has no manifest.json.")
         try:
@@ -103,9 +102,9 @@ class Store:
     def write(self, batch: int, rows: Iterable[Mapping[str, Any]], tensors: dict[str, Tensor]) -> None:
         """Write the files of a batch; what a row does not have is null."""
         of_tensors, of_rows = self.files(batch)
-        with atomic_file(of_tensors, self.writer) as file:
+        with atomic_file(of_tensors) as file:
             file.write(save(tensors))
-        with atomic_file(of_rows, self.writer) as file:
+        with atomic_file(of_rows) as file:
             table = pa.Table.from_pylist(sorted(rows, key=itemgetter("index")), SCHEMA)
             pq.write_table(table, file, **_PACKED)
 
@@ -115,7 +114,7 @@ class Store:
             return
         if _n_rows(self.table, ["index"]) != self.n_examples:
             files = self.rows(range(self.n_batches))
-            with atomic_file(self.table, self.writer) as file, pq.ParquetWriter(file, SCHEMA, **_PACKED) as joined:
+            with atomic_file(self.table) as file, pq.ParquetWriter(file, SCHEMA, **_PACKED) as joined:
                 for first in range(0, self.n_batches, _N_JOINED):
                     joined.write_table(read_rows(files[first : first + _N_JOINED]))
         for path in (self.path / ".stopped", *self.path.rglob(".*.tmp")):
@@ -141,23 +140,22 @@ class Store:
 
 
 @contextmanager
-def claimed(path: Path, manifest: Mapping[str, Any], writer: str) -> Iterator[Store]:
-    """The store of a run, in a new folder or its own, for one writer of each name; the last one finishes the run."""
+def claimed(path: Path, manifest: Mapping[str, Any], shard: str) -> Iterator[Store]:
+    """The store of a run, in a new folder or its own, for one process a shard; the last one finishes the run."""
     if path.exists() and not path.is_dir():
         raise FolderError(f"out must be a folder, but {path} is a file.")
     path.mkdir(parents=True, exist_ok=True)
-    with locked(path / f".lock-{writer}", timeout=0):
+    with locked(path / f".lock-{shard}", timeout=0):
         with locked(path / ".lock", _PATIENCE):
             if not (path / "manifest.json").exists():
                 if foreign := sorted(each.name for each in path.iterdir() if not each.name.startswith(".")):
                     raise FolderError(f"{path} holds other files, such as {foreign[0]}. Give a folder of its own.")
                 with atomic_file(path / "manifest.json") as file:
                     file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
-            store = Store(path, writer)
-            store.check_same(manifest)
+        store = Store(path)
+        store.check_same(manifest)
         yield store
-        with locked(path / ".lock", _PATIENCE):
-            store.finish()
+        store.finish()
 
 
 def stored_tensors(name: str, values: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -188,12 +186,12 @@ def read_rows(files: Sequence[Path], columns: Sequence[str] | None = None, filte
 
 
 @contextmanager
-def atomic_file(path: Path, writer: str = "", durable: bool = True) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     """A file that is there with all that is written to it, or not at all, whenever the process dies.
 
-    A ``durable`` one is also whole after a crash of the machine. ``writer`` tells apart who may write it at once.
+    A ``durable`` one is also whole after a crash of the machine.
     """
-    begun = path.with_name(f".{path.name}.{writer}.tmp")
+    begun = path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")  # each process has its own
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with begun.open("wb") as file:

@@ -233,6 +233,6 @@ def merge_explanations(parts: Iterable[str | os.PathLike[str]], out: str | os.Pa
             if part.is_done(batch) and not merged.is_done(batch):
                 merged.table.unlink(missing_ok=True)
                 for file, copy in zip(part.files(batch), merged.files(batch), strict=True):
-                    with atomic_file(copy, "merge") as written:
+                    with atomic_file(copy) as written:
                         written.write(file.read_bytes())
     return Explanations(path)
