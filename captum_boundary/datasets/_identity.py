@@ -8,7 +8,9 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import logging
 import math
+import os
 import platform
 import sys
 import sysconfig
@@ -29,6 +31,7 @@ _PACKAGES = ("captum", "torch", "torchvision", "numpy", "pillow", "pyarrow", "sa
 _FORMAT = "4"  # of the files
 _HOOKS = {"_forward_pre_hooks", "_forward_hooks"}
 _OF_MODULES = {*vars(nn.Module())} - {"training"}  # what PyTorch keeps for itself
+_OF_A_RUN = (type(None), type(os.environ), logging.Logger)  # what changes no result, but from run to run
 _READS = {"LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME"}
 _CODE = types.FunctionType | types.BuiltinFunctionType | type
 
@@ -115,15 +118,12 @@ class Describer:
         if not _is_installed(place := around.get("__name__")):
             parts = list(_codes_in(code))
             read = {step.argval for part in parts for step in dis.get_instructions(part) if step.opname in _READS}
-            imported = {
-                name: sys.modules.get(f"{around.get('__package__')}.{name}", sys.modules.get(name)) for name in read
-            }
+            package = around.get("__package__")
+            imported = {name: sys.modules.get(f"{package}.{name}", sys.modules.get(name)) for name in read}
             held = imported | {name: around[name] for name in read & around.keys()}
             self._note(held, read, {name for part in parts for name in part.co_names}, f"{place}.")
-        bound = {
-            name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)
-        }
-        bound.pop("__class__", None)
+        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+        bound = {name: cell.cell_contents for name, cell in cells if name != "__class__"}
         defaults = self.describe([function.__defaults__, function.__kwdefaults__])
         return {"function": _name(function), "code": digest_of([_words_of(code), defaults]), **self.describe(bound)}
 
@@ -134,7 +134,7 @@ class Describer:
             if isinstance(part, types.ModuleType):
                 if not _is_installed(part.__name__):
                     self._note(vars(part), names, names - {name}, f"{part.__name__}.")
-            elif not (isinstance(part, _CODE) and _is_installed(part.__module__)) and part is not None:
+            elif not isinstance(part, _OF_A_RUN) and not (isinstance(part, _CODE) and _is_installed(part.__module__)):
                 self.read.setdefault(place + name, part)
 
     def _describe_model(self, model: nn.Module) -> dict[str, Any]:

@@ -241,6 +241,16 @@ def test_code_is_seen_that_is_read_in_another_way(tmp_path, monkeypatch, name):
     assert described_code(tmp_path, monkeypatch, code, helpers[0]) == first
 
 
+def test_what_changes_from_run_to_run_is_no_code(tmp_path, monkeypatch):
+    top = "import logging\nfrom os import environ\nlogger = logging.getLogger(__name__)\nlogger.setLevel(environ['L'])"
+    code = READER.format(top=top, member="", body="logger.info(environ['L']); return helper(x)")
+    found = []
+    for level in ("INFO", "ERROR"):
+        monkeypatch.setenv("L", level)
+        found.append(described_code(tmp_path, monkeypatch, code))
+    assert found[0] == found[1]
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_scripted_functions_are_known_by_their_code():
     def doubled(x: torch.Tensor) -> torch.Tensor:
