@@ -170,10 +170,7 @@ class BatchExplainer:
 
 
 def find_spec(explain: BatchExplainer, reader: Reader, n_examples: int) -> dict[str, Any] | None:
-    """What all examples have in common: shapes and dtypes of the first that can be read. None where none can.
-
-    The model, which tells the number of classes, may fail on some of the first examples, but not on all.
-    """
+    """What all examples are like: the first that can be read, and does not make the model fail. None without one."""
     errors: list[Exception] = []
     for example in islice(reader.readable(n_examples), _N_TRIED):
         try:

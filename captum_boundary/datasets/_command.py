@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from captum_boundary.datasets._examples import ExampleWarning, Reader
-from captum_boundary.datasets._models import METHODS, call_named, load_model
+from captum_boundary.datasets._models import METHODS, call_named, failing_as, load_model
 from captum_boundary.datasets._sources import Standardized, load_data
 from captum_boundary.datasets.explain import explain_dataset
 from captum_boundary.datasets.gallery import summarize, write_gallery
@@ -179,12 +179,8 @@ def _batch_size(dataset: Any, seed: int) -> int:
 def _device(name: str | None) -> torch.device:
     rank, n_devices = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     name = name or (f"cuda:{rank % n_devices}" if n_devices else "cpu")
-    try:
+    with failing_as(f"--device must be cpu, cuda or cuda:N, but {name} cannot be used: "):
         torch.empty(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BoundaryValueError(
-            f"--device must be cpu, cuda or cuda:N, but {name} cannot be used: {str(error).partition(chr(10))[0]}"
-        ) from error
     return torch.device(name)
 
 

@@ -66,10 +66,7 @@ class Example:
 
 
 class Reader(Dataset[Any]):
-    """A data set that answers with an :class:`Example`, failed or not, and the same whenever it is asked.
-
-    Whatever the data set draws at random, it draws from seeds of the example.
-    """
+    """A data set that answers with an :class:`Example`, failed or not; what it draws at random has that one's seed."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         if isinstance(dataset, IterableDataset) or not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):

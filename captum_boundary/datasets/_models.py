@@ -26,7 +26,7 @@ from captum_boundary.datasets._examples import message_of
 from captum_boundary.errors import BoundaryError, BoundaryTypeError, BoundaryValueError
 from captum_boundary.search import BoundarySearch
 
-__all__ = ["METHODS", "LoadedModel", "call_named", "load_model", "reading"]
+__all__ = ["METHODS", "LoadedModel", "call_named", "failing_as", "load_model", "reading"]
 
 # From a model and a search to what explains it.
 METHODS: dict[str, Callable[[nn.Module, BoundarySearch], Attribution]] = {
@@ -61,12 +61,10 @@ def load_model(name: str, weights: str | None, n_classes: int | None) -> LoadedM
         return LoadedModel(model if weights is None else _with_weights(model, Path(weights)))
     if weights is None:
         raise BoundaryValueError(f"--model {name} needs --weights: random weights have nothing to explain.")
-    try:
+    with failing_as(f"torchvision cannot build {name}: "):
         known = get_model_weights(name.removeprefix(_TORCHVISION))
         options = {} if n_classes is None else {"num_classes": n_classes}
         model = get_model(name.removeprefix(_TORCHVISION), weights=None, **options)
-    except (ValueError, TypeError) as error:
-        raise BoundaryValueError(f"torchvision cannot build {name}: {error}.") from error
     if weights not in known.__members__:
         if not Path(weights).exists():
             choices = ", ".join(known.__members__)
@@ -75,10 +73,8 @@ def load_model(name: str, weights: str | None, n_classes: int | None) -> LoadedM
         names = [entry.meta.get("categories") for entry in known if entry.url.endswith(ending)]
         return LoadedModel(_with_weights(model, Path(weights)), names[0] if names else None)
     entry = known[weights]
-    try:
+    with failing_as(f"The weights {weights} of torchvision cannot be had: "):
         model.load_state_dict(entry.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError) as error:
-        raise BoundaryValueError(f"The weights {weights} of torchvision cannot be had: {error}") from error
     transforms = entry.transforms()
     normalize = (list(transforms.mean), list(transforms.std)) if hasattr(transforms, "mean") else None
     return LoadedModel(model, entry.meta.get("categories"), normalize)
@@ -89,13 +85,9 @@ def call_named(text: str, option: str, others: str, *arguments: Any) -> Any:
     module, _, function = text.partition(":")
     if not all(part.isidentifier() for part in [function, *module.split(".")]):
         raise BoundaryValueError(f"{option} must be {others} or package.module:function, but it is {text}.")
-    try:
+    remedy = ". The module must be in the current folder or installed, and have the function."
+    with failing_as(f"{option} {text} cannot be imported: ", remedy):
         named = getattr(importlib.import_module(module), function)
-    except Exception as error:
-        raise BoundaryValueError(
-            f"{option} {text} cannot be imported: {message_of(error)}. The module must be in the current folder or "
-            "installed, and have the function."
-        ) from error
     try:
         return named(*arguments)
     except BoundaryError:
@@ -104,6 +96,15 @@ def call_named(text: str, option: str, others: str, *arguments: Any) -> Any:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.filename}, line {place.lineno}"
         raise BoundaryValueError(f"{option} {text} failed in {where}: {message_of(error)}") from error
+
+
+@contextmanager
+def failing_as(what: str, remedy: str = "") -> Iterator[None]:
+    """Say what cannot be done, why, and what to change, in the place of whatever error."""
+    try:
+        yield
+    except Exception as error:
+        raise BoundaryValueError(f"{what}{message_of(error)}{remedy}") from error
 
 
 @contextmanager
@@ -129,11 +130,6 @@ def _with_weights(model: nn.Module, path: Path) -> nn.Module:
     is_wrapped = all(str(name).startswith(_PARALLEL) for name in weights)
     if is_wrapped and not all(name.startswith(_PARALLEL) for name in model.state_dict()):
         consume_prefix_in_state_dict_if_present(weights, _PARALLEL)
-    try:
+    with failing_as(f"The weights in {path} are not those of this model. ", " For more classes, give --num-classes."):
         model.load_state_dict(weights)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise BoundaryValueError(
-            f"The weights in {path} are not those of this model. {error} For another number of classes, give "
-            "--num-classes."
-        ) from error
     return model

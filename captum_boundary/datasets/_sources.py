@@ -27,11 +27,7 @@ _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".
 
 
 class ImageFiles(ImageFolder):  # type: ignore[misc]
-    """Images in [0, 1], as people see them, from the files of a folder; the names of its subfolders are classes.
-
-    Hidden files and folders and the folder ``without`` are left out. Links to images and to subfolders are followed,
-    those to folders within subfolders are not, and so never in circles.
-    """
+    """Images in [0, 1], as people see them, of a folder; the names of its subfolders and links to some are classes."""
 
     bounds, units = (0.0, 1.0), _PIXELS
 
@@ -80,10 +76,7 @@ class ImageFiles(ImageFolder):  # type: ignore[misc]
 
 
 class NpzArrays(Dataset[Any]):
-    """The arrays ``images`` (or ``inputs``) and ``labels`` of an .npz file; images of bytes are brought to [0, 1].
-
-    A table of bytes, ``inputs`` ``(N, D)``, holds numbers, such as ages: these stay as they are.
-    """
+    """The arrays ``images`` (or ``inputs``) and ``labels`` of an .npz file; images of bytes are brought to [0, 1]."""
 
     def __init__(self, path: Path, labels: bool = True, layout: str | None = None) -> None:
         with reading(path, "arrays"), np.load(path) as arrays:
@@ -100,7 +93,7 @@ class NpzArrays(Dataset[Any]):
                 f"{path} holds {len(inputs)} inputs, but labels of shape {self.labels.shape} and type "
                 f"{self.labels.dtype}. It needs one class number for each input, or --no-labels."
             )
-        self.is_pixels = inputs.dtype == np.uint8 and ("images" in held or inputs.ndim > 2)
+        self.is_pixels = inputs.dtype == np.uint8 and ("images" in held or inputs.ndim > 2)  # and no table of ages
         if self.is_pixels:
             self.bounds, self.units = (0.0, 1.0), _PIXELS
         if self.is_pixels and inputs.ndim == 4 and layout is None:

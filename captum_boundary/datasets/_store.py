@@ -187,10 +187,7 @@ def read_rows(files: Sequence[Path], columns: Sequence[str] | None = None, filte
 
 @contextmanager
 def atomic_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
-    """A file that is there with all that is written to it, or not at all, whenever the process dies.
-
-    A ``durable`` one is also whole after a crash of the machine.
-    """
+    """A file that is there whole or not at all, whenever the process dies and, if it is ``durable``, the machine."""
     begun = path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")  # each process has its own
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

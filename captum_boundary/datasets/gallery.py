@@ -146,11 +146,7 @@ def _example(explanations: Explanations, reader: Reader, index: int) -> tuple[Ex
 
 
 def picture(image: Tensor, attributions: Tensor | tuple[Tensor, ...] | None, bounds: Bounds, size: int) -> bytes:
-    """WebP of an image ``(C, H, W)`` beside its attributions, each ``size`` pixels wide and high at most.
-
-    Attributions are summed over channels, and shown in colors from minus to plus their largest magnitudes; what is no
-    map is gray.
-    """
+    """WebP of an image ``(C, H, W)`` beside its attributions, summed over channels; what is no map is gray."""
     values = torch.nan_to_num(image.float())
     if bounds is None:
         bounds = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else (values.min(), values.max())
@@ -178,11 +174,7 @@ def picture(image: Tensor, attributions: Tensor | tuple[Tensor, ...] | None, bou
 
 
 def summarize(table: pa.Table) -> dict[str, Any]:
-    """The summary of the rows of a data set; None for shares and means of nothing.
-
-    ``classes`` has, for each explained class, its examples, those with a boundary point, and quantiles of their
-    distances; ``neighbors`` counts pairs of explained and adversarial class.
-    """
+    """The summary of rows, by explained class and by pairs with the class beyond; None for shares of nothing."""
     names = ("index", "label", "prediction", "target", "adversarial", "distance", "margin", "found", "evaluations")
     # NaN where there is nothing; a label of more than 53 bits, which is an error, is rounded.
     numbers = (table.column(name).cast(pa.float64(), safe=False).to_numpy() for name in names)
