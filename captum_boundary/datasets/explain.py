@@ -130,7 +130,8 @@ def explain_dataset(
     check_count("limit", limit, optional=True)
     batch_size, limit, target, seed = map(plain_number, (batch_size, limit, target, seed))
     size = map_size if map_size is None or isinstance(map_size, list | tuple) else (map_size, map_size)
-    part = shard or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    words = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    part: Any = shard or tuple(int(word) if word.isdecimal() else word for word in words)
     is_shard = isinstance(part, list | tuple) and len(part) == 2 and _are_whole(*part) and 0 <= part[0] < part[1]
     is_size = size is None or (len(size) == 2 and _are_whole(*size) and min(size) >= 1)
     is_number = _are_whole(num_workers) and num_workers >= 0

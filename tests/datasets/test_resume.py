@@ -361,6 +361,9 @@ def test_torchrun_names_the_shard(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert explain(tmp_path).indices() == [*range(4, 8), *range(12, 16)]
     assert explain(tmp_path, shard=(0, 1)).is_complete
+    monkeypatch.setenv("RANK", "one")
+    with pytest.raises(BoundaryValueError, match=r"shard must be \(i, n\).*, but it is \('one', 2\)"):
+        explain(tmp_path)
 
 
 @pytest.mark.parametrize(
