@@ -252,6 +252,6 @@ def _class_names(dataset: Any, class_names: Sequence[str] | None, spec: Mapping[
         raise BoundaryValueError(
             f"{'The data set has' if class_names is None else 'class_names holds'} {len(names)} classes, but the model "
             f"has {spec['n_classes']}. Labels must be classes of the model: give the data set's in its numbering, or "
-            "none at all, and class_names for all of the model's classes."
+            "none at all (--no-labels), and class_names for all of the model's classes."
         )
     return [printable(", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)) for name in names]
