@@ -202,7 +202,8 @@ def _is_installed(module: str | None) -> bool:
     files = [str(file) for each in (root, module) if (file := getattr(sys.modules.get(each), "__file__", None))]
     if root == "captum_boundary" or not files:
         return root == "captum_boundary" or root in sys.stdlib_module_names
-    return any("-packages" in file or file.startswith(sysconfig.get_path("stdlib")) for file in files)
+    places = ("site-packages", "dist-packages", sysconfig.get_path("stdlib"))
+    return any(place in file for file in files for place in places)
 
 
 def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:

@@ -192,6 +192,8 @@ def described_code(tmp_path, monkeypatch, code, helper="def helper(x):\n    retu
 
 
 def test_code_that_was_edited_is_seen_wherever_it_is(tmp_path, monkeypatch):
+    tmp_path = tmp_path / "my-packages"  # which is none of Python's own places
+    tmp_path.mkdir()
     first = described_code(tmp_path, monkeypatch, CODE)
     assert described_code(tmp_path, monkeypatch, "# a comment\n\n" + CODE) == first
     for before, after in EDITS:
