@@ -134,34 +134,25 @@ def explain_dataset(
     part: Any = shard or tuple(int(word) if word.isdecimal() else word for word in words)
     is_shard = isinstance(part, list | tuple) and len(part) == 2 and _are_whole(*part) and 0 <= part[0] < part[1]
     is_size = size is None or (len(size) == 2 and _are_whole(*size) and min(size) >= 1)
-    is_number = _are_whole(num_workers) and num_workers >= 0
     is_target = target is None or _are_whole(target) or (isinstance(target, str) and target == "label")
-    for error, name, value, is_right, wanted in (
-        (BoundaryTypeError, "seed", seed, _are_whole(seed), "an integer"),
-        (
-            BoundaryTypeError,
-            "target",
-            target,
-            is_target,
-            'None (the predicted class), "label" or the number of a class',
-        ),
-        (BoundaryTypeError, "options", options, isinstance(options, Mapping | None), "a mapping of names to values"),
-        (BoundaryTypeError, "version", version, isinstance(version, str | None), "a text"),
-        (BoundaryTypeError, "units", units, isinstance(units, str | None), "a text"),
-        (
-            BoundaryTypeError,
-            "class_names",
-            class_names,
-            isinstance(class_names, Iterable | None),
-            "a sequence of names",
-        ),
-        (BoundaryValueError, "dtype", dtype, dtype in (torch.float16, torch.float32), "torch.float16 or torch.float32"),
-        (BoundaryValueError, "map_size", map_size, is_size, "one or two positive integers"),
-        (BoundaryValueError, "shard", part, is_shard, "(i, n) with i from 0 to n - 1"),
-        (BoundaryValueError, "num_workers", num_workers, is_number, "an integer of at least 0"),
-    ):
-        if not is_right:
-            raise error(f"{name} must be {wanted}, but it is {value!r}.")
+    types: dict[str, Any] = {
+        "seed": (seed, _are_whole(seed), "an integer"),
+        "target": (target, is_target, 'None (the predicted class), "label" or the number of a class'),
+        "options": (options, isinstance(options, Mapping | None), "a mapping of names to values"),
+        "class_names": (class_names, isinstance(class_names, Iterable | None), "a sequence of names"),
+        "version": (version, isinstance(version, str | None), "a text"),
+        "units": (units, isinstance(units, str | None), "a text"),
+    }
+    values: dict[str, Any] = {
+        "dtype": (dtype, dtype in (torch.float16, torch.float32), "torch.float16 or torch.float32"),
+        "map_size": (map_size, is_size, "one or two positive integers"),
+        "shard": (part, is_shard, "(i, n) with i from 0 to n - 1"),
+        "num_workers": (num_workers, _are_whole(num_workers) and num_workers >= 0, "an integer of at least 0"),
+    }
+    for error, checks in ((BoundaryTypeError, types), (BoundaryValueError, values)):
+        for name, (value, is_right, wanted) in checks.items():
+            if not is_right:
+                raise error(f"{name} must be {wanted}, but it is {value!r}.")
     path, reader = checked_folder(out), Reader(dataset, seed)
     model = getattr(explainer, "forward_func", None)
     tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
