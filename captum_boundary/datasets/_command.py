@@ -125,7 +125,8 @@ def _explain(words: Sequence[str]) -> int:
         bounds = dataset.bounds
     elif normalize is not None:
         model = nn.Sequential(v2.Normalize(*normalize), model)
-    model = model.eval().requires_grad_(False).to(options.device)
+    with failing_as(f"--model {options.model} cannot be used on {options.device}: "):
+        model = model.eval().requires_grad_(False).to(options.device)
     bounds, norm = None if bounds is None else tuple(bounds), _NORMS[options.norm]
     search = NearestBoundary(model, bounds=bounds, budget=options.budget, norm=norm, show_progress=shown)
     method, methods = METHODS.get(options.method), f"one of {', '.join(METHODS)}"

@@ -190,8 +190,12 @@ def test_help_is_for_newcomers(capsys):
         ({"--device": "abacus"}, "--device must be cpu, cuda or cuda:N"),
         ({"--device": "meta"}, "cuda:N, but meta cannot be used"),
         ({"--model": "broken_code:model"}, "--model broken_code:model failed in"),
-        ({"--model": "broken_code:model"}, "line 2: ZeroDivisionError"),
+        ({"--model": "broken_code:model"}, "line 3: ZeroDivisionError"),
         ({"--model": "broken_code:nothing"}, "cannot be imported"),
+        (
+            {"--model": "broken_code:lazy"},
+            "--model broken_code:lazy cannot be used on cpu: ValueError: Attempted to use",
+        ),
         (
             {"--model": "torchvision:resnet18", "--weights": "IMAGENET"},
             "or one of IMAGENET1K_V1, DEFAULT, but it is IMAGENET",
@@ -204,7 +208,9 @@ def test_help_is_for_newcomers(capsys):
     ],
 )
 def test_mistakes_are_explained(tmp_path, capsys, monkeypatch, changes, words):
-    (tmp_path / "broken_code.py").write_text("def model():\n    return 1 / 0\n")
+    (tmp_path / "broken_code.py").write_text(
+        "import torch\ndef model():\n    return 1 / 0\ndef lazy():\n    return torch.nn.LazyLinear(3)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "broken_code", raising=False)
     arguments = {"--model": "small_data:small_model", "--data": "small_data:Rows", "--out": tmp_path / "out", **changes}
