@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
@@ -24,15 +25,9 @@ from torch import Tensor
 
 from captum_boundary.errors import BoundaryError
 
-__all__ = ["SCHEMA", "FolderError", "Store", "atomic_file", "checked_folder", "claimed", "locked", "read_rows"]
-__all__ += ["stored_tensors"]
+__all__ = ["SCHEMA", "Explanation", "FolderError", "Store", "atomic_file", "checked_folder", "claimed", "locked"]
+__all__ += ["packed", "read_rows", "stored_tensors"]
 
-SCHEMA = pa.schema(
-    [("index", pa.int64()), ("name", pa.string())]
-    + [(name, pa.int64()) for name in ("label", "prediction", "target", "adversarial")]
-    + [("distance", pa.float64()), ("margin", pa.float64()), ("found", pa.bool_()), ("evaluations", pa.int64())]
-    + [("completeness_gap", pa.float64()), ("note", pa.string()), ("error", pa.string()), ("digest", pa.string())]
-)
 _PACKED = {"compression": "zstd"}
 _PER_FOLDER = 1000
 _N_JOINED = 100  # batches whose rows are held at once when the table is put together
@@ -43,6 +38,53 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows knows 
 
 class FolderError(BoundaryError, RuntimeError):
     r"""A folder of explanations cannot be used: it is another run's, in use, incomplete, or on a full disk."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    r"""What is known of one example. What does not exist, or could not be found, is None.
+
+    Attributes:
+
+        index (int): Index in the data set.
+        name (str): File of the example, where the data set knows it.
+        label (int): Class that the data set gives.
+        prediction (int): Class that the model gives.
+        target (int): Class that was explained.
+        adversarial (int): Class on the other side of the nearest boundary.
+        distance (float): Distance of the boundary point, infinite where none was found.
+        margin (float): Score of ``target`` over the best of the other classes, at the example itself.
+        found (bool): Whether a boundary point was found.
+        evaluations (int): Forward and backward passes that the search spent.
+        completeness_gap (float): Convergence delta of the attributions.
+        note (str): What the data set warned of when the example was read.
+        error (str): Why the example could not be read or explained.
+        digest (str): Digest of the example's inputs and label.
+        attributions (Tensor or tuple[Tensor, ...]): Attributions, shaped like the example, or a map ``(h, w)`` where
+            ``map_size`` was given. NaN where no boundary point was found.
+        points (Tensor or tuple[Tensor, ...]): Boundary point, if it was stored.
+    """
+
+    index: int
+    name: str | None
+    label: int | None
+    prediction: int | None
+    target: int | None
+    adversarial: int | None
+    distance: float | None
+    margin: float | None
+    found: bool | None
+    evaluations: int | None
+    completeness_gap: float | None
+    note: str | None
+    error: str | None
+    digest: str | None
+    attributions: Tensor | tuple[Tensor, ...] | None
+    points: Tensor | tuple[Tensor, ...] | None
+
+
+_KINDS = {"int": pa.int64(), "str": pa.string(), "float": pa.float64(), "bool": pa.bool_()}
+SCHEMA = pa.schema([(field.name, _KINDS[str(field.type).split()[0]]) for field in fields(Explanation)[:-2]])
 
 
 class Store:
@@ -99,14 +141,12 @@ class Store:
         except (SafetensorError, OSError):
             return False
 
-    def write(self, batch: int, rows: Iterable[Mapping[str, Any]], tensors: dict[str, Tensor]) -> None:
-        """Write the files of a batch; what a row does not have is null."""
-        of_tensors, of_rows = self.files(batch)
-        with atomic_file(of_tensors) as file:
-            file.write(save(tensors))
-        with atomic_file(of_rows) as file:
-            table = pa.Table.from_pylist(sorted(rows, key=itemgetter("index")), SCHEMA)
-            pq.write_table(table, file, **_PACKED)
+    def write(self, batch: int, *contents: bytes) -> None:
+        """Write the files of a batch: its tensors and its rows, as :func:`packed` has made them."""
+        self.table.unlink(missing_ok=True)  # it has rows that are gone
+        for path, content in zip(self.files(batch), contents, strict=True):
+            with atomic_file(path) as file:
+                file.write(content)
 
     def finish(self) -> None:
         """Put the table of all rows together if all batches are done, and remove what stopped processes have left."""
@@ -156,6 +196,13 @@ def claimed(path: Path, manifest: Mapping[str, Any], shard: str) -> Iterator[Sto
         store.check_same(manifest)
         yield store
         store.finish()
+
+
+def packed(rows: Iterable[Mapping[str, Any]], tensors: dict[str, Tensor]) -> tuple[bytes, bytes]:
+    """The contents of the files of a batch; what a row does not have is null."""
+    with pa.BufferOutputStream() as stream:
+        pq.write_table(pa.Table.from_pylist(sorted(rows, key=itemgetter("index")), SCHEMA), stream, **_PACKED)
+        return save(tensors), stream.getvalue().to_pybytes()
 
 
 def stored_tensors(name: str, values: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from captum_boundary._core.checks import check_count, names_in_order, plain_numb
 from captum_boundary.datasets._batch import BatchExplainer, find_spec
 from captum_boundary.datasets._examples import ExampleError, ExampleWarning, Reader, describe_files, printable
 from captum_boundary.datasets._identity import Describer, versions
-from captum_boundary.datasets._store import FolderError, Store, checked_folder, claimed, read_rows
+from captum_boundary.datasets._store import FolderError, Store, checked_folder, claimed, packed, read_rows
 from captum_boundary.datasets.reading import Explanations, load_explanations, told
 from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
@@ -220,9 +220,8 @@ def _explain_batches(
         for batch, examples in zip(missing, read, strict=True):
             if marker.exists() and marker.stat().st_mtime_ns != stopped_before:
                 raise ExampleError(f"Another process of this run has stopped. {marker.read_text(encoding='utf-8')}")
-            store.table.unlink(missing_ok=True)  # it has rows that are gone
             try:
-                store.write(batch, *explain(examples))
+                store.write(batch, *packed(*explain(examples)))
             except ExampleError as error:
                 marker.write_text(printable(str(error)), encoding="utf-8")
                 raise

@@ -4,61 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from captum_boundary.datasets._store import FolderError, Store, atomic_file, checked_folder, claimed, read_rows
+from captum_boundary.datasets._store import Explanation, FolderError, Store, checked_folder, claimed, read_rows
 from captum_boundary.errors import BoundaryValueError
 
 __all__ = ["Explanation", "Explanations", "load_explanations", "merge_explanations", "told"]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    r"""What is known of one example. What does not exist, or could not be found, is None.
-
-    Attributes:
-
-        index (int): Index in the data set.
-        name (str): File of the example, where the data set knows it.
-        label (int): Class that the data set gives.
-        prediction (int): Class that the model gives.
-        target (int): Class that was explained.
-        adversarial (int): Class on the other side of the nearest boundary.
-        distance (float): Distance of the boundary point, infinite where none was found.
-        margin (float): Score of ``target`` over the best of the other classes, at the example itself.
-        found (bool): Whether a boundary point was found.
-        evaluations (int): Forward and backward passes that the search spent.
-        completeness_gap (float): Convergence delta of the attributions.
-        note (str): What the data set warned of when the example was read.
-        error (str): Why the example could not be read or explained.
-        digest (str): Digest of the example's inputs and label.
-        attributions (Tensor or tuple[Tensor, ...]): Attributions, shaped like the example, or a map ``(h, w)`` where
-            ``map_size`` was given. NaN where no boundary point was found.
-        points (Tensor or tuple[Tensor, ...]): Boundary point, if it was stored.
-    """
-
-    index: int
-    name: str | None
-    label: int | None
-    prediction: int | None
-    target: int | None
-    adversarial: int | None
-    distance: float | None
-    margin: float | None
-    found: bool | None
-    evaluations: int | None
-    completeness_gap: float | None
-    note: str | None
-    error: str | None
-    digest: str | None
-    attributions: Tensor | tuple[Tensor, ...] | None
-    points: Tensor | tuple[Tensor, ...] | None
 
 
 class Explanations(Dataset[Explanation]):
@@ -229,10 +184,8 @@ def merge_explanations(parts: Iterable[str | os.PathLike[str]], out: str | os.Pa
     for store in stores[1:]:
         store.check_same(stores[0].manifest)
     with claimed(path, stores[0].manifest, "merge") as merged:
-        for part, batch in ((store, batch) for store in stores for batch in store.written()):
-            if part.is_done(batch) and not merged.is_done(batch):
-                merged.table.unlink(missing_ok=True)
-                for file, copy in zip(part.files(batch), merged.files(batch), strict=True):
-                    with atomic_file(copy) as written:
-                        written.write(file.read_bytes())
+        for part in stores:
+            for batch in part.written():
+                if part.is_done(batch) and not merged.is_done(batch):
+                    merged.write(batch, *(file.read_bytes() for file in part.files(batch)))
     return Explanations(path)
