@@ -19,6 +19,7 @@ from captum_boundary import (
     AggregatedBoundaryNormals,
     BoundaryAttribution,
     BoundaryEnergy,
+    BoundaryGradCam,
     BoundaryIntegratedGradients,
     LayerBoundaryAttribution,
     ModelFromLayer,
@@ -398,6 +399,21 @@ def test_models_used_in_other_threads_are_not_recorded():
     from_layer = ModelFromLayer(model, model[1])
     activations, arguments = from_layer.at(points())
     torch.testing.assert_close(from_layer(activations, *arguments), inner(points()))
+    other.stop()
+
+
+def test_layers_used_in_other_threads_are_no_calls_of_this_one():
+    features = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU())
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    images = torch.rand(2, 1, 9, 9)
+    other = OtherThread(lambda: features(images))
+
+    def slow(x: Tensor) -> Tensor:
+        other.step()
+        return model(x)
+
+    expected = BoundaryGradCam(model, features).attribute(images, 0, n_samples=4)
+    torch.testing.assert_close(BoundaryGradCam(slow, features).attribute(images, 0, n_samples=4), expected)
     other.stop()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,10 +67,13 @@ def modules_of(function: Any) -> list[nn.Module]:
 
 @contextmanager
 def outputs_recorded(module: nn.Module) -> Iterator[list[Any]]:
-    """What a module returns, call by call. What follows it gets a copy, which it may change in place."""
+    """What a module returns in this thread, call by call. What follows it gets a copy, which it may change in place."""
     outputs: list[Any] = []
+    thread = threading.get_ident()
 
     def record(_: nn.Module, __: Any, output: Any) -> Any:
+        if threading.get_ident() != thread:
+            return output
         outputs.append(output)
         return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, output)
 
