@@ -20,9 +20,8 @@ from captum_boundary.visualization._table_changes import Change, TableChanges
 
 __all__ = ["describe_feature_changes", "plot_feature_changes"]
 
+_TITLE, _LABEL = 60, 24  # characters of a line
 # Of the palette of Okabe and Ito, made for all kinds of color vision.
-# Characters of a line.
-_TITLE, _LABEL = 60, 24
 _COLORS = {"higher": "#D55E00", "lower": "#0072B2", "another category": "#009E73"}
 
 
