@@ -14,9 +14,9 @@ from captum_boundary.search._line_search import project_to_boundary
 from captum_boundary.search._problem import Incumbent, Phase, Problem
 from captum_boundary.search.nearest.first_contact import temperature
 from captum_boundary.search.nearest.settings import NearestBoundarySettings
-from captum_boundary.search.nearest.step_rules import DDNStep, DDNStepFromAfar, Iterate, TrustRegionLPStep
+from captum_boundary.search.nearest.step_rules import DDNStep, Iterate, TrustRegionLPStep
 
-__all__ = ["descend", "descend_once", "descend_with_restarts"]
+__all__ = ["descend", "descend_with_restarts"]
 
 # The share of a descent with sampled normals, and inside the data range.
 _FIRST_PART = 0.5
@@ -77,6 +77,7 @@ def descend(
     seed: int,
     widening: Tensor | float = 1.0,
     trust_radius: Tensor | None = None,
+    is_far: bool = False,
 ) -> Incumbent:
     r"""Move along the boundary from a known point, towards the nearest one.
 
@@ -93,6 +94,7 @@ def descend(
         widening (Tensor or float): The sampling radius, relative to the ordinary, ``(n,)`` or for all.
         trust_radius (Tensor, optional): By how much coordinates may change at once in l1, ``(n,)``. Default: by as much
             as in the known points.
+        is_far (bool): Whether much nearer points are likely, and quick steps worth more than those of sampled normals.
     """
     # In the order of their steps, examples that are done stand at the end and leave without being looked for.
     n_steps, order = n_steps.sort(descending=True, stable=True)
@@ -109,7 +111,7 @@ def descend(
             [torch.where(inside, own.lower.T, -torch.inf), torch.where(inside, own.upper.T, torch.inf)]
         )
     sampling_radius: Tensor | None = None
-    if not problem.few_dimensions:
+    if problem.norm.is_sparse or not (problem.few_dimensions or is_far):
         n_sampled = math.ceil(_FIRST_PART * len(steps))
         fading = 1 - progress if problem.norm.is_sparse else progress[:n_sampled] < _FIRST_PART
         radius = settings.sampling_radius * problem.norm.sampling_radius * n_steps.to(progress).sqrt()
@@ -119,27 +121,18 @@ def descend(
         radius = LINF.length(begin.points - part.x) if trust_radius is None else trust_radius[order]
         rule = TrustRegionLPStep(settings, radius, progress)
     else:
-        rule = DDNStep(settings, begin.distance, progress)
-    found = _follow(part, settings, begin.points, begin, rule, steps_of, limits, sampling_radius, seed)
+        first_rate = settings.max_rate if is_far else settings.first_rate
+        rule = DDNStep(settings, begin.distance, progress, first_rate)
+    found = _follow(part, settings, begin, rule, steps_of, limits, sampling_radius, seed)
     back = order.argsort()
     landed, margin = project_to_boundary(problem, found.points[back])
     none = Incumbent(problem.x, torch.full_like(margin, torch.inf), found.phase[back])
     return none.improved_by(landed, problem.distance(landed), margin)
 
 
-def descend_once(problem: Problem, settings: NearestBoundarySettings, starts: Tensor, n_steps: int) -> Incumbent:
-    """Descend from points ``(n, D)`` on either side of the boundary, near to it or not: every gradient makes a step.
-
-    Examples without a boundary point take Newton steps until they have one.
-    """
-    rule = DDNStepFromAfar(settings, problem.distance(starts), n_steps)
-    return _follow(problem, settings, starts, Incumbent.none(problem), rule, [n_steps] * len(problem))
-
-
 def _follow(
     problem: Problem,
     settings: NearestBoundarySettings,
-    points: Tensor,
     incumbent: Incumbent,
     rule: DDNStep | TrustRegionLPStep,
     steps_of: list[int],
@@ -147,13 +140,14 @@ def _follow(
     sampling_radius: Tensor | None = None,
     seed: int = 0,
 ) -> Incumbent:
-    """Take steps from ``points`` ``(n, D)``, linearizing the decision at each of them.
+    """Take steps from the incumbents, linearizing the decision at each of them.
 
     The numbers of steps fall from the first example to the last. Coordinates have lower and upper ``limits``
     ``(2, n_steps, n)``. Normals are sampled at a radius relative to the distance in l2, in the first steps,
     ``(n_sampled, n)``.
     """
-    whole, before, temperatures = problem, incumbent.distance, temperature(problem, settings)
+    whole, points, before = problem, incumbent.points, incumbent.distance
+    temperatures = temperature(problem, settings)
     last_points, found = [], []
     for step in range(max(steps_of, default=0)):
         n_active = sum(n > step for n in steps_of[: len(problem)])

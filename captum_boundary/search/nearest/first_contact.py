@@ -64,14 +64,22 @@ def newton_phase(problem: Problem, settings: NearestBoundarySettings, n_gradient
 
 
 def newton_steps(
-    problem: Problem, settings: NearestBoundarySettings, points: Tensor, margin: Tensor, n_steps: int
+    problem: Problem,
+    settings: NearestBoundarySettings,
+    points: Tensor,
+    margin: Tensor,
+    n_steps: int,
+    gives_up: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Where at most ``n_steps`` lead from ``points`` ``(n, D)``, until they cross, and the signed margin there."""
+    """Where at most ``n_steps`` lead from ``points`` ``(n, D)``, until they cross, and the signed margin there.
+
+    An example ``gives_up`` after two slow steps.
+    """
     ends, end_margin = points, margin
     rows = problem.oracle.all_rows
     active = ActiveSet(rows, problem=problem, points=points, margin=margin, n_slow=torch.zeros_like(rows))
     for _ in range(n_steps):
-        active.keep((active.margin >= 0) & (active.n_slow < 2))
+        active.keep((active.margin >= 0) & ((active.n_slow < 2) | (not gives_up)))
         if len(active) == 0:
             break
         plane = active.problem.linearize(active.points, temperature=temperature(active.problem, settings))

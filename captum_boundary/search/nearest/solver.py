@@ -13,12 +13,13 @@ from captum_boundary._core.bounds import Bounds
 from captum_boundary._core.checks import check_count
 from captum_boundary._core.norms import Norm
 from captum_boundary.errors import BoundaryTypeError
+from captum_boundary.search._line_search import line_search
 from captum_boundary.search._problem import Incumbent, Phase, Problem
 from captum_boundary.search.boundary_search import BoundarySearch
 from captum_boundary.search.boundary_status import BoundaryStatus
 from captum_boundary.search.nearest.class_race import can_race, race_classes
-from captum_boundary.search.nearest.descent import descend, descend_once, descend_with_restarts
-from captum_boundary.search.nearest.first_contact import newton_phase, random_line_search
+from captum_boundary.search.nearest.descent import descend, descend_with_restarts
+from captum_boundary.search.nearest.first_contact import newton_phase, newton_steps, random_line_search
 from captum_boundary.search.nearest.refinement import active_set_refine, looks_linear, polish, restart
 from captum_boundary.search.nearest.settings import NearestBoundarySettings
 from captum_boundary.search.search_problem import Proposal, SearchProblem
@@ -185,8 +186,7 @@ class _Run:
         if starts is None and few:
             self.incumbent, _ = newton_phase(problem, self.settings, self.budget)
         else:
-            n_steps = math.ceil(self.settings.pair_share * self.budget)
-            self.incumbent = descend_once(problem, self.settings, problem.x if starts is None else starts, n_steps)
+            self._descend_from(problem.x if starts is None else starts)
         self._or_random_lines()
         if few:
             if starts is None:
@@ -196,6 +196,19 @@ class _Run:
             self._set(rows, polish(part, self.settings, incumbent, self.budget, self.targeted))
             if starts is None:
                 self._restart(self.incumbent.is_found.nonzero().flatten())
+
+    def _descend_from(self, starts: Tensor) -> None:
+        """Newton steps from ``starts`` ``(n, D)`` to the boundary, however slow, and the descent of one of many."""
+        n_steps = math.ceil(self.settings.pair_share * self.budget)
+        margin = self.problem.signed_margin(starts)
+        ends = newton_steps(self.problem, self.settings, starts, margin, n_steps, gives_up=False)
+        self.incumbent = line_search(self.problem, ends[0], Phase.NEWTON, ends[1])
+        rows = self.incumbent.is_found.nonzero().flatten()
+        if len(rows) > 0:
+            part, incumbent = self._at(rows)
+            n_left = (n_steps - part.oracle.gradients_spent).clamp_min(0)
+            found = descend(part, self.settings, incumbent, n_left, self.seed, is_far=True)
+            self._set(rows, incumbent.nearer_of(found))
 
     @property
     def end(self) -> Tensor:

@@ -12,12 +12,11 @@ from captum_boundary._core.geometry import Box, ratio
 from captum_boundary._core.oracle import Linearization
 from captum_boundary.search._problem import Incumbent, Problem
 from captum_boundary.search.nearest.cutting_planes import solve_linear_program
-from captum_boundary.search.nearest.first_contact import newton_step
 from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
-__all__ = ["DDNStep", "DDNStepFromAfar", "Iterate", "TrustRegionLPStep", "schedule"]
+__all__ = ["DDNStep", "Iterate", "TrustRegionLPStep"]
 
-# The last step of a schedule, relative to the first, and the last rate, relative to that of a descent from near.
+# The last step size, relative to the first, and the last rate, relative to the first of a descent from near.
 _LAST_STEP, _LAST_RATE = 0.01, 0.1
 _AIM = 0.01  # how far beyond the boundary a linear program aims, at least, as a share of the input's margin
 
@@ -32,13 +31,6 @@ class Iterate(NamedTuple):
     box: Box  # limits of the next points
 
 
-def schedule(progress: Tensor, first_rate: float, last_rate: float) -> Tensor:
-    """Rates, which fall geometrically, and step sizes, which fall from 1 like a cosine, ``(2, ...)``, at a progress."""
-    wave = torch.cos(math.pi * progress)
-    rate = first_rate * (last_rate / first_rate) ** progress
-    return torch.stack([rate, (1 + _LAST_STEP) / 2 + (1 - _LAST_STEP) / 2 * wave])
-
-
 class DDNStep:
     r"""The decoupling of direction and norm (Rony et al., https://arxiv.org/abs/1811.09600), from a known radius.
 
@@ -50,13 +42,16 @@ class DDNStep:
         settings (NearestBoundarySettings): Rates.
         radius (Tensor): Distances of the first points, ``(n,)``.
         progress (Tensor): Between 0 and 1, at each step, ``(n_steps, n)``.
+        first_rate (float): Rate of the first step.
     """
 
-    def __init__(self, settings: NearestBoundarySettings, radius: Tensor, progress: Tensor) -> None:
+    def __init__(self, settings: NearestBoundarySettings, radius: Tensor, progress: Tensor, first_rate: float) -> None:
         self._settings = settings
         self._radius = radius
-        self._last_rate = _LAST_RATE * settings.first_rate
-        self._schedule = schedule(progress, settings.first_rate, self._last_rate)
+        # Rates fall geometrically, and step sizes from 1 like a cosine.
+        rate = first_rate * (_LAST_RATE * settings.first_rate / first_rate) ** progress
+        step_size = (1 + _LAST_STEP) / 2 + (1 - _LAST_STEP) / 2 * torch.cos(math.pi * progress)
+        self._schedule = torch.stack([rate, step_size])
 
     def select(self, rows: slice) -> None:
         """Go on with some examples alone."""
@@ -64,10 +59,7 @@ class DDNStep:
 
     def step(self, problem: Problem, at: Iterate, incumbent: Incumbent, step: int) -> Tensor:
         """The next points ``(n, D)``."""
-        return self._turned(problem, at, incumbent, self._schedule[:, step, : len(problem)])
-
-    def _turned(self, problem: Problem, at: Iterate, incumbent: Incumbent, schedule: Tensor) -> Tensor:
-        rate, step_size = schedule.unbind()
+        rate, step_size = self._schedule[:, step, : len(problem)].unbind()
         margin, slope = at.plane.depth, at.plane.slope
         beyond = margin < 0
         steepness = problem.norm.dual.length(slope)
@@ -80,40 +72,6 @@ class DDNStep:
         self._radius = torch.minimum(radius, (1 + self._settings.first_rate) * incumbent.distance)
         move = problem.norm.turned(at.move, at.distance, slope, steepness, step_size)
         return at.box.clamp(problem.x + problem.norm.with_length(move, self._radius))
-
-
-class DDNStepFromAfar(DDNStep):
-    """The same from points that need not be near: Newton steps lead to the boundary first.
-
-    Args:
-
-        settings (NearestBoundarySettings): Rates.
-        radius (Tensor): Distances of the first points, ``(n,)``.
-        n_steps (int): Steps of each example.
-    """
-
-    def __init__(self, settings: NearestBoundarySettings, radius: Tensor, n_steps: int) -> None:
-        steps = torch.arange(n_steps, dtype=radius.dtype, device=radius.device)[:, None]
-        n_approaching = steps.new_tensor(range(n_steps + 1))
-        super().__init__(settings, radius, steps)
-        # By the number of steps before an example crosses its boundary for the first time.
-        progress = ((steps - n_approaching) / (n_steps - n_approaching).clamp_min(1)).clamp_min(0)
-        self._schedule = schedule(progress, settings.max_rate, self._last_rate)
-        self._n_approaching = torch.zeros_like(radius, dtype=torch.long)
-
-    def select(self, rows: slice) -> None:
-        """Go on with some examples alone."""
-        super().select(rows)
-        self._n_approaching = self._n_approaching[rows]
-
-    def step(self, problem: Problem, at: Iterate, incumbent: Incumbent, step: int) -> Tensor:
-        """The next points ``(n, D)``."""
-        has_crossed = incumbent.is_found
-        self._n_approaching = self._n_approaching + ~has_crossed
-        turned = self._turned(problem, at, incumbent, self._schedule[:, step, self._n_approaching])
-        approached = newton_step(problem, self._settings, at.points, at.plane)
-        self._radius = torch.where(has_crossed, self._radius, problem.distance(approached))
-        return torch.where(has_crossed[:, None], turned, approached)
 
 
 class TrustRegionLPStep:

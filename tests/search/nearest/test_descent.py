@@ -15,8 +15,9 @@ from captum_boundary._core.oracle import Linearization, MarginOracle
 from captum_boundary.search import NearestBoundarySettings
 from captum_boundary.search._problem import Incumbent, Phase, Problem
 from captum_boundary.search.nearest import descent
-from captum_boundary.search.nearest.descent import _follow, descend, descend_once, descend_with_restarts
+from captum_boundary.search.nearest.descent import _follow, descend, descend_with_restarts
 from captum_boundary.search.nearest.first_contact import newton_phase
+from captum_boundary.search.nearest.solver import _Run
 from captum_boundary.search.nearest.step_rules import DDNStep, Iterate
 
 SETTINGS = NearestBoundarySettings()
@@ -61,7 +62,7 @@ def test_radii_stay_with_the_nearest_point_known(norm) -> None:
         MarginOracle(lambda x: x @ torch.ones(600) + 1, (inputs,)), box_of(None, (inputs,)), norm, torch.tensor(1e-6)
     )
     known = Incumbent(torch.full((2, 600), -1.0), torch.tensor([1.0, 3.0]), torch.zeros(2, dtype=torch.long))
-    rule = DDNStep(SETTINGS, known.distance, torch.linspace(0, 0.9, 20)[:, None].expand(-1, 2))
+    rule = DDNStep(SETTINGS, known.distance, torch.linspace(0, 0.9, 20)[:, None].expand(-1, 2), SETTINGS.first_rate)
     depth, slope = torch.full((2,), 9.0), torch.full((2, 600), 1e-3)
     points = known.points
     for step in range(20):
@@ -71,7 +72,7 @@ def test_radii_stay_with_the_nearest_point_known(norm) -> None:
 
 
 @pytest.mark.parametrize("norm", [2, math.inf])
-def test_a_descent_steps_towards_a_boundary_that_it_has_not_crossed_yet(norm) -> None:
+def test_one_of_many_boundaries_costs_a_share_of_the_budget(norm) -> None:
     generator = torch.Generator().manual_seed(0)
     slope = torch.randn(1, 600, generator=generator)
     inputs = torch.randn(8, 600, generator=generator)
@@ -79,8 +80,10 @@ def test_a_descent_steps_towards_a_boundary_that_it_has_not_crossed_yet(norm) ->
         MarginOracle(lambda x: (x @ slope.T).squeeze(1), (inputs,)), box_of(None, (inputs,)), norm, torch.tensor(1e-6)
     )
     nearest = (inputs @ slope.T).abs().squeeze(1) / norm_of(norm).dual.length(slope)
-    found = descend_once(problem, SETTINGS, problem.x, 12)
-    assert (found.distance < 1.1 * nearest).all()
+    run = _Run(problem, SETTINGS, 30, False, 0)
+    run.search_one_of_many(None)
+    assert (run.incumbent.distance < 1.01 * nearest).all()
+    assert (problem.oracle.gradients_spent == 30 * SETTINGS.pair_share).all()
 
 
 def test_steps_in_linf_depend_on_signs_alone() -> None:
@@ -109,8 +112,8 @@ def test_a_descent_shrinks_as_fast_as_the_linearized_boundary_is_far() -> None:
     )
     start = 9 * slope + 9 * slope.roll(1, dims=1)
     known = incumbent_at(problem, start)
-    rule = DDNStep(SETTINGS, known.distance, torch.linspace(0, 1, 6)[:, None])
-    found = _follow(problem, SETTINGS, start, known, rule, [6])
+    rule = DDNStep(SETTINGS, known.distance, torch.linspace(0, 1, 6)[:, None], SETTINGS.first_rate)
+    found = _follow(problem, SETTINGS, known, rule, [6])
     assert found.distance < 2
 
 
@@ -171,7 +174,7 @@ def test_how_far_away_normals_are_sampled(norm, widths, monkeypatch) -> None:
     seen = []
 
     def spied(*arguments):
-        seen.append(arguments[7])
+        seen.append(arguments[6])
         return _follow(*arguments)
 
     monkeypatch.setattr(descent, "_follow", spied)

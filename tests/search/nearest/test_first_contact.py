@@ -13,7 +13,7 @@ from captum_boundary._core.bounds import box_of
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary.search import NearestBoundarySettings
 from captum_boundary.search._problem import Problem
-from captum_boundary.search.nearest.first_contact import newton_phase, newton_step
+from captum_boundary.search.nearest.first_contact import newton_phase, newton_step, newton_steps
 
 SETTINGS = NearestBoundarySettings()
 
@@ -49,6 +49,17 @@ def test_a_dead_end_is_left_after_two_slow_steps() -> None:
     found, _ = newton_phase(problem, SETTINGS, 10)
     assert torch.isinf(found.distance).all()
     assert calls < 12
+
+
+def test_a_class_that_is_asked_for_is_reached_however_slow_the_steps_are() -> None:
+    """Slopes that fade with the distance: the first steps leave nine tenths of the margin."""
+    inputs = torch.zeros(2, 600, dtype=torch.float64)
+    problem = problem_of(lambda x: 2 - (x[:, 0] + 1e-8).sqrt(), inputs)
+    start = problem.signed_margin(inputs)
+    _, margin = newton_steps(problem, SETTINGS, inputs, start, 10)
+    assert (margin > 0.8 * start).all()
+    _, margin = newton_steps(problem, SETTINGS, inputs, start, 10, gives_up=False)
+    assert (margin < 0).all()
 
 
 def _is_sensitive_inside_its_data_range_alone(x: Tensor) -> Tensor:
