@@ -96,9 +96,6 @@ PARTS: Mapping[str, Part] = {
     "a look at linearity": Part({"linearity": _ALWAYS}, acts=_many_dimensions),
     # Classes compete.
     "competition of classes": Part({"race_rows": 1}, acts=_many_dimensions),
-    "more classes from budget 80": Part(
-        replaced={f"{_NEAREST}.class_race._LARGE_BUDGET": _ALWAYS}, acts=_many_dimensions
-    ),
     # Descent.
     "descents start over": Part({"restart_period": 10**6}, acts=_many_dimensions),
     "rate follows linearizations": Part(

@@ -23,23 +23,19 @@ from captum_boundary.search.nearest.settings import NearestBoundarySettings
 
 __all__ = ["can_race", "race_classes"]
 
-# Below this budget the search of one class has use for all of it.
-_LEAST_BUDGET = 20
-# From here on there are twice as many rows, and a race where displacements are sparse.
-_LARGE_BUDGET = 80
-
 
 def can_race(problem: Problem, settings: NearestBoundarySettings, budget: int) -> bool:
     """Whether there are several classes, and gradients enough for a race between them."""
     n_rows, n_screened = _sizes(problem, settings, budget)
-    is_large = budget >= (_LARGE_BUDGET if problem.norm.is_sparse else _LEAST_BUDGET)
-    return is_large and problem.oracle.n_classes > 2 and n_rows > 1 and n_screened > 0
+    # Where displacements are sparse, descents are slow to tell classes apart.
+    is_large = n_rows > 1 and (n_rows == settings.race_rows or not problem.norm.is_sparse)
+    return is_large and problem.oracle.n_classes > 2
 
 
 def _sizes(problem: Problem, settings: NearestBoundarySettings, budget: int) -> tuple[int, int]:
     """Rows of an example, and classes whose linearized distances are compared."""
-    n_rows = settings.race_rows if budget >= _LARGE_BUDGET else settings.race_rows // 2
-    return n_rows, min(problem.oracle.n_classes - 1, round(settings.screened_share * budget))
+    n_screened = round(settings.screened_share * budget)
+    return min(settings.race_rows, math.ceil(n_screened / 2)), min(problem.oracle.n_classes - 1, n_screened)
 
 
 def race_classes(

@@ -40,8 +40,8 @@ class NearestBoundarySettings:
             refinement goes on, and classes compete after a first Newton step that misses by no more. Without: 2 %
             (MNIST).
         screened_share (float): Share of the budget for linearized distances of the classes with the highest scores.
-        race_rows (int): Rows of an example at a budget of 80 or more; half as many below. Without a competition: 1.7 %
-            (ResNet-2B), but 2 to 3 % nearer on MNIST.
+        race_rows (int): Rows of an example, at most, and one for every two classes that are screened; in l1 there is no
+            competition with fewer. Without a competition: 1.7 % (ResNet-2B), but 2 to 3 % nearer on MNIST.
         restart_period (int): Gradients of one descent. Without restarts: 12 % at budget 200 (MNIST).
         first_rate (float): Rate by which the radius changes; ten times less in the end.
         max_rate (float): Largest rate, where linearizations say that the boundary is as far away. Without: 22 to 45 %
