@@ -174,8 +174,7 @@ class _LInf(Norm):
         return L1
 
     def length(self, vectors: Tensor) -> Tensor:
-        lengths: Tensor = torch.linalg.vector_norm(vectors, ord=math.inf, dim=1)
-        return lengths
+        return vectors.abs().amax(dim=1)  # on processors a tenth of the time of torch.linalg.vector_norm
 
     def steepest(self, slope: Tensor) -> Tensor:
         return slope.sign()
@@ -229,15 +228,29 @@ class _L1(Norm):
         required = required[:, None]
         limit = torch.where(normal > 0, box.lower, box.upper)
         gain = torch.fmin(normal * (x - limit), required)  # zero times infinity, where nothing is gained, is NaN
-        order = normal.abs().argsort(dim=1, descending=True, stable=True)
-        gain = gain.gather(1, order)
+        order, gain = _steepest_first(normal, gain, required)
         missing = required - (gain.cumsum(dim=1) - gain)  # when a coordinate's turn comes
         used = torch.minimum(gain, missing).clamp_min(0.0)
-        return box.clamp(x - ratio(x.scatter(1, order, used), normal))
+        return box.clamp(x - ratio(torch.zeros_like(x).scatter_(1, order, used), normal))
 
     def turned(self, move: Tensor, length: Tensor, slope: Tensor, steepness: Tensor, share: Tensor) -> Tensor:
         # The steepest coordinate says how far a step may go.
         return torch.addcmul(move, ratio(share * LINF.length(move), steepness)[:, None], slope, value=-1)
+
+
+def _steepest_first(normal: Tensor, gain: Tensor, required: Tensor) -> tuple[Tensor, Tensor]:
+    """The order of coordinates by their slope, and their gains in it: of a few, where these are enough.
+
+    To look whether they are, an accelerator would have to be waited for.
+    """
+    steepness, n_few = normal.abs(), normal.shape[1] // 64
+    if normal.device.type == "cpu" and n_few > 64:
+        order = steepness.topk(n_few, dim=1).indices
+        few = gain.gather(1, order)
+        if bool((few.sum(dim=1, keepdim=True) >= required).all()):
+            return order, few
+    order = steepness.argsort(dim=1, descending=True, stable=True)
+    return order, gain.gather(1, order)
 
 
 def project_along(
