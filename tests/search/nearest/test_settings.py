@@ -24,7 +24,7 @@ def test_there_are_few_constants_and_they_do_not_change() -> None:
     names = [name for text in texts for names in text for name in names.split(", ")]
     assert {"_FIRST_PART", "_LAST_STEP", "_LAST_RATE", "_OPTIMAL"} <= set(names)
     assert (
-        len(dataclasses.fields(NearestBoundarySettings)) + len(set(names) - {"_OPTIMAL", "_STALLED", "_BUDGET"}) <= 32
+        len(dataclasses.fields(NearestBoundarySettings)) + len(set(names) - {"_OPTIMAL", "_STALLED", "_BUDGET"}) <= 29
     )
     with pytest.raises(dataclasses.FrozenInstanceError):
         NearestBoundarySettings().smoothing = 1.0
