@@ -26,7 +26,7 @@ __all__ = ["can_race", "race_classes"]
 
 def can_race(problem: Problem, settings: NearestBoundarySettings, budget: int) -> bool:
     """Whether there are several classes, and gradients enough for a race between them."""
-    n_rows, n_screened = _sizes(problem, settings, budget)
+    n_rows, _ = _sizes(problem, settings, budget)
     # Where displacements are sparse, descents are slow to tell classes apart.
     is_large = n_rows > 1 and (n_rows == settings.race_rows or not problem.norm.is_sparse)
     return is_large and problem.oracle.n_classes > 2
