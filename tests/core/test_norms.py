@@ -149,6 +149,23 @@ def test_the_projection_onto_a_ball_is_the_nearest_point_of_it(norm, vector, rad
     assert furthest.item() <= row_dot(removed, point).item() + 1e-9
 
 
+@pytest.mark.parametrize("share", [1e-3, 0.02, 0.5, 2.0])
+def test_of_many_coordinates_the_steepest_are_used_up_first(share):
+    """One after the other, whether a few of them are enough or not; a share of 2 is out of reach."""
+    generator = torch.Generator().manual_seed(0)
+    x, normal = torch.rand(2, 8192, generator=generator).double(), torch.randn(2, 8192, generator=generator).double()
+    gain = torch.where(normal > 0, x, 1 - x) * normal.abs()
+    required = share * gain.sum(dim=1)
+    found = norm_of(1).project_onto_half_space(x, normal, required, Box(torch.tensor([[0.0]]), torch.tensor([[1.0]])))
+    for row, left in enumerate(required.tolist()):
+        expected = x[row].clone()
+        for index in normal[row].abs().argsort(descending=True):
+            used = min(left, gain[row, index].item())
+            expected[index] -= used / normal[row, index]
+            left -= used
+        torch.testing.assert_close(found[row], expected, rtol=0, atol=1e-9)
+
+
 def test_a_box_limits_rows_of_a_batch():
     box = Box(torch.zeros(1, 2), torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
     rows = box.of(torch.tensor([1]))
