@@ -209,7 +209,7 @@ class AggregatedBoundaryNormals(BoundaryMethod, GradientAttribution):  # type: i
                 boundary = replace(boundary, weights=weigh(weighting, boundary.distance))
             attributions = format_output(is_tuple(inputs), self._aggregate(tensors, boundary))
         if not is_given:
-            self.search._report(boundary.found.any(dim=1), stacklevel=4)  # past Captum's log_usage
+            self.search._report(boundary.found.any(dim=1))
         return (attributions, boundary) if return_boundary else attributions
 
     @property

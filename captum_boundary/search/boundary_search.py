@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import numbers
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from captum_boundary._core.mask import Mask, MaskedModel, box_within, movable_va
 from captum_boundary._core.norms import Norm, norm_of
 from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
+from captum_boundary._core.user_warnings import warn_user
 from captum_boundary.errors import (
     BoundaryNotFoundError,
     BoundaryNotFoundWarning,
@@ -320,13 +320,13 @@ class BoundarySearch(Perturbation, ABC):  # type: ignore[misc]
             status=final_status(status, found, is_beyond, landed_depth < 0),
         )
 
-    def _report(self, found: Tensor, stacklevel: int = 3) -> None:
+    def _report(self, found: Tensor) -> None:
         """Name the rows where nothing was found, in an error if the search is strict and in a warning if not."""
         if not found.all():
             message = not_found_message(~found, self.max_distance)
             if self.strict:
                 raise BoundaryNotFoundError(message)
-            warnings.warn(message, BoundaryNotFoundWarning, stacklevel=stacklevel)
+            warn_user(message, BoundaryNotFoundWarning)
 
 
 def _progress_of_a_share(bar: tqdm[Any], share: float) -> Callable[[float], object]:

@@ -383,8 +383,9 @@ def test_rows_without_any_boundary_stay_nan():
     normals = AggregatedBoundaryNormals(model, NearestBoundary(model, max_distance=2.0))
     inputs = torch.zeros(2, 4, dtype=torch.float64)
     inputs[1, 0] = 50.0
-    with pytest.warns(BoundaryNotFoundWarning, match=r"1 of 2 examples, row\(s\) 1"):
+    with pytest.warns(BoundaryNotFoundWarning, match=r"1 of 2 examples, row\(s\) 1") as caught:
         _, found = normals.attribute(inputs, return_boundary=True)
+    assert caught[0].filename == __file__
     maps = normals.attribute(inputs, boundary=found, weighting="uniform")
     assert torch.isfinite(maps[0]).all()
     assert maps[1].isnan().all()

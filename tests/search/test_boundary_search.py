@@ -426,8 +426,9 @@ def test_an_input_off_the_bounds_by_rounding_is_accepted(linear):
 @every_search
 def test_points_further_than_max_distance_are_not_found(make):
     inputs = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
-    with pytest.warns(BoundaryNotFoundWarning, match=r"for 1 of 2 examples, row\(s\) 1"):
+    with pytest.warns(BoundaryNotFoundWarning, match=r"for 1 of 2 examples, row\(s\) 1") as caught:
         boundary = make(lambda x: x, max_distance=2.0).find(inputs)
+    assert caught[0].filename == __file__
     assert boundary.found.tolist() == [True, False]
     assert boundary.distance[1] == math.inf
     assert torch.equal(boundary.points[1], inputs[1])
