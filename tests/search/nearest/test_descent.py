@@ -168,6 +168,30 @@ def test_a_larger_budget_is_never_much_worse_where_classes_share_it(norm) -> Non
     assert distances[-1].mean() < distances[0].mean()
 
 
+@pytest.mark.parametrize("is_far", [False, True])
+def test_from_afar_rates_are_larger_at_first_and_no_step_is_spent_on_sampled_normals(is_far, monkeypatch) -> None:
+    seen = []
+
+    def spied(*arguments):
+        seen.append(arguments)
+        return _follow(*arguments)
+
+    monkeypatch.setattr(descent, "_follow", spied)
+    inputs = torch.zeros(2, 600)
+    problem = Problem(
+        MarginOracle(lambda x: 1 - x.sum(dim=1), (inputs,)), box_of(None, (inputs,)), 2, torch.tensor(1e-6)
+    )
+    known = incumbent_at(problem, torch.ones(2, 600))
+    descend(problem, SETTINGS, known, torch.tensor([20, 12]), seed=0, is_far=is_far)
+    ((_, _, _, rule, _, _, sampling_radius, _),) = seen
+    assert (sampling_radius is None) == is_far
+    rate = rule._schedule[0]
+    first = SETTINGS.max_rate if is_far else SETTINGS.first_rate
+    torch.testing.assert_close(rate[0], torch.full((2,), first))
+    assert (rate.diff(dim=0) < 0).all()
+    assert (SETTINGS.first_rate / 10 < rate[19, 0] < SETTINGS.first_rate / 5).all()
+
+
 @pytest.mark.parametrize(("norm", "widths"), [(2, [1, 1, 1, 1, 1]), (math.inf, [1, 1, 1, 1, 1]), (1, [1, 1, 2, 1, 4])])
 def test_how_far_away_normals_are_sampled(norm, widths, monkeypatch) -> None:
     """During the first half of a descent; in l1 to the end, nearer and nearer, and wider with every new start."""
