@@ -94,7 +94,8 @@ def descend(
         widening (Tensor or float): The sampling radius, relative to the ordinary, ``(n,)`` or for all.
         trust_radius (Tensor, optional): By how much coordinates may change at once in l1, ``(n,)``. Default: by as much
             as in the known points.
-        is_far (bool): Whether much nearer points are likely, and quick steps worth more than those of sampled normals.
+        is_far (bool): Whether the points may be far from the nearest ones. Rates then begin at the largest, and normals
+            are not sampled, but in l1.
     """
     # In the order of their steps, examples that are done stand at the end and leave without being looked for.
     n_steps, order = n_steps.sort(descending=True, stable=True)
@@ -111,7 +112,7 @@ def descend(
             [torch.where(inside, own.lower.T, -torch.inf), torch.where(inside, own.upper.T, torch.inf)]
         )
     sampling_radius: Tensor | None = None
-    if problem.norm.is_sparse or not (problem.few_dimensions or is_far):
+    if not problem.few_dimensions and (problem.norm.is_sparse or not is_far):
         n_sampled = math.ceil(_FIRST_PART * len(steps))
         fading = 1 - progress if problem.norm.is_sparse else progress[:n_sampled] < _FIRST_PART
         radius = settings.sampling_radius * problem.norm.sampling_radius * n_steps.to(progress).sqrt()

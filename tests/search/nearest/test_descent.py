@@ -192,6 +192,24 @@ def test_from_afar_rates_are_larger_at_first_and_no_step_is_spent_on_sampled_nor
     assert (SETTINGS.first_rate / 10 < rate[19, 0] < SETTINGS.first_rate / 5).all()
 
 
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("is_far", [False, True])
+def test_no_normals_are_sampled_in_few_dimensions(norm, is_far, monkeypatch) -> None:
+    seen = []
+
+    def spied(*arguments):
+        seen.append(arguments[6])
+        return _follow(*arguments)
+
+    monkeypatch.setattr(descent, "_follow", spied)
+    inputs = torch.zeros(2, 6)
+    problem = Problem(
+        MarginOracle(lambda x: 1 - x.sum(dim=1), (inputs,)), box_of(None, (inputs,)), norm, torch.tensor(1e-6)
+    )
+    descend(problem, SETTINGS, incumbent_at(problem, torch.ones(2, 6)), torch.tensor([9, 5]), seed=0, is_far=is_far)
+    assert seen == [None]
+
+
 @pytest.mark.parametrize(("norm", "widths"), [(2, [1, 1, 1, 1, 1]), (math.inf, [1, 1, 1, 1, 1]), (1, [1, 1, 2, 1, 4])])
 def test_how_far_away_normals_are_sampled(norm, widths, monkeypatch) -> None:
     """During the first half of a descent; in l1 to the end, nearer and nearer, and wider with every new start."""
