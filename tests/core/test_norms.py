@@ -166,6 +166,20 @@ def test_of_many_coordinates_the_steepest_are_used_up_first(share):
         torch.testing.assert_close(found[row], expected, rtol=0, atol=1e-9)
 
 
+def test_no_row_depends_on_whether_others_need_many_coordinates():
+    """Bit for bit, where many slopes are equal, as those of pooled pixels are."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 8192, generator=generator)
+    normal = torch.randn(2, 8192 // 64, generator=generator).repeat_interleave(64, dim=1)
+    gain = (torch.where(normal > 0, x, 1 - x) * normal.abs()).sum(dim=1)
+    box = Box(torch.tensor([[0.0]]), torch.tensor([[1.0]]))
+    for share in (1e-3, 5e-3, 0.02, 0.05):
+        alone = norm_of(1).project_onto_half_space(x[:1], normal[:1], share * gain[:1], box)
+        required = torch.stack([share * gain[0], 0.9 * gain[1]])
+        together = norm_of(1).project_onto_half_space(x, normal, required, box)
+        assert torch.equal(alone[0], together[0])
+
+
 def test_a_box_limits_rows_of_a_batch():
     box = Box(torch.zeros(1, 2), torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
     rows = box.of(torch.tensor([1]))
