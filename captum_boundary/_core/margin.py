@@ -24,6 +24,7 @@ from captum_boundary.errors import BoundaryTypeError, BoundaryValueError
 
 __all__ = [
     "class_scores",
+    "class_weights",
     "indices_of",
     "margin_and_rival",
     "refuse_not_finite",
@@ -99,6 +100,14 @@ def margin_and_rival(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Margin ``(N,)`` of ``target`` and the strongest other class ``(N,)``, from ``(N, C)`` scores."""
     rival_score, rival = rival_scores(scores, target).max(dim=1)
     return scores.gather(1, target[:, None]).squeeze(1) - rival_score, rival
+
+
+def class_weights(scores: Tensor, winner: Tensor, loser: Tensor | None = None) -> Tensor:
+    """Weights of ``scores`` ``(n, C)``: 1 for one class ``(n,)`` of each row, -1 for another if it is given."""
+    weights = torch.zeros_like(scores)
+    if loser is not None:
+        weights.scatter_(1, loser[:, None], -1.0)
+    return weights.scatter_(1, winner[:, None], 1.0)
 
 
 def resolve_target(target: TargetType, scores: Tensor, is_binary: bool) -> Tensor:

@@ -17,11 +17,11 @@ from torch import Tensor
 from captum_boundary._core.captum_helpers import TargetType
 from captum_boundary._core.flat import geometry_dtype, pack, unpack
 from captum_boundary._core.geometry import Box
-from captum_boundary._core.margin import class_scores, margin_and_rival, resolve_target, rival_scores
+from captum_boundary._core.margin import class_scores, class_weights, margin_and_rival, resolve_target, rival_scores
 from captum_boundary._core.model import Model
 from captum_boundary._core.repeatability import Repeatability
 
-__all__ = ["Linearization", "MarginOracle", "class_weights"]
+__all__ = ["Linearization", "MarginOracle"]
 
 
 class Linearization(NamedTuple):
@@ -356,14 +356,6 @@ class MarginOracle:
         else:
             rows = self.all_rows if rows is None else rows
             yield from zip(torch.split(points, self.chunk_size), torch.split(rows, self.chunk_size), strict=True)
-
-
-def class_weights(scores: Tensor, winner: Tensor, loser: Tensor | None = None) -> Tensor:
-    """Weights of ``scores`` ``(n, C)``: 1 for one class ``(n,)`` of each row, -1 for another if it is given."""
-    weights = torch.zeros_like(scores)
-    if loser is not None:
-        weights.scatter_(1, loser[:, None], -1.0)
-    return weights.scatter_(1, winner[:, None], 1.0)
 
 
 def _weigh(column: Tensor, weight: Tensor, scores: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from captum_boundary._core.checks import check_choice, check_count, check_inputs
 from captum_boundary._core.context import geometry
 from captum_boundary._core.flat import unpack
 from captum_boundary._core.generators import check_generator, seed_of
-from captum_boundary._core.margin import margin_and_rival
-from captum_boundary._core.oracle import MarginOracle, class_weights
+from captum_boundary._core.margin import class_weights, margin_and_rival
+from captum_boundary._core.oracle import MarginOracle
 from captum_boundary._core.repeatability import watch_repeatability
 from captum_boundary._core.user_warnings import warn_user
 from captum_boundary.attr._captum_method import BoundaryMethod, captum_method

@@ -73,7 +73,7 @@ def newton_steps(
 ) -> tuple[Tensor, Tensor]:
     """Where at most ``n_steps`` lead from ``points`` ``(n, D)``, until they cross, and the signed margin there.
 
-    An example ``gives_up`` after two slow steps.
+    If it ``gives_up``, an example leaves after two slow steps.
     """
     ends, end_margin = points, margin
     rows = problem.oracle.all_rows
