@@ -231,7 +231,8 @@ class _L1(Norm):
         order, gain = _steepest_first(normal, gain, required)
         missing = required - (gain.cumsum(dim=1) - gain)  # when a coordinate's turn comes
         used = torch.minimum(gain, missing).clamp_min(0.0)
-        return box.clamp(x - ratio(torch.zeros_like(x).scatter_(1, order, used), normal))
+        others = x if order.shape == x.shape else torch.zeros_like(x)  # there are no others where all have an order
+        return box.clamp(x - ratio(others.scatter(1, order, used), normal))
 
     def turned(self, move: Tensor, length: Tensor, slope: Tensor, steepness: Tensor, share: Tensor) -> Tensor:
         # The steepest coordinate says how far a step may go.
